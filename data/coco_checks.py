@@ -1,0 +1,139 @@
+"""What must hold of an annotation file and its image folder before anything is trained on them.
+
+Each check returns what it read as arrays, or raises DatasetError naming the first bad entry and the mend.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.coco_json import Annotation, Category, Image, Source
+from data.errors import DatasetError
+from ssd.categories import Categories
+
+NAMED_FILES = 5
+"""Missing files that the error lists."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A row a box: its image's place in the file B, label B, ltwh_px B×4 float64, crowd mark B."""
+
+    images: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    ltwh_px: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def where(self, kept: NDArray[np.bool_]) -> "Boxes":
+        """Return the rows that are kept."""
+        return Boxes(self.images[kept], self.labels[kept], self.ltwh_px[kept], self.crowd[kept])
+
+
+def check_categories(entries: Sequence[Category], source: Source) -> Categories:
+    """Return the categories in file order: at least one, no id twice."""
+    if not entries:
+        raise source.error("`categories` is missing or empty; add one entry for each class to the file")
+    ids = np.array([entry.id for entry in entries], dtype=np.int64)
+    _refuse_duplicates(ids, "categories", source)
+    return Categories(tuple(ids.tolist()), tuple(entry.name for entry in entries))
+
+
+def check_images(entries: Sequence[Image], source: Source) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ids N and sizes_px N×2 (width, height): no id twice, sizes positive, files inside the folder."""
+    if not entries:
+        raise source.error("`images` is empty; name another annotation file")
+    ids = np.array([entry.id for entry in entries], dtype=np.int64)
+    sizes_px = np.array([(entry.width, entry.height) for entry in entries], dtype=np.int64)
+    _refuse_duplicates(ids, "images", source)
+    for place in _first(sizes_px.min(axis=1) < 1):
+        width, height = sizes_px[place]
+        raise source.error(
+            f"images[{place}] (id {ids[place]}): width {width} and height {height} must be 1 or more; "
+            "write the picture's size into the file"
+        )
+    for place in _first(np.array([_leaves_folder(entry.file_name) for entry in entries])):
+        raise source.error(
+            f"images[{place}] (id {ids[place]}): file_name {entries[place].file_name!r} does not lie inside "
+            f"{source.images_key}={source.image_folder}; make it relative to that folder"
+        )
+    return ids, sizes_px
+
+
+def check_annotations(
+    entries: Sequence[Annotation], image_ids: NDArray[np.int64], categories: Categories, source: Source
+) -> Boxes:
+    """Return every box with its image's place and its label; the file must hold both image and category."""
+    images = _places(np.array([entry.image_id for entry in entries], dtype=np.int64), image_ids)
+    labels = _places(np.array([entry.category_id for entry in entries], dtype=np.int64), categories.ids) + 1
+    for place in _first(images < 0):
+        raise source.error(
+            f"annotations[{place}] (id {entries[place].id}): no entry of `images` has its image_id "
+            f"{entries[place].image_id}; correct it, add the image or remove the annotation"
+        )
+    for place in _first(labels < 1):
+        raise source.error(
+            f"annotations[{place}] (id {entries[place].id}): no entry of `categories` has its category_id "
+            f"{entries[place].category_id}; correct it, add the category or remove the annotation"
+        )
+    return Boxes(
+        images=images,
+        labels=labels.astype(np.int32),
+        ltwh_px=np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4),
+        crowd=np.array([entry.iscrowd for entry in entries], dtype=np.bool_),
+    )
+
+
+def check_files(file_names: Sequence[str], source: Source) -> None:
+    """Raise DatasetError unless each file lies in the image folder.
+
+    Each directory is listed once: 118,287 files are one listing, not so many questions to a file server.
+    """
+    names = [os.path.normpath(name) for name in file_names]
+    present: set[str] = set()
+    try:
+        for directory in {os.path.dirname(name) for name in names}:
+            path = source.image_folder / directory
+            if not directory or path.is_dir():
+                present.update(os.path.join(directory, name) for name in os.listdir(path))
+    except OSError as error:
+        raise DatasetError(
+            f"{source.images_key}={source.image_folder}: cannot be read ({error.strerror}); "
+            f"name the image folder with {source.images_key}="
+        ) from error
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise DatasetError(
+            f"{source.images_key}={source.image_folder}: {len(missing)} of the {len(names)} image files that "
+            f"{source.annotation_file} lists are missing, such as {', '.join(missing[:NAMED_FILES])}; "
+            f"add them or name their folder with {source.images_key}="
+        )
+
+
+def _refuse_duplicates(ids: NDArray[np.int64], section: str, source: Source) -> None:
+    order = np.argsort(ids, kind="stable")
+    for place in _first(np.diff(ids[order]) == 0):
+        first, second = order[place : place + 2]
+        raise source.error(
+            f"{section}[{second}] has the id {ids[second]} of {section}[{first}]; give each entry its own id"
+        )
+
+
+def _first(bad: NDArray[np.bool_]) -> list[int]:
+    """Return the place of the first True, as a list of none or one."""
+    first: list[int] = np.flatnonzero(bad)[:1].tolist()
+    return first
+
+
+def _leaves_folder(file_name: str) -> bool:
+    return not file_name or file_name.startswith("/") or ".." in file_name.split("/")
+
+
+def _places(ids: NDArray[np.int64], known_ids: NDArray[np.int64] | tuple[int, ...]) -> NDArray[np.int64]:
+    """Return where each id stands among the known ones, -1 where it does not."""
+    known = np.asarray(known_ids, dtype=np.int64)
+    order = np.argsort(known)
+    places = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
+    return np.where(known[places] == ids, places, -1)

@@ -1,0 +1,148 @@
+"""A COCO annotation file → the fields that the detector needs, or an error that names the place in it."""
+
+import mmap
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from data.errors import DatasetError
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+# gc=False: the garbage collector need not visit a million objects that hold no references in a circle.
+
+
+class Category(msgspec.Struct, gc=False):
+    """One entry of `categories`."""
+
+    id: Int64
+    name: str
+
+
+class Image(msgspec.Struct, gc=False):
+    """One entry of `images`; the size is in pixels."""
+
+    id: Int64
+    file_name: str
+    width: Int64
+    height: Int64
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """One entry of `annotations`; bbox is ltwh in pixels."""
+
+    image_id: Int64
+    category_id: Int64
+    bbox: tuple[float, float, float, float]
+    iscrowd: bool | int = 0
+    id: Int64 | None = None
+
+
+class Document(msgspec.Struct):
+    """The three lists of an annotation file; one without annotations lists images to evaluate on."""
+
+    images: list[Image]
+    categories: list[Category] = []
+    annotations: list[Annotation] = []
+
+
+class _RawDocument(msgspec.Struct):
+    """The same lists, each entry as it stands in the file."""
+
+    images: list[msgspec.Raw] = []
+    categories: list[msgspec.Raw] = []
+    annotations: list[msgspec.Raw] = []
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lies, and which overrides say so."""
+
+    annotation_file: Path
+    image_folder: Path
+    split: Literal["train", "val"]
+
+    @property
+    def annotations_key(self) -> str:
+        """The override that names the annotation file."""
+        return f"data.{self.split}_annotations"
+
+    @property
+    def images_key(self) -> str:
+        """The override that names the image folder."""
+        return f"data.{self.split}_images"
+
+    def error(self, what: str) -> DatasetError:
+        """Return the error of something in the annotation file."""
+        return DatasetError(f"{self.annotations_key}={self.annotation_file}: {what}")
+
+
+def read_document(source: Source) -> Document:
+    """Parse the annotation file. It is mapped, not copied: the ranks of one machine share its pages.
+
+    Raises DatasetError where the file is missing, truncated, no JSON or lacks a field, naming the entry.
+    """
+    path, key = source.annotation_file, source.annotations_key
+    try:
+        if path.stat().st_size == 0:
+            raise source.error(f"the file is empty; fetch it anew or name another with {key}=")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            try:
+                return msgspec.json.decode(text, type=Document)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise source.error(_explain(bytes(text), error)) from error
+    except OSError as error:
+        raise source.error(
+            f"cannot be read ({error.strerror}); name the annotation file with {key}="
+        ) from error
+
+
+def _explain(text: bytes, error: Exception) -> str:
+    """Take the slow second look at a file that was refused: what is wrong, where, and what to do."""
+    if isinstance(error, msgspec.ValidationError):
+        return f"{_at_entry(text, error)}; edit the file"
+    if "truncated" in str(error):
+        return (
+            f"the JSON text breaks off after {len(text)} bytes, a download cut short perhaps; fetch it anew"
+        )
+    byte = re.search(r"\(byte (\d+)\)", str(error))
+    if byte is None:
+        return f"it is no JSON text ({error}); name a COCO annotation file"
+    place = int(byte[1])
+    if re.compile(rb"NaN|Infinity").match(text, place):
+        return f"{_at_nan(text)}; edit the file"
+    near = text[max(place - 20, 0) : place + 20].decode(errors="replace")
+    return (
+        f"it is no JSON text, unexpected character at byte {place} in {near!r}; name a COCO annotation file"
+    )
+
+
+def _at_entry(text: bytes, error: msgspec.ValidationError) -> str:
+    """Turn "… - at `$.annotations[17].bbox`" into "annotations[17].bbox (id 4711): …"."""
+    what, _, place = str(error).partition(" - at `$")
+    place = place.strip(".`")
+    entry = re.match(r"(images|categories|annotations)\[(\d+)\]", place)
+    if entry is None:
+        return f"{place}: {what}" if place else what
+    entries: list[msgspec.Raw] = getattr(msgspec.json.decode(text, type=_RawDocument), entry[1])
+    fields = msgspec.json.decode(entries[int(entry[2])])
+    named = f" (id {fields['id']})" if isinstance(fields, dict) and "id" in fields else ""
+    return f"{place}{named}: {what}"
+
+
+def _at_nan(text: bytes) -> str:
+    """Name the entry of the first NaN or Infinity: written as null it is refused by its place."""
+    what = "it holds NaN or Infinity, which is no JSON number"
+    with_null = re.sub(rb"-?\b(NaN|Infinity)\b", b"null", text)
+    try:
+        msgspec.json.decode(with_null, type=Document)
+    except msgspec.ValidationError as error:
+        return (
+            f"{_at_entry(with_null, error)} after NaN or Infinity, which is no JSON number, was read as null"
+        )
+    except msgspec.DecodeError as error:
+        return f"{what}, and besides: {error}"
+    return what  # in a field that is not needed

@@ -1,0 +1,167 @@
+"""Make the embedded set: a few hundred pictures in COCO's layout, drawn in seconds, to try the trainer on.
+
+python -m data.demo DIR [--train-images N] [--val-images N] [--seed N]
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from data.demo_objects import CATEGORIES
+from data.demo_scene import make_scene
+
+TRAIN_IMAGES = 200
+VAL_IMAGES = 40
+SEED = 0
+EDITION = 1  # raise it when the pictures change, so that a set of older ones isn't taken for this one
+
+JPEG_QUALITY = 90
+PARAMETERS_FILE = "demo.json"
+SPLITS = ("train", "val")  # a split's number is part of the random key
+IDS_PER_SPLIT = 100_000  # image ids differ between the splits, whatever the counts
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What decides every byte of a set, for one Pillow version."""
+
+    train_images: int
+    val_images: int
+    seed: int
+    edition: int = EDITION
+
+    def __post_init__(self) -> None:
+        """Refuse counts and seeds that the ids and the random key cannot hold (ValueError)."""
+        for split in SPLITS:
+            count = self.images(split)
+            if not 1 <= count < IDS_PER_SPLIT:
+                raise ValueError(f"{count} {split} images: give --{split}-images 1 to {IDS_PER_SPLIT - 1}")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed} is negative: give --seed 0 or more")
+
+    def images(self, split: str) -> int:
+        """Return how many images a split has."""
+        return {"train": self.train_images, "val": self.val_images}[split]
+
+
+def generate(
+    folder: Path, train_images: int = TRAIN_IMAGES, val_images: int = VAL_IMAGES, seed: int = SEED
+) -> None:
+    """Write the embedded set to a folder, in COCO's layout.
+
+    The same arguments and Pillow version give the same bytes, and the first images do not depend on how many
+    follow. The folder appears when all of it is there. One that holds this very set is left as it is; raises
+    FileExistsError where it holds anything else, ValueError for a count or seed out of range.
+    """
+    parameters = Parameters(train_images, val_images, seed)
+    folder = folder.absolute()
+    if _holds_this_set(folder, parameters):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        unfinished = Path(temporary) / folder.name
+        (unfinished / "annotations").mkdir(parents=True)
+        for split in SPLITS:
+            _write_split(unfinished, split, parameters)
+        (unfinished / PARAMETERS_FILE).write_text(json.dumps(asdict(parameters), indent=1) + "\n")
+        unfinished.rename(folder)
+
+
+def report(folder: Path) -> str:
+    """Describe a finished set: images, boxes, boxes of each category and of COCO's three sizes."""
+    lines = []
+    for split in SPLITS:
+        content = json.loads(_annotation_file(folder, split).read_text())
+        annotations = content["annotations"]
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        of_category = Counter(names[one["category_id"]] for one in annotations)
+        of_size = Counter(_size_of(one["area"]) for one in annotations)
+        empty = len(content["images"]) - len({one["image_id"] for one in annotations})
+        lines += [
+            f"{split}: {len(content['images'])} images ({empty} without objects), {len(annotations)} boxes",
+            "  " + ", ".join(f"{of_category[name]} {name}" for name in names.values()),
+            "  " + ", ".join(f"{of_size[size]} {size}" for size in ("small", "medium", "large")),
+        ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m data.demo", description="Make the embedded set.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to put it: a new or empty folder")
+    parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, help="default %(default)s")
+    parser.add_argument("--val-images", type=int, default=VAL_IMAGES, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=SEED, help="default %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        generate(options.folder, options.train_images, options.val_images, options.seed)
+    except (FileExistsError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{options.folder}\n{report(options.folder)}")
+
+
+def _holds_this_set(folder: Path, parameters: Parameters) -> bool:
+    """Return whether the set is there already; raise FileExistsError where something else is in the way."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    mend = "delete it, or give another folder"
+    stored = folder / PARAMETERS_FILE
+    if not stored.is_file():
+        raise FileExistsError(f"{folder} holds something that is not an embedded set: {mend}")
+    found, wanted = json.loads(stored.read_text()), asdict(parameters)
+    if found != wanted:
+        raise FileExistsError(f"{folder} holds an embedded set made with {found}, not {wanted}: {mend}")
+    return True
+
+
+def _write_split(folder: Path, split: str, parameters: Parameters) -> None:
+    images_folder = folder / f"{split}2017"
+    images_folder.mkdir()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(parameters.images(split)):
+        picture, seen = make_scene(parameters.seed, SPLITS.index(split), index)
+        image_id = SPLITS.index(split) * IDS_PER_SPLIT + index + 1
+        name = f"{image_id:012}.jpg"
+        picture.save(images_folder / name, quality=JPEG_QUALITY)
+        images.append({"id": image_id, "file_name": name, "width": picture.width, "height": picture.height})
+        annotations += [
+            {
+                "id": len(annotations) + number,
+                "image_id": image_id,
+                "category_id": one.category.id,
+                "bbox": one.box_ltwh_px,
+                "area": one.area_px,
+                "iscrowd": 0,
+            }
+            for number, one in enumerate(seen, start=1)
+        ]
+    content = {
+        "info": {"description": "embedded demonstration set", **asdict(parameters)},
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": one.id, "name": one.name, "supercategory": one.supercategory} for one in CATEGORIES
+        ],
+    }
+    _annotation_file(folder, split).write_text(json.dumps(content))
+
+
+def _annotation_file(folder: Path, split: str) -> Path:
+    return folder / "annotations" / f"instances_{split}2017.json"
+
+
+def _size_of(area_px: float) -> str:
+    """Name the COCO size of an area: small below 32², large from 96² on."""
+    if area_px < 32**2:
+        return "small"
+    return "medium" if area_px < 96**2 else "large"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

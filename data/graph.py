@@ -1,0 +1,146 @@
+"""The DALI graph: encoded files and decisions in, network input and targets out. Once for CPU and GPU.
+
+It has no random operator and no state: what is drawn is drawn outside (data.augment) and fed in. Where it
+runs is one value, `device_id`: it picks the decoder, and the later stages follow their input.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import fn
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.fn.io import file as fn_file
+from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.types import DALIDataType, DALIInterpType
+
+from ssd.boxes import CENTRE_SCALE, IMAGE_SIZE, SIZE_SCALE, cxcywh_to_ltrb, default_boxes
+
+# RECIPE 1, on the scale of pixel values.
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+CONTRAST_CENTER = 128.0  # RECIPE 6; DALI's default is 0.5 for the float input that the stage gets
+MATCH_IOU = 0.5  # RECIPE 3
+DALI_TYPES = {torch.float32: DALIDataType.FLOAT, torch.float16: DALIDataType.FLOAT16}
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What is the same for every batch of a graph.
+
+    batch_size: images a batch at most. dtype: of the images, torch.float32 or torch.float16.
+    threads: CPU threads of the graph. device_id: the GPU, None for a graph on the CPU.
+    """
+
+    batch_size: int
+    dtype: torch.dtype
+    threads: int
+    device_id: int | None
+
+
+class TrainingInputs(NamedTuple):
+    """One batch as the training graph is fed with it: what to read and all that is done to it.
+
+    paths: N times encode_path(). window_start and window_size: N×2 (x, y), relative to the image.
+    flip: N int32. hue (degrees), saturation, brightness, contrast: N float32.
+    boxes_ltrb: N times G×4, relative to the window, flipped with it. labels: N times G int32.
+    """
+
+    paths: list[NDArray[np.uint8]]
+    window_start: NDArray[np.float32]
+    window_size: NDArray[np.float32]
+    flip: NDArray[np.int32]
+    hue: NDArray[np.float32]
+    saturation: NDArray[np.float32]
+    brightness: NDArray[np.float32]
+    contrast: NDArray[np.float32]
+    boxes_ltrb: list[NDArray[np.float32]]
+    labels: list[NDArray[np.int32]]
+
+
+def encode_path(path: str) -> NDArray[np.uint8]:
+    """Return a file path as the graphs read it: its UTF-8 bytes."""
+    return np.frombuffer(path.encode(), dtype=np.uint8)
+
+
+def training_graph(batches: Iterable[TrainingInputs], options: GraphOptions) -> Pipeline:
+    """Build the graph that puts out images N×300×300×3, target offsets N×A×4 float32 and labels N×A int64."""
+    pipeline = _pipeline(options)
+    with pipeline:
+        paths, start, size, flip, hue, saturation, brightness, contrast, boxes_ltrb, labels = (
+            fn.external_source(source=batches, num_outputs=len(TrainingInputs._fields))
+        )
+        images = _read(paths, start, size, options)
+        # Colour on what was rounded to 300x300 pixels, as published (RECIPE 6): hue and saturation unclipped,
+        # then brightness and contrast back to uint8.
+        images = fn.hsv(images, hue=hue, saturation=saturation, dtype=DALIDataType.FLOAT)
+        images = fn.brightness_contrast(
+            images,
+            brightness=brightness,
+            contrast=contrast,
+            contrast_center=CONTRAST_CENTER,
+            dtype=DALIDataType.UINT8,
+        )
+        offsets, labels = _match(boxes_ltrb, labels, options)
+        pipeline.set_outputs(_normalise(images, flip, options), offsets, labels)
+    return pipeline
+
+
+def evaluation_graph(batches: Iterable[tuple[list[NDArray[np.uint8]]]], options: GraphOptions) -> Pipeline:
+    """Build the graph that puts out whole pictures as images N×300×300×3; a batch is fed as (paths,)."""
+    pipeline = _pipeline(options)
+    with pipeline:
+        (paths,) = fn.external_source(source=batches, num_outputs=1)
+        images = _read(paths, [0.0, 0.0], [1.0, 1.0], options)
+        pipeline.set_outputs(_normalise(images, 0, options))
+    return pipeline
+
+
+def _pipeline(options: GraphOptions) -> Pipeline:
+    return Pipeline(batch_size=options.batch_size, num_threads=options.threads, device_id=options.device_id)
+
+
+def _read(
+    paths: DataNode, start: DataNode | list[float], size: DataNode | list[float], options: GraphOptions
+) -> DataNode:
+    """Decode only the window and resize it: N×300×300×3 RGB, uint8."""
+    images = fn.decoders.image_slice(
+        fn_file.read(paths),
+        device="cpu" if options.device_id is None else "mixed",
+        rel_start=start,
+        rel_shape=size,
+        adjust_orientation=False,  # DALI would rotate the picture by its EXIF tag and leave the boxes
+    )
+    resized = fn.resize(
+        images, size=[IMAGE_SIZE, IMAGE_SIZE], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True
+    )
+    return cast(DataNode, resized)  # its stub allows for a second output, which save_attrs would add
+
+
+def _match(boxes_ltrb: DataNode, labels: DataNode, options: GraphOptions) -> tuple[DataNode, DataNode]:
+    """Match on the CPU (RECIPE 6), then go where the images are: offsets N×A×4 float32, labels N×A int64."""
+    offsets, labels = fn.box_encoder(
+        boxes_ltrb,
+        labels,
+        anchors=cxcywh_to_ltrb(default_boxes()).flatten().tolist(),
+        criteria=MATCH_IOU,
+        offset=True,
+        stds=[CENTRE_SCALE, CENTRE_SCALE, SIZE_SCALE, SIZE_SCALE],
+    )
+    if options.device_id is not None:
+        offsets, labels = offsets.gpu(), labels.gpu()
+    return offsets, fn.cast(labels, dtype=DALIDataType.INT64)
+
+
+def _normalise(images: DataNode, mirror: DataNode | int, options: GraphOptions) -> DataNode:
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=mirror,
+        mean=MEAN,
+        std=STD,
+        dtype=DALI_TYPES[options.dtype],
+        output_layout="HWC",  # the network runs channels_last
+    )

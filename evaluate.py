@@ -1,0 +1,49 @@
+"""Score a checkpoint: python evaluate.py checkpoint=… data.path=DIR, or the same under torchrun.
+
+Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/evaluate.yaml.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from data.task import describe, open_evaluation
+from ssd.checkpoint import load_weights
+from ssd.config import EvaluateConfig, parse, register
+from ssd.distributed import open_ranks
+from ssd.errors import UserError
+from ssd.evaluation.report import evaluation_report, summary_lines, write_report
+from ssd.runtime import set_up
+from ssd.training.console import RunConsole
+from ssd.training.network import restore_network
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(composed: DictConfig) -> None:
+    """Compose, set up, evaluate, report."""
+    try:
+        config = parse(EvaluateConfig, composed)
+        weights = load_weights(Path(config.checkpoint))
+        data, runtime_config, backbone = config.resolve(weights.config)
+        with open_ranks(runtime_config.device) as ranks, RunConsole(ranks.is_main) as console:
+            runtime = set_up(runtime_config, ranks.device)
+            timeout = timedelta(minutes=config.timeout_minutes)
+            evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks)
+            network = runtime.place(restore_network(weights, backbone, evaluator.categories))
+            console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
+            result = evaluator(network, runtime, ranks)
+            console.say(*summary_lines(result.numbers), *result.notes)
+            if ranks.is_main:
+                write_report(
+                    Path(config.out), evaluation_report(config.checkpoint, evaluator, result, runtime)
+                )
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""SSD300: the detector and its training."""

@@ -1,0 +1,62 @@
+"""What passes between the input pipeline and the trainer: the one thing both sides know of each other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+# Of RGB values in [0, 1] (RECIPE 1).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One rank's share of a global training batch.
+
+    images: N×3×300×300, ImageNet-normalised, float16 or float32, channels last in memory.
+    target_offsets: N×A×4 float32, what the network should predict; 0 where the label is 0.
+    labels: N×A int64, 0 is background.
+    """
+
+    images: Tensor
+    target_offsets: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Some images of an evaluation.
+
+    images: N×3×300×300 as in TrainBatch, the whole picture squashed to 300×300.
+    image_ids: N ids of the annotation file.
+    sizes_px: N×2 float32, (width, height) of the original pictures, on the CPU.
+    """
+
+    images: Tensor
+    image_ids: list[int]
+    sizes_px: Tensor
+
+
+class TrainLoader(Protocol):
+    """Training input as a function of the step alone."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in one pass over the data."""
+
+    def batches(self, first_step: int) -> Iterator[TrainBatch]:
+        """Yield this rank's batches of steps first_step, first_step + 1, …, without end."""
+
+    def image_ids(self, step: int) -> list[int]:
+        """List the ids of the global batch of a step, rank by rank."""
+
+
+class EvaluationLoader(Protocol):
+    """This rank's part of an evaluation: each image is some rank's, exactly once."""
+
+    def __iter__(self) -> Iterator[EvaluationBatch]: ...
+
+    def __len__(self) -> int:
+        """Batches that this rank will see."""

@@ -1,0 +1,50 @@
+"""Which label means which category."""
+
+from dataclasses import dataclass
+
+from ssd.errors import UserError
+
+
+class CategoryError(UserError):
+    """Two sets of categories that don't fit; the message names the categories and the mend."""
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a data set in the order of its annotation file: label k+1 is (ids[k], names[k]).
+
+    Label 0 is background and stands in neither list.
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the network, background included."""
+        return len(self.ids) + 1
+
+    def id_of(self, label: int) -> int:
+        """Return the annotation file's category id of a label ≥ 1."""
+        return self.ids[label - 1]
+
+    def name_of(self, label: int) -> str:
+        """Return the category's name of a label ≥ 1."""
+        return self.names[label - 1]
+
+    def check_scored_by(self, truth: "Categories", annotation_file: object) -> None:
+        """Raise CategoryError unless ground truth with the categories `truth` can score a detector of these.
+
+        Ids count, not their order; each id must carry the same name on both sides.
+        """
+        ours = dict(zip(self.ids, self.names, strict=True))
+        theirs = dict(zip(truth.ids, truth.names, strict=True))
+        unlike = {
+            key: (ours.get(key), theirs.get(key)) for key in ours | theirs if ours.get(key) != theirs.get(key)
+        }
+        if unlike:
+            key, (trained, found) = next(iter(unlike.items()))
+            raise CategoryError(
+                f"{annotation_file}: {len(unlike)} categories differ from those trained on; id {key}, say, "
+                f"is {trained!r} in training and {found!r} there; give annotations with the same categories"
+            )

@@ -1,0 +1,330 @@
+"""The typed schema of conf/: what every key is called, of which type it is, and which values make sense."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from ssd.errors import UserError
+
+Schema = TypeVar("Schema")
+
+
+class ConfigError(UserError):
+    """A config value that can't be used; the message names the key, the value and the mend."""
+
+
+class Device(Enum):
+    """Where the network runs; auto is cuda where there is a GPU and cpu elsewhere."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Type of the forward pass and of the activations; weights and loss are float32 in all three."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Backbone(Enum):
+    """Torchvision ResNets that the detector can stand on."""
+
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    resnet152 = "resnet152"
+
+
+def require(holds: bool, key: str, value: object, mend: str) -> None:
+    """Raise ConfigError(“key=value: mend”) unless the condition holds."""
+    if not holds:
+        raise ConfigError(f"{key}={'null' if value is None else value}: {mend}")
+
+
+@dataclass
+class DataConfig:
+    """Which pictures, and how they are fed; the four paths follow from `path` where they are not given."""
+
+    path: str | None = None
+    train_images: str | None = None
+    train_annotations: str | None = None
+    val_images: str | None = None
+    val_annotations: str | None = None
+    batch_size: int = 32
+    augment: bool = True
+    limit: int | None = None
+    crowd: bool = True
+    min_box_px: float = 1.0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "give at least 1 image a rank")
+        require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "give at least 1, or null")
+        require(self.min_box_px > 0, "data.min_box_px", self.min_box_px, "give a size in pixels above 0")
+        require(self.threads is None or self.threads >= 1, "data.threads", self.threads, "give at least 1")
+
+    def locate(self, key: str) -> Path:
+        """Return one of the four paths: as given by its own key, else from data.path.
+
+        Raises ConfigError where neither is given.
+        """
+        layout = {
+            "train_images": "train2017",
+            "train_annotations": "annotations/instances_train2017.json",
+            "val_images": "val2017",
+            "val_annotations": "annotations/instances_val2017.json",
+        }
+        given = cast(str | None, getattr(self, key))
+        if given is not None:
+            return Path(given)
+        require(
+            self.path is not None, "data.path", None, f"give data.path=DIR in COCO layout, or data.{key}=…"
+        )
+        return Path(cast(str, self.path), layout[key])
+
+
+@dataclass
+class ModelConfig:
+    """The network and what its weights start from; weights: torchvision's name, a file, or null."""
+
+    backbone: Backbone = Backbone.resnet50
+    weights: str | None = None
+    checkpoint: str | None = None
+    freeze_batchnorm: bool = False
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD. learning_rate is for 32 images a step, scaled linearly unless scale_learning_rate is false."""
+
+    learning_rate: float = 2.6e-3
+    scale_learning_rate: bool = True
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "give a rate above 0")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give a value in [0, 1)")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
+
+
+@dataclass
+class ScheduleConfig:
+    """How long, and how the learning rate moves; milestones are epochs counted from 0."""
+
+    epochs: int = 65
+    max_steps: int | None = None
+    milestones: list[int] = field(default_factory=list)
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(self.epochs >= 1, "schedule.epochs", self.epochs, "give at least 1")
+        require(
+            self.max_steps is None or self.max_steps >= 1, "schedule.max_steps", self.max_steps, "≥ 1 or null"
+        )
+        require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "give 0 or more")
+        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        positive = all(epoch >= 1 for epoch in self.milestones)
+        require(rising and positive, "schedule.milestones", self.milestones, "give rising epochs from 1 on")
+
+
+@dataclass
+class RuntimeConfig:
+    """The machine's side: none of it changes what is learned but through rounding."""
+
+    device: Device = Device.auto
+    precision: Precision = Precision.fp16
+    tf32: bool = False
+    channels_last: bool = True
+    compile: bool = False
+
+
+@dataclass
+class LoggingConfig:
+    """How often losses are read off the device and recorded."""
+
+    every_steps: int = 20
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "give at least 1")
+
+
+@dataclass
+class EvaluationConfig:
+    """After which epochs (counted from 0) to evaluate, besides each every-th one and the last."""
+
+    epochs: list[int] = field(default_factory=list)
+    every: int | None = None
+    pictures: int = 8
+    timeout_minutes: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(
+            self.every is None or self.every >= 1, "evaluation.every", self.every, "give at least 1, or null"
+        )
+        require(self.pictures >= 0, "evaluation.pictures", self.pictures, "give 0 or more")
+        require(
+            self.timeout_minutes > 0, "evaluation.timeout_minutes", self.timeout_minutes, "give more than 0"
+        )
+
+    def due(self, epoch: int) -> bool:
+        """Tell whether an evaluation follows this epoch."""
+        return epoch in self.epochs or (self.every is not None and (epoch + 1) % self.every == 0)
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save besides at the end, and how many step_*.pt to keep (best.pt is kept besides)."""
+
+    every_epochs: int | None = 1
+    every_steps: int | None = None
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for key in ("every_epochs", "every_steps"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"checkpoint.{key}", value, "give at least 1, or null")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "give at least 1: resuming needs the newest")
+
+
+@dataclass
+class TrainConfig:
+    """Everything that train.py reads."""
+
+    name: str = MISSING
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        """Check the run's name, which is a folder's, and the seed, which is a generator's key."""
+        plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
+        require(plain, "name", self.name, "give a folder's name: no slash, not empty")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0 to 2^63 − 1")
+
+
+@dataclass
+class EvaluateDataConfig:
+    """Validation pictures; batch_size null is as in training."""
+
+    path: str | None = None
+    val_images: str | None = None
+    val_annotations: str | None = None
+    batch_size: int | None = None
+    limit: int | None = None
+    threads: int | None = None
+
+
+@dataclass
+class EvaluateModelConfig:
+    """What a published checkpoint doesn't say."""
+
+    backbone: Backbone | None = None
+
+
+@dataclass
+class EvaluateRuntimeConfig:
+    """The machine's side; null is as in training."""
+
+    device: Device = Device.auto
+    precision: Precision | None = None
+    tf32: bool | None = None
+    channels_last: bool | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything that evaluate.py reads."""
+
+    checkpoint: str = MISSING
+    out: str = "evaluation.json"
+    timeout_minutes: float = 60.0
+    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
+    model: EvaluateModelConfig = field(default_factory=EvaluateModelConfig)
+    runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "give more than 0")
+
+    def resolve(self, trained: dict[str, Any] | None) -> tuple[DataConfig, RuntimeConfig, Backbone]:
+        """Fill what is null from the training config in the checkpoint (as plain values).
+
+        trained: None for a published checkpoint, which has none: float32, 32 images, model.backbone as given.
+        Raises ConfigError where model.backbone is needed and missing, or given and another than was trained.
+        """
+        backbone = self.model.backbone
+        if trained is None:
+            require(
+                backbone is not None, "model.backbone", None, "a published checkpoint needs model.backbone=…"
+            )
+            trained = {"data": {}, "runtime": {"precision": "fp32"}, "model": {"backbone": backbone.value}}
+        was = Backbone(trained["model"]["backbone"])
+        require(backbone in (None, was), "model.backbone", backbone, f"the checkpoint is a {was.value}")
+        data = {key: value for key, value in vars(self.data).items() if value is not None}
+        data.setdefault("batch_size", trained["data"].get("batch_size", DataConfig.batch_size))
+        runtime = {key: value for key, value in vars(self.runtime).items() if value is not None}
+        runtime.setdefault("precision", Precision(trained["runtime"]["precision"]))
+        for key in ("tf32", "channels_last"):
+            runtime.setdefault(key, trained["runtime"].get(key, getattr(RuntimeConfig, key)))
+        return DataConfig(**data), RuntimeConfig(**runtime), was
+
+
+def register() -> None:
+    """Tell Hydra the schemas that conf/train.yaml and conf/evaluate.yaml begin with."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def parse(schema: type[Schema], composed: DictConfig) -> Schema:
+    """Turn Hydra's composed config into the typed object that the rest of the code takes.
+
+    Merging into a fresh schema also catches what Hydra lets through (`+unknown=1`).
+    Raises ConfigError naming the key and what is wrong with it.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        return cast(Schema, OmegaConf.to_object(typed))
+    except ConfigKeyError as error:
+        raise ConfigError(
+            f"unknown config key {error.full_key}: see the files in conf/ for the known ones"
+        ) from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=…") from error
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {reason}") from error
+
+
+def as_yaml(config: object) -> str:
+    """Write a config object as yaml, for people."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def as_plain(config: object) -> dict[str, object]:
+    """Return a config object as nested dicts of plain values, for checkpoints."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return cast(dict[str, object], container)

@@ -1,0 +1,142 @@
+"""The process group: set up here and nowhere else; the rest asks `Ranks` for numbers and exchanges."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from ssd.config import ConfigError, Device
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class Ranks:
+    """This process among those of the run; with one process every exchange is the identity.
+
+    store is None where the run is one process. cpu_group, beside NCCL, exchanges Python objects over gloo, so
+    that no such exchange waits for a device; None is the default group, gloo's own where the run is on CPUs.
+    """
+
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    store: Store | None = None
+    cpu_group: dist.ProcessGroup | None = None
+    _announcements: int = field(default=0, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this is rank 0, which writes the files and talks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor up over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Value) -> list[Value]:
+        """Collect one Python object of every rank, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.cpu_group)
+        return values  # type: ignore[return-value]  # every place was filled
+
+    def gather_on_main(self, value: Value) -> list[Value]:
+        """Collect one Python object of every rank on rank 0, in rank order; the others get an empty list."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Value | None] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.cpu_group)
+        return values or []  # type: ignore[return-value]
+
+    def take_main(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors by rank 0's, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.cpu_group)
+
+    def on_main(self, work: Callable[[], Value], timeout: timedelta) -> Value:
+        """Run long host work on rank 0 while the others wait for its result on the rendezvous store.
+
+        The wait is in no collective: its timeout is its own, no device's watchdog sees it. The result must
+        be plain json. Raises torch.distributed.DistStoreError on a waiting rank after `timeout`.
+        """
+        if self.store is None:
+            return work()
+        key = f"result/{self._announcements}"
+        self._announcements += 1
+        if self.is_main:
+            result = work()
+            self.store.set(key, json.dumps(result))
+            return result
+        self.store.wait([key], timeout)
+        return json.loads(self.store.get(key))  # type: ignore[no-any-return]  # what rank 0 returned
+
+
+def choose_device(choice: Device, local_rank: int) -> torch.device:
+    """Turn runtime.device into this rank's device. Raises ConfigError where there is no such GPU."""
+    if choice is Device.cpu or (choice is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= found:
+        raise ConfigError(
+            f"runtime.device={choice.value}: local rank {local_rank} needs its own GPU, {found} were found; "
+            "start fewer ranks or give runtime.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def open_ranks(choice: Device) -> Iterator[Ranks]:
+    """Join the process group of torchrun's variables (NCCL on GPUs, gloo on CPUs), and leave it at the end.
+
+    Without these variables, or with one process, no group is made.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = choose_device(choice, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Ranks(device)
+        return
+    store, rank, _ = next(rendezvous("env://"))
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        backend="nccl" if on_gpu else "gloo",
+        store=PrefixStore("process_group", store),
+        rank=rank,
+        world_size=world_size,
+        device_id=device if on_gpu else None,
+    )
+    try:
+        yield Ranks(
+            device=device,
+            rank=rank,
+            local_rank=local_rank,
+            world_size=world_size,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            store=PrefixStore("ranks", store),
+            cpu_group=cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if on_gpu else None,
+        )
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,239 @@
+"""SSD300, a ResNet with two heads on each of six maps (RECIPE 1), and the layout of published checkpoints."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import cache
+from typing import Self
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ssd.boxes import BOXES_PER_CELL, IMAGE_SIZE
+
+# Channels of the six detection maps, RECIPE 1.
+_MAP_CHANNELS = {
+    "resnet18": (256, 512, 512, 256, 256, 128),
+    "resnet34": (256, 512, 512, 256, 256, 256),
+    "resnet50": (1024, 512, 512, 256, 256, 256),
+    "resnet101": (1024, 512, 512, 256, 256, 256),
+    "resnet152": (1024, 512, 512, 256, 256, 256),
+}
+BACKBONES = tuple(_MAP_CHANNELS)
+
+# Of the extra block before each map but the first: channels between its two convolutions, then stride and
+# padding of the second. RECIPE 1.
+_EXTRA_BLOCKS = ((256, 2, 1), (256, 2, 1), (128, 2, 1), (128, 1, 0), (128, 1, 0))
+
+# Of torchvision's ResNet: what SSD300 drops.
+_CLASSIFIER_PREFIXES = ("layer4.", "fc.")
+
+
+class SSD300(nn.Module):
+    """The detector.
+
+    backbone: one of BACKBONES. num_classes: background included. weights: torchvision ImageNet weights to
+    download, such as "IMAGENET1K_V2"; None downloads nothing.
+    Raises ValueError for a backbone, a number of classes or weights that do not exist.
+    """
+
+    def __init__(self, backbone: str = "resnet50", num_classes: int = 81, weights: str | None = None) -> None:
+        super().__init__()
+        _check_arguments(backbone, num_classes, weights)
+        self.num_classes = num_classes
+        self.batchnorm_frozen = False
+        channels = _MAP_CHANNELS[backbone]
+        self.backbone = _cut_resnet(torchvision.models.get_model(backbone, weights=weights))
+        self.extra_blocks = nn.ModuleList(
+            _extra_block(channels[index], between, channels[index + 1], stride, padding)
+            for index, (between, stride, padding) in enumerate(_EXTRA_BLOCKS)
+        )
+        self.offset_heads = _heads(channels, outputs_per_box=4)
+        self.logit_heads = _heads(channels, outputs_per_box=num_classes)
+        for added in (self.extra_blocks, self.offset_heads, self.logit_heads):
+            for parameter in added.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict offsets and class logits of every default box.
+
+        images: N×3×300×300, ImageNet-normalised. Returns offsets N×4×A and logits N×num_classes×A, the
+        default boxes in the order of `ssd.boxes.default_boxes`.
+        Raises ValueError for images of another shape.
+        """
+        if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(f"SSD300 takes images N×3×{IMAGE_SIZE}×{IMAGE_SIZE}, got {tuple(images.shape)}")
+        maps = [self.backbone(images)]
+        for block in self.extra_blocks:
+            maps.append(block(maps[-1]))
+        return (
+            _all_outputs(self.offset_heads, maps, outputs_per_box=4),
+            _all_outputs(self.logit_heads, maps, outputs_per_box=self.num_classes),
+        )
+
+    def freeze_batchnorm(self) -> None:
+        """Use every BatchNorm's running statistics from now on, in training too, and never update them.
+
+        Weights and biases of BatchNorm still train. It is not part of the state dict: call it after building.
+        """
+        self.batchnorm_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, except for the BatchNorms after `freeze_batchnorm`."""
+        super().train(mode)
+        if self.batchnorm_frozen:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def load_imagenet_backbone(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load ImageNet weights, in the layout of torchvision's ResNet, into the backbone.
+
+        What SSD300 drops (layer4 and fc) is ignored.
+        Raises ValueError naming the keys that are missing, unknown or of another shape, before it loads any.
+        """
+        given = {key: value for key, value in state_dict.items() if not key.startswith(_CLASSIFIER_PREFIXES)}
+        shapes = {key: tuple(value.shape) for key, value in self.backbone.state_dict().items()}
+        # torchvision's older files lack num_batches_tracked, and load_state_dict fills it in.
+        missing = [key for key in shapes if key not in given and not key.endswith("num_batches_tracked")]
+        unknown = [key for key in given if key not in shapes]
+        reshaped = [
+            f"{key} {tuple(value.shape)} for {shapes[key]}"
+            for key, value in given.items()
+            if key in shapes and value.shape != shapes[key]
+        ]
+        if missing or unknown or reshaped:
+            raise ValueError(
+                "ImageNet weights (model.weights) must be of the same ResNet as model.backbone: unknown keys "
+                f"{_shortened(unknown)}; missing keys {_shortened(missing)}; shapes {_shortened(reshaped)}"
+            )
+        self.backbone.load_state_dict(given)
+
+
+def _check_arguments(backbone: str, num_classes: int, weights: str | None) -> None:
+    if backbone not in BACKBONES:
+        raise ValueError(f"model.backbone={backbone!r} is unknown; take one of {', '.join(BACKBONES)}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: it counts the background, so it is 2 or more")
+    known = [entry.name for entry in torchvision.models.get_model_weights(backbone)]
+    if weights is not None and weights not in known:
+        raise ValueError(
+            f"model.weights={weights!r} does not exist for {backbone}; give {' or '.join(known)} or null"
+        )
+
+
+def _cut_resnet(resnet: nn.Module) -> nn.Sequential:
+    """Keep torchvision's ResNet up to layer3, and there the resolution of layer2: 38×38 of 300×300."""
+    first_block = resnet.get_submodule("layer3.0")
+    for name in ("conv1", "conv2", "downsample.0"):
+        convolution = first_block.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.stride = (1, 1)
+    kept = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+    return nn.Sequential(OrderedDict((name, resnet.get_submodule(name)) for name in kept))
+
+
+def _extra_block(inputs: int, between: int, outputs: int, stride: int, padding: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(inputs, between, kernel_size=1, bias=False),
+            bn1=nn.BatchNorm2d(between),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(between, outputs, kernel_size=3, stride=stride, padding=padding, bias=False),
+            bn2=nn.BatchNorm2d(outputs),
+            relu2=nn.ReLU(inplace=True),
+        )
+    )
+
+
+def _heads(channels: tuple[int, ...], outputs_per_box: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Conv2d(inputs, outputs_per_box * boxes, kernel_size=3, padding=1)
+        for inputs, boxes in zip(channels, BOXES_PER_CELL, strict=True)
+    )
+
+
+def _all_outputs(heads: nn.ModuleList, maps: list[Tensor], outputs_per_box: int) -> Tensor:
+    """Run each head on its map and join their outputs: N×outputs_per_box×A."""
+    outputs = [head(features) for head, features in zip(heads, maps, strict=True)]
+    # In a head's channels the output is the outer index and the cell's box the inner one, as published.
+    return torch.cat([output.reshape(len(output), outputs_per_box, -1) for output in outputs], dim=2)
+
+
+# Our beginning of a state-dict key, and the published one.
+_PREFIXES = (
+    ("backbone.conv1.", "feature_extractor.feature_extractor.0."),
+    ("backbone.bn1.", "feature_extractor.feature_extractor.1."),
+    ("backbone.layer1.", "feature_extractor.feature_extractor.4."),
+    ("backbone.layer2.", "feature_extractor.feature_extractor.5."),
+    ("backbone.layer3.", "feature_extractor.feature_extractor.6."),
+    *(
+        (f"extra_blocks.{index}.{ours}.", f"additional_blocks.{index}.{published}.")
+        for index in range(len(_EXTRA_BLOCKS))
+        for ours, published in (("conv1", 0), ("bn1", 1), ("conv2", 3), ("bn2", 4))
+    ),
+    ("offset_heads.", "loc."),
+    ("logit_heads.", "conf."),
+)
+
+
+def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the state dict of a published SSD300, the `model` entry of its checkpoint, the keys of ours.
+
+    Its keys may begin with `module.` or `module.1.`, as distributed training leaves them. Tensors are shared.
+    Raises ValueError naming the keys that are unknown or missing.
+    """
+    return _renamed(
+        state_dict,
+        {
+            backbone: {published: ours for ours, published in _published_keys(backbone).items()}
+            for backbone in BACKBONES
+        },
+    )
+
+
+def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give our SSD300's state dict the published keys in the published order, the inverse of from_published.
+
+    Raises ValueError naming the keys that are unknown or missing.
+    """
+    return _renamed(state_dict, {backbone: _published_keys(backbone) for backbone in BACKBONES})
+
+
+@cache
+def _published_keys(backbone: str) -> dict[str, str]:
+    """Pair each key of our state dict, in order, with the published one."""
+    with torch.device("meta"):
+        keys = SSD300(backbone).state_dict().keys()
+    return {
+        key: key.replace(ours, published, 1)
+        for key in keys
+        for ours, published in _PREFIXES
+        if key.startswith(ours)
+    }
+
+
+def _renamed(state_dict: Mapping[str, Tensor], new_keys: dict[str, dict[str, str]]) -> dict[str, Tensor]:
+    """Rename by the table, of those by backbone, that fits the keys best; it has to fit exactly."""
+    given = {
+        key.removeprefix("module.1.").removeprefix("module."): value for key, value in state_dict.items()
+    }
+    backbone = min(new_keys, key=lambda name: len(new_keys[name].keys() ^ given.keys()))
+    table = new_keys[backbone]
+    unknown = [key for key in given if key not in table]
+    missing = [key for key in table if key not in given]
+    if unknown or missing:
+        raise ValueError(
+            f"not the state dict of an SSD300 (the nearest is {backbone}'s): "
+            f"unknown keys {_shortened(unknown)}; missing keys {_shortened(missing)}"
+        )
+    return {new: given[old] for old, new in table.items()}
+
+
+def _shortened(keys: list[str]) -> str:
+    shown = 8
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return (", ".join(keys[:shown]) or "none") + more

@@ -1,0 +1,65 @@
+"""Device and number format of a run, turned into torch's settings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ssd.config import ConfigError, Precision, RuntimeConfig
+
+AUTOCAST = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in which number format a network runs. Made by `set_up`."""
+
+    device: torch.device
+    precision: Precision
+    tf32: bool
+    channels_last: bool
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """Type of the images that the input pipeline delivers (RECIPE 6)."""
+        return torch.float16 if self.precision is Precision.fp16 else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        dtype = AUTOCAST[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision is not Precision.fp32)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device and memory format, in place."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return network.to(self.device).to(memory_format=layout)
+
+    def describe(self) -> str:
+        """Say it for the start-up table: where, in which format, and why."""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        layout = "channels last" if self.channels_last else "channels first"
+        reason = {
+            Precision.fp16: "fp16 mixed precision with loss scaling",
+            Precision.bf16: "bf16 mixed precision, whose range needs no loss scaling",
+            Precision.fp32: "fp32 with TF32 products" if self.tf32 else "fp32 throughout",
+        }[self.precision]
+        return f"{where}, {reason}, {layout}"
+
+
+def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:
+    """Check that the device can do what the config asks, and set torch's switches.
+
+    Raises ConfigError naming the key where it can't.
+    """
+    on_gpu = device.type == "cuda"
+    if config.precision is Precision.fp16 and not on_gpu:
+        raise ConfigError("runtime.precision=fp16 needs a GPU; on a CPU give runtime.precision=bf16 or fp32")
+    if config.precision is Precision.bf16 and on_gpu and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError("runtime.precision=bf16: this GPU has none; give runtime.precision=fp16 or fp32")
+    if config.tf32 and not on_gpu:
+        raise ConfigError("runtime.tf32=true needs a GPU; on a CPU give runtime.tf32=false")
+    products = "tf32" if config.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.fp32_precision = products
+    torch.backends.cudnn.benchmark = on_gpu  # shapes never change, so the search pays once
+    return Runtime(device, config.precision, config.tf32, config.channels_last)

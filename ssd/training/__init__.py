@@ -1,0 +1,1 @@
+"""Training: step, schedule, checkpoints, ranks and what a person sees of it."""

@@ -1,0 +1,75 @@
+"""What a person sees of a run in the terminal: the start-up table, progress, COCO's lines."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class RunConsole:
+    """Prints on rank 0, a live progress bar in a terminal, plain lines elsewhere; other ranks are silent."""
+
+    def __init__(self, is_main: bool) -> None:
+        self._console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        live = is_main and self._console.is_terminal
+        self._progress = Progress(*columns, console=self._console, disable=not live)
+        self._live = live
+
+    def table(self, title: str, rows: dict[str, str]) -> None:
+        """Print names and values as one table."""
+        table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self._console.print(table)
+
+    def say(self, *lines: str) -> None:
+        """Print lines, above the progress bar where there is one."""
+        for line in lines:
+            self._console.print(line, markup=False)
+
+    def start(self, step: int, steps: int) -> None:
+        """Begin to show progress at a step."""
+        self._steps = steps
+        self._task = self._progress.add_task("", total=steps, completed=step, epoch=0, figures="")
+
+    def advance(self, step: int, epoch: int) -> None:
+        """Show that a step was queued."""
+        self._progress.update(self._task, completed=step, epoch=epoch)
+
+    def figures(self, step: int, record: dict[str, float], seconds_left: float) -> None:
+        """Show a training record: in the bar, or as a line where there is none."""
+        text = (
+            f"loss {record['loss']:.3f} ({record['loss_localization']:.3f} + {record['loss_confidence']:.3f})"
+            f" · lr {record['learning_rate']:.2e} · {record['images_per_second']:.1f} img/s"
+            f" · data {record['data_wait']:.0%} · ETA {duration(seconds_left)}"
+        )
+        if self._live:
+            self._progress.update(self._task, figures=text)
+        else:
+            self.say(f"epoch {record['epoch']} step {step}/{self._steps} · {text}")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

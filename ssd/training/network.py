@@ -1,0 +1,89 @@
+"""The network of a run: what its weights start from."""
+
+from pathlib import Path
+
+import torch
+import torchvision
+
+from ssd.categories import Categories
+from ssd.checkpoint import Weights, load_file, load_weights
+from ssd.config import Backbone, ConfigError, ModelConfig
+from ssd.model import SSD300
+
+
+def build_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
+    """Make a network with its first weights: random by seed, ImageNet's backbone, or a detector's checkpoint.
+
+    Raises ConfigError where weights don't exist or don't fit, CheckpointError where a file can't be read.
+    """
+    network = blank_network(config, num_classes, seed)
+    if config.checkpoint is not None:
+        _load_detector(network, config)
+    elif config.weights is not None:
+        _load_imagenet(network, config)
+    return network
+
+
+def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
+    """Make a network with random weights."""
+    torch.manual_seed(seed)
+    network = SSD300(config.backbone.value, num_classes)
+    if config.freeze_batchnorm:
+        network.freeze_batchnorm()
+    return network
+
+
+def restore_network(weights: Weights, backbone: Backbone, categories: Categories) -> SSD300:
+    """Make the network of a checkpoint, to be used as it is.
+
+    categories: what its labels mean. Raises ConfigError where their number or the backbone is another.
+    """
+    if weights.num_classes != categories.num_classes:
+        raise ConfigError(
+            f"the checkpoint tells {weights.num_classes - 1} classes apart and the annotation file has "
+            f"{len(categories.ids)}; give data.val_annotations= with the categories it was trained on"
+        )
+    network = SSD300(backbone.value, weights.num_classes)
+    _load_all(network, weights, backbone)
+    return network
+
+
+def _load_imagenet(network: SSD300, config: ModelConfig) -> None:
+    """Load model.weights, one of torchvision's names or else a file, into the backbone."""
+    name, backbone = str(config.weights), config.backbone.value
+    known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
+    try:
+        if name in known:
+            weights = known[name].get_state_dict(progress=False, check_hash=True)
+        elif Path(name).is_file():
+            weights = load_file(Path(name))
+        else:
+            choice = f"give {' or '.join(known)}, a file, or null to train from scratch"
+            raise ConfigError(
+                f"model.weights={name}: {backbone} has no such weights and there is no such file; {choice}"
+            )
+        network.load_imagenet_backbone(weights)
+    except OSError as error:
+        mend = "download it elsewhere and give model.weights=FILE, or null to train from scratch"
+        raise ConfigError(f"model.weights={name} can't be downloaded ({error}); {mend}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _load_detector(network: SSD300, config: ModelConfig) -> None:
+    """Load model.checkpoint into the whole network."""
+    path = Path(str(config.checkpoint))
+    weights = load_weights(path)
+    if weights.num_classes != network.num_classes:
+        raise ConfigError(
+            f"model.checkpoint={path} tells {weights.num_classes - 1} classes apart and the data set has "
+            f"{network.num_classes - 1}; give a checkpoint of these classes, or model.checkpoint=null"
+        )
+    _load_all(network, weights, config.backbone)
+
+
+def _load_all(network: SSD300, weights: Weights, backbone: Backbone) -> None:
+    try:
+        network.load_state_dict(weights.model)
+    except RuntimeError as error:
+        raise ConfigError(f"the checkpoint is not of model.backbone={backbone.value}: {error}") from error

@@ -1,0 +1,95 @@
+"""Everything a run needs to go on as if it had never stopped: captured, compared, put back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from ssd.checkpoint import CheckpointError
+from ssd.distributed import Ranks
+from ssd.training.meter import LossMeter
+
+# Everything else may differ: where the data lie, device, logging, evaluation, checkpoints, how long to train.
+SHAPING = {
+    "seed": None,
+    "data": ("batch_size", "augment", "limit", "crowd", "min_box_px"),
+    "model": None,
+    "optimizer": None,
+    "schedule": ("milestones", "warmup_steps"),
+    "runtime": ("precision", "tf32", "channels_last", "compile"),
+}
+
+
+def shaping_values(config: dict[str, Any], world_size: int, fingerprint: str) -> dict[str, Any]:
+    """Return the values that make two runs the same trajectory, by their override key.
+
+    config: as plain values. fingerprint: of the cleaned training annotations.
+    """
+    values: dict[str, Any] = {}
+    for section, keys in SHAPING.items():
+        if not isinstance(config[section], dict):
+            values[section] = config[section]
+            continue
+        for key in keys or config[section]:
+            values[f"{section}.{key}"] = config[section][key]
+    values["number of ranks"] = world_size
+    values["fingerprint of the training annotations"] = fingerprint
+    return values
+
+
+def check_same_run(saved: dict[str, Any], current: dict[str, Any], name: str) -> None:
+    """Raise CheckpointError naming each key that differs, both values, and the mend."""
+    differing = [key for key in current if saved.get(key) != current[key]]
+    if differing:
+        lines = "\n".join(
+            f"  {key}: {saved.get(key)} in the checkpoint, {current[key]} now" for key in differing
+        )
+        raise CheckpointError(
+            f"the run {name!r} can't go on with other values of what shapes it:\n{lines}\n"
+            "give the old values, or name=… to start another run"
+        )
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The parts of a run that change as it trains, but for its step, from which epoch and position follow."""
+
+    network: nn.Module
+    optimizer: SGD
+    scaler: torch.amp.GradScaler
+    meter: LossMeter
+    ranks: Ranks
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state as plain values; every rank takes part, waits for its device, and gets all of it.
+
+        BatchNorm statistics differ between ranks while training; all take rank 0's, as DDP does at the next
+        forward pass anyhow, so that capturing changes nothing.
+        """
+        self.ranks.take_main(list(self.network.buffers()))
+        on_gpu = self.ranks.device.type == "cuda"
+        per_rank = {
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.ranks.device) if on_gpu else None,
+            "loss_sums": self.meter.read(),
+        }
+        return {
+            "model": dict(self.network.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ranks": self.ranks.gather(per_rank),
+            "logged_steps": self.meter.steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put captured values back on every rank."""
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        own = state["ranks"][self.ranks.rank]
+        torch.set_rng_state(own["rng_cpu"])
+        if self.ranks.device.type == "cuda" and own["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(own["rng_cuda"], self.ranks.device)
+        self.meter.restore(own["loss_sums"], state["logged_steps"])

@@ -1,0 +1,72 @@
+"""Small COCO data sets that the tests write."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Entry = dict[str, Any]
+
+
+@dataclass
+class CocoFolder:
+    """An annotation file and an image folder, to be changed by a test and then written."""
+
+    folder: Path
+    images: list[Entry] = field(default_factory=list)
+    annotations: list[Entry] = field(default_factory=list)
+    categories: list[Entry] = field(
+        default_factory=lambda: [{"id": 7, "name": "bird"}, {"id": 90, "name": "bus"}, {"id": 3, "name": "cup"}]
+    )
+
+    @property
+    def annotation_file(self) -> Path:
+        return self.folder / "annotations.json"
+
+    @property
+    def image_folder(self) -> Path:
+        return self.folder / "pictures"
+
+    def add(self, image_id: int, pixels: np.ndarray, boxes_ltwh_px: list[tuple[float, ...]], name: str = "") -> None:
+        """Add a picture H×W×3 with boxes, whose categories go round."""
+        name = name or f"{image_id}.png"
+        (self.image_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(self.image_folder / name)
+        height, width = pixels.shape[:2]
+        self.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for box in boxes_ltwh_px:
+            number = len(self.annotations)
+            category = self.categories[number % len(self.categories)]["id"]
+            self.annotations.append(
+                {"id": 1000 + number, "image_id": image_id, "category_id": category, "bbox": list(box)}
+            )
+
+    def write(self) -> "CocoFolder":
+        self.annotation_file.write_text(
+            json.dumps(
+                {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+            )
+        )
+        return self
+
+
+def noise(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Draw a picture in which no two places look alike."""
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def noise_folder(folder: Path, images: int) -> CocoFolder:
+    """Write noise pictures of different sizes with one to three boxes; ids are 100, 101, …"""
+    rng = np.random.default_rng(5)
+    data = CocoFolder(folder)
+    for number in range(images):
+        width, height = (int(side) for side in rng.integers(60, 200, 2))
+        boxes = [
+            (rng.uniform(0, width / 2), rng.uniform(0, height / 2), width * rng.uniform(0.1, 0.5), height / 3)
+            for _ in range(1 + number % 3)
+        ]
+        data.add(100 + number, noise(rng, width, height), boxes)
+    return data.write()

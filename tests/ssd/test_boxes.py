@@ -1,0 +1,255 @@
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import fn, pipeline_def, types
+from torch import Tensor
+
+from ssd.boxes import (
+    BOXES_PER_CELL,
+    MAP_SIZES,
+    NUM_DEFAULT_BOXES,
+    cxcywh_to_ltrb,
+    decode_offsets,
+    default_boxes,
+    encode_offsets,
+    ltrb_to_cxcywh,
+    match,
+    pairwise_iou,
+)
+from tests.golden_inputs import golden_arrays, ground_truth
+
+pytestmark = pytest.mark.unit
+
+
+def random_ltrb(count: int, generator: torch.Generator, grid: int | None = None) -> Tensor:
+    """Boxes of positive size inside the image, on a grid where IoUs are to tie."""
+    sizes = 0.05 + 0.6 * torch.rand(count, 2, generator=generator)
+    left_top = (1 - sizes) * torch.rand(count, 2, generator=generator)
+    boxes = torch.cat([left_top, left_top + sizes], dim=1)
+    if grid is not None:
+        boxes = (boxes * grid).round() / grid
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1 / grid)
+    return boxes
+
+
+# Default boxes
+
+
+def test_default_boxes_equal_the_published_ones_to_the_last_bit():
+    golden = golden_arrays("default_boxes.npz")
+    boxes_cxcywh = default_boxes()
+    assert boxes_cxcywh.dtype == torch.float32
+    assert np.array_equal(boxes_cxcywh.numpy(), golden["cxcywh"])
+    assert np.array_equal(cxcywh_to_ltrb(boxes_cxcywh).numpy(), golden["ltrb"])
+
+
+def test_the_geometry_counts_8732_default_boxes():
+    assert NUM_DEFAULT_BOXES == 8732
+    assert BOXES_PER_CELL == (4, 6, 6, 6, 4, 4)
+    assert len(MAP_SIZES) == 6
+
+
+def test_each_call_gives_default_boxes_of_its_own():
+    default_boxes().zero_()
+    assert default_boxes().min() > 0
+
+
+# Layouts and IoU
+
+
+def test_layouts_convert_a_box_worked_by_hand():
+    boxes_ltrb = torch.tensor([[[0.125, 0.25, 0.625, 0.5]]])
+    boxes_cxcywh = torch.tensor([[[0.375, 0.375, 0.5, 0.25]]])
+    assert torch.equal(ltrb_to_cxcywh(boxes_ltrb), boxes_cxcywh)
+    assert torch.equal(cxcywh_to_ltrb(boxes_cxcywh), boxes_ltrb)
+
+
+def test_iou_of_boxes_worked_by_hand():
+    boxes_ltrb = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    others_ltrb = torch.tensor(
+        [[1.0, 1.0, 3.0, 2.0], [0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 3.0, 1.0], [3.0, 3.0, 4.0, 4.0]]
+    )
+    assert torch.equal(pairwise_iou(boxes_ltrb, others_ltrb), torch.tensor([[0.2, 1.0, 0.0, 0.0]]))
+
+
+# Matching
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_match_chooses_the_published_default_boxes(index: int):
+    golden = golden_arrays("encode.npz")
+    matched_cxcywh, labels = match(*ground_truth(index), default_boxes())
+    positive = labels.nonzero()[:, 0]
+    assert np.array_equal(positive.numpy(), golden[f"positive_index_{index}"])
+    assert np.array_equal(labels[positive].numpy(), golden[f"positive_labels_{index}"])
+    np.testing.assert_allclose(
+        matched_cxcywh[positive].numpy(), golden[f"positive_cxcywh_{index}"], atol=1e-7
+    )
+    assert torch.equal(matched_cxcywh[labels == 0], default_boxes()[labels == 0])
+
+
+def match_one_by_one(
+    boxes_ltrb: Tensor, labels: Tensor, defaults: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """RECIPE 3 read literally: of equal IoUs the last counts."""
+    ious = pairwise_iou(boxes_ltrb, cxcywh_to_ltrb(defaults)).tolist()
+    owner = [-1] * len(defaults)
+    for default in range(len(defaults)):
+        best = threshold
+        for box in range(len(boxes_ltrb)):
+            iou = ious[box][default]
+            if iou > threshold and iou >= best:
+                owner[default], best = box, iou
+    for box in range(len(boxes_ltrb)):
+        claimed = max(range(len(defaults)), key=lambda default: (ious[box][default], default))
+        owner[claimed] = box
+    matched, matched_labels = defaults.clone(), torch.zeros(len(defaults), dtype=torch.int64)
+    for default, box in enumerate(owner):
+        if box >= 0:
+            matched[default] = ltrb_to_cxcywh(boxes_ltrb[box])
+            matched_labels[default] = labels[box]
+    return matched, matched_labels
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_match_equals_the_literal_rule_where_ious_tie(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    defaults_ltrb = random_ltrb(40, generator, grid=6)
+    defaults = ltrb_to_cxcywh(torch.cat([defaults_ltrb, defaults_ltrb[::3]]))
+    boxes_ltrb = random_ltrb(6, generator, grid=6)
+    boxes_ltrb = torch.cat([boxes_ltrb, boxes_ltrb[1:3]])
+    labels = torch.arange(1, 9)
+    matched, matched_labels = match(boxes_ltrb, labels, defaults)
+    expected, expected_labels = match_one_by_one(boxes_ltrb, labels, defaults, threshold=0.5)
+    assert torch.equal(matched_labels, expected_labels)
+    assert torch.equal(matched, expected)
+
+
+def tied_ground_truth(seed: int) -> tuple[Tensor, Tensor]:
+    """Boxes as COCO has them, boxes on a coarse grid, and some of both twice."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.cat([random_ltrb(1 + seed % 9, generator), random_ltrb(seed % 7, generator, grid=8)])
+    boxes = torch.cat([boxes, boxes[: seed % 4]])
+    return boxes, torch.randint(1, 81, (len(boxes),), generator=generator)
+
+
+def encode_with_dali(truths: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    anchors = cxcywh_to_ltrb(default_boxes()).flatten().tolist()
+
+    @pipeline_def(batch_size=len(truths), num_threads=1, device_id=None)
+    def graph():
+        boxes, labels = fn.external_source(
+            source=lambda: (
+                [boxes.numpy() for boxes, _ in truths],
+                [labels.to(torch.int32).numpy() for _, labels in truths],
+            ),
+            num_outputs=2,
+            dtype=[types.FLOAT, types.INT32],
+        )
+        offsets, labels = fn.box_encoder(
+            boxes, labels, anchors=anchors, criteria=0.5, offset=True, stds=[0.1, 0.1, 0.2, 0.2]
+        )
+        return offsets, labels
+
+    offsets, labels = graph().run()
+    return [
+        (torch.from_numpy(np.array(offsets.at(i))), torch.from_numpy(np.array(labels.at(i))))
+        for i in range(len(truths))
+    ]
+
+
+def test_match_and_encode_equal_dalis_box_encoder_where_ious_tie():
+    truths = [tied_ground_truth(seed) for seed in range(64)]
+    truths.append((torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    defaults = default_boxes()
+    for (boxes_ltrb, labels), (dali_offsets, dali_labels) in zip(
+        truths, encode_with_dali(truths), strict=True
+    ):
+        matched_cxcywh, matched_labels = match(boxes_ltrb, labels, defaults)
+        assert torch.equal(matched_labels, dali_labels.to(torch.int64))
+        torch.testing.assert_close(
+            encode_offsets(matched_cxcywh, defaults), dali_offsets, rtol=1e-5, atol=1e-5
+        )
+
+
+DEFAULTS_CXCYWH = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]])
+
+
+def test_a_box_claims_its_best_default_box_below_the_threshold():
+    _, labels = match(torch.tensor([[0.6, 0.6, 0.7, 0.7]]), torch.tensor([7]), DEFAULTS_CXCYWH)
+    assert labels.tolist() == [0, 7, 0]
+
+
+def test_tied_iou_goes_to_the_last_default_box():
+    _, labels = match(torch.tensor([[0.25, 0.0, 0.75, 0.5]]), torch.tensor([7]), DEFAULTS_CXCYWH)
+    assert labels.tolist() == [0, 0, 7]
+
+
+def test_the_later_of_two_boxes_that_claim_one_default_box_wins():
+    boxes_ltrb = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.4, 0.4]])
+    _, labels = match(boxes_ltrb, torch.tensor([1, 2]), DEFAULTS_CXCYWH)
+    assert labels.tolist() == [2, 0, 0]
+
+
+def test_an_iou_of_exactly_the_threshold_is_no_match():
+    # The box is default box 2, and half of default box 1.
+    defaults = torch.tensor([[0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5], [0.25, 0.125, 0.5, 0.25]])
+    boxes_ltrb = torch.tensor([[0.0, 0.0, 0.5, 0.25]])
+    assert match(boxes_ltrb, torch.tensor([3]), defaults)[1].tolist() == [0, 0, 3]
+    assert match(boxes_ltrb, torch.tensor([3]), defaults, iou_threshold=0.499)[1].tolist() == [0, 3, 3]
+
+
+def test_without_ground_truth_all_is_background():
+    matched_cxcywh, labels = match(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), default_boxes())
+    assert torch.equal(matched_cxcywh, default_boxes())
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [0] * 8732
+
+
+def test_match_takes_int32_labels_and_leaves_its_inputs():
+    boxes_ltrb, labels = ground_truth(2)
+    inputs = (boxes_ltrb, labels.to(torch.int32), default_boxes())
+    copies = [tensor.clone() for tensor in inputs]
+    assert match(*inputs)[1].dtype == torch.int64
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(inputs, copies, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels"), [((0,), (0,)), ((3, 5), (3,)), ((3, 4), (2,)), ((1, 3, 4), (1,))]
+)
+def test_match_refuses_shapes_that_do_not_fit(boxes: tuple[int, ...], labels: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"boxes_ltrb must be G×4 and labels G, got"):
+        match(torch.zeros(boxes), torch.ones(labels, dtype=torch.int64), default_boxes())
+
+
+# Offsets
+
+
+def test_offsets_of_a_box_worked_by_hand():
+    default = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
+    box = torch.tensor([[0.54, 0.42, 0.4, 0.4]])
+    expected = torch.tensor(
+        [[0.04 / 0.2 / 0.1, -0.08 / 0.4 / 0.1, np.log(2) / 0.2, 0.0]], dtype=torch.float32
+    )
+    torch.testing.assert_close(encode_offsets(box, default), expected)
+
+
+def test_decoding_undoes_encoding_in_any_batch_shape():
+    generator = torch.Generator().manual_seed(0)
+    boxes_cxcywh = ltrb_to_cxcywh(random_ltrb(6 * 8732, generator)).reshape(2, 3, 8732, 4)
+    offsets = encode_offsets(boxes_cxcywh, default_boxes())
+    assert offsets.shape == (2, 3, 8732, 4)
+    torch.testing.assert_close(decode_offsets(offsets, default_boxes()), boxes_cxcywh, rtol=1e-5, atol=1e-6)
+
+
+def test_a_default_box_has_offset_zero():
+    assert torch.equal(encode_offsets(default_boxes(), default_boxes()), torch.zeros(8732, 4))
+
+
+def test_coding_leaves_its_inputs():
+    boxes_cxcywh, defaults = default_boxes() * 0.5, default_boxes()
+    copy = boxes_cxcywh.clone()
+    encode_offsets(boxes_cxcywh, defaults)
+    decode_offsets(boxes_cxcywh, defaults)
+    assert torch.equal(boxes_cxcywh, copy)
+    assert torch.equal(defaults, default_boxes())

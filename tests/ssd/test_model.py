@@ -1,0 +1,272 @@
+import copy
+import math
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ssd.model import BACKBONES, SSD300, from_published, to_published
+from tests.golden_inputs import forward_images, golden_arrays, golden_json, published_weights
+
+pytestmark = pytest.mark.unit
+
+
+def meta_model(backbone: str, num_classes: int = 81) -> SSD300:
+    """A model of shapes alone."""
+    with torch.device("meta"):
+        return SSD300(backbone, num_classes)
+
+
+def batchnorms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+# Equivalence
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_outputs_equal_the_published_ones(backbone: str, memory_format: torch.memory_format):
+    golden = golden_arrays(f"forward_{backbone}.npz")
+    model = SSD300(backbone)
+    model.load_state_dict(from_published(published_weights(backbone)))
+    model.to(memory_format=memory_format)
+    images = forward_images().contiguous(memory_format=memory_format)
+    for mode in ("eval", "train"):
+        model.train(mode == "train")
+        with torch.no_grad():
+            outputs = model(images)
+        for output, name in zip(outputs, ("loc", "conf"), strict=True):
+            expected = golden[f"{name}_{mode}"]
+            limit = 2e-4 * np.abs(expected).max()
+            np.testing.assert_allclose(output[:, :, golden["index"]].numpy(), expected, rtol=0, atol=limit)
+    np.testing.assert_allclose(model.backbone.bn1.running_mean, golden["bn_mean_after"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.backbone.bn1.running_var, golden["bn_var_after"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_published_layout_has_the_published_keys_and_shapes_in_order(backbone: str):
+    published = to_published(meta_model(backbone).state_dict())
+    expected = golden_json(f"state_dict_{backbone}.json")
+    assert [(key, list(value.shape)) for key, value in published.items()] == list(expected.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.1."])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_published_layout_and_back_gives_the_same_tensors(backbone: str, prefix: str):
+    ours = meta_model(backbone).state_dict()
+    published = {f"{prefix}{key}": value for key, value in to_published(ours).items()}
+    back = from_published(published)
+    assert list(back) == list(ours)
+    assert all(back[key] is value for key, value in ours.items())
+
+
+def test_compiled_model_is_one_graph_and_gives_the_same_outputs():
+    torch.manual_seed(0)
+    model = SSD300("resnet18")
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    images = forward_images()
+    for mine, expected in zip(compiled(images), twin(images), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_forward_under_autocast_has_static_shapes_and_never_waits_for_the_device():
+    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        offsets, logits = SSD300("resnet18")(torch.zeros(2, 3, 300, 300))
+        (offsets.sum() + logits.sum()).backward()
+    assert offsets.shape == (2, 4, 8732)
+    assert logits.dtype == torch.bfloat16
+
+
+# Shape and start
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_gives_a_38x38_map_and_8732_boxes(backbone: str):
+    model, images = meta_model(backbone, num_classes=2), torch.zeros(2, 3, 300, 300, device="meta")
+    assert model.backbone(images).shape[2:] == (38, 38)
+    offsets, logits = model(images)
+    assert offsets.shape == (2, 4, 8732)
+    assert logits.shape == (2, 2, 8732)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "millions"), [("resnet18", 14.0), ("resnet34", 20.0), ("resnet50", 22.9)]
+)
+def test_parameter_counts_are_the_published_ones(backbone: str, millions: float):
+    count = sum(parameter.numel() for parameter in meta_model(backbone).parameters())
+    assert round(count / 1e6, 1) == millions
+
+
+def test_extra_blocks_and_heads_start_xavier_uniform_with_pytorchs_biases():
+    torch.manual_seed(0)
+    model = SSD300("resnet18")
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone.") or parameter.ndim == 1:
+            continue
+        outputs, inputs, height, width = parameter.shape
+        bound = math.sqrt(6 / ((inputs + outputs) * height * width))
+        assert 0.99 * bound < parameter.abs().max() <= bound
+        assert abs(parameter.std() / (bound / math.sqrt(3)) - 1) < 0.02
+    assert all(head.bias.any() for head in (*model.offset_heads, *model.logit_heads))
+    assert all((norm.weight == 1).all() for norm in batchnorms(model.extra_blocks))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 320, 320), (3, 300, 300), (2, 300, 300, 3), (2, 1, 300, 300)])
+def test_images_of_another_shape_are_refused_by_it(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"N×3×300×300, got \({}\)".format(", ".join(map(str, shape)))):
+        meta_model("resnet18")(torch.zeros(shape, device="meta"))
+
+
+def test_unknown_backbone_is_refused_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"model\.backbone='vgg16' is unknown; take one of resnet18, .*resnet152"
+    ):
+        SSD300("vgg16")
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="num_classes=1"):
+        SSD300("resnet18", num_classes=1)
+
+
+# ImageNet weights
+
+
+def test_no_weights_download_nothing(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    SSD300()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "known"),
+    [
+        ("resnet18", "IMAGENET1K_V2", "give IMAGENET1K_V1 or null"),
+        ("resnet50", "imagenet", "give IMAGENET1K_V1 or IMAGENET1K_V2 or null"),
+        ("resnet50", "DEFAULT", "give IMAGENET1K_V1 or IMAGENET1K_V2 or null"),
+    ],
+)
+def test_weights_that_do_not_exist_are_refused_with_those_that_do(backbone: str, weights: str, known: str):
+    with pytest.raises(
+        ValueError, match=rf"model\.weights='{weights}' does not exist for {backbone}; {known}"
+    ):
+        SSD300(backbone, weights=weights)
+
+
+def test_named_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    resnet = torchvision.models.resnet18()
+    downloaded = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"  # where torch.hub looks first
+    downloaded.parent.mkdir(parents=True)
+    torch.save(resnet.state_dict(), downloaded)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = SSD300("resnet18", weights="IMAGENET1K_V1")
+    assert torch.equal(model.backbone.layer3[1].conv2.weight, resnet.layer3[1].conv2.weight)
+
+
+def imagenet_file(backbone: str) -> dict[str, Tensor]:
+    """What torchvision's oldest files hold: no num_batches_tracked."""
+    state_dict = torchvision.models.get_model(backbone).state_dict()
+    return {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
+
+
+def test_backbone_loads_torchvisions_layout_without_the_classifier():
+    weights, model = imagenet_file("resnet18"), SSD300("resnet18")
+    model.load_imagenet_backbone(weights)
+    loaded = model.backbone.state_dict()
+    assert all(
+        torch.equal(loaded[key], weights[key]) for key in loaded if not key.endswith("num_batches_tracked")
+    )
+    assert len(loaded) == len(from_published(published_weights("resnet18"))) - 84  # extra blocks and heads
+
+
+def test_imagenet_weights_of_another_resnet_are_refused_by_key_and_shape():
+    model = SSD300("resnet50")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"missing keys layer1\.0\.conv3\.weight, .* more; shapes layer1\.0\.conv1"
+    ) as caught:
+        model.load_imagenet_backbone(imagenet_file("resnet18"))
+    assert "layer1.0.conv1.weight (64, 64, 3, 3) for (64, 64, 1, 1)" in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_imagenet_weights_with_an_unknown_key_are_refused_by_it():
+    with pytest.raises(ValueError, match=r"unknown keys stem\.weight; missing keys none; shapes none"):
+        SSD300("resnet18").load_imagenet_backbone(
+            {**imagenet_file("resnet18"), "stem.weight": torch.zeros(1)}
+        )
+
+
+# Frozen BatchNorm
+
+
+def test_frozen_batchnorms_use_and_keep_their_running_statistics_in_training():
+    torch.manual_seed(0)
+    model = SSD300("resnet18")
+    model.load_state_dict(from_published(published_weights("resnet18")))
+    images = forward_images()
+    with torch.no_grad():
+        expected = model.eval()(images)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    model.freeze_batchnorm()
+    outputs = model(images)
+    assert all(torch.equal(output, value) for output, value in zip(outputs, expected, strict=True))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    outputs[1].sum().backward()
+    assert all(norm.weight.grad.any() and norm.bias.grad.any() for norm in batchnorms(model))
+
+
+def test_batchnorms_stay_frozen_through_train_eval_and_a_wrapper():
+    model = SSD300("resnet18")
+    model.freeze_batchnorm()
+    wrapper = nn.Sequential(copy.deepcopy(model))
+    wrapper.eval()
+    wrapper.train()
+    assert wrapper[0].training
+    assert wrapper[0].backbone.layer1.training
+    assert not any(norm.training for norm in batchnorms(wrapper))
+
+
+def test_freezing_in_eval_mode_leaves_eval_mode():
+    model = SSD300("resnet18").eval()
+    model.freeze_batchnorm()
+    assert not model.training
+
+
+def test_batchnorms_train_unless_frozen():
+    assert all(norm.training for norm in batchnorms(SSD300("resnet18").eval().train()))
+
+
+# Published checkpoints that do not fit
+
+
+def test_published_weights_with_a_missing_and_an_unknown_key_are_refused_by_both():
+    weights = published_weights("resnet18")
+    weights["loc.6.bias"] = weights.pop("loc.5.bias")
+    with pytest.raises(
+        ValueError, match=r"nearest is resnet18's\): unknown keys loc\.6\.bias; missing keys loc\.5\.bias$"
+    ):
+        from_published(weights)
+
+
+def test_a_whole_checkpoint_given_for_its_state_dict_is_refused():
+    with pytest.raises(ValueError, match=r"unknown keys epoch, model; missing keys .* and 166 more"):
+        from_published({"epoch": torch.zeros(1), "model": torch.zeros(1)})
+
+
+def test_our_own_keys_are_refused_as_published_and_published_as_ours():
+    ours = meta_model("resnet18").state_dict()
+    with pytest.raises(ValueError, match=r"unknown keys backbone\.conv1\.weight"):
+        from_published(ours)
+    with pytest.raises(ValueError, match=r"unknown keys feature_extractor\.feature_extractor\.0\.weight"):
+        to_published(to_published(ours))
