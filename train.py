@@ -1,4 +1,4 @@
-"""Train SSD300: python train.py experiment=… key=value, or torchrun --standalone --nproc_per_node=N train.py ….
+"""Train SSD300: python train.py experiment=… key=value, or torchrun --nproc_per_node=N train.py ….
 
 The same command again resumes the run of that name. Keys and their values: the files in conf/.
 """

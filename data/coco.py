@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data.coco_checks import Boxes, check_annotations, check_categories, check_files, check_images
 from data.coco_json import Source, read_document
 from ssd.categories import Categories
+from ssd.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Selection:
     min_box_px: float = 1.0
     images_without_boxes: bool = False
 
-
-EVERY_VAL_IMAGE = Selection(split="val", images_without_boxes=True)
+    def __post_init__(self) -> None:
+        """Refuse a limit that Python would count from the end of the file."""
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"data.limit={self.limit}: give at least 1 image, or null for all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +106,9 @@ def read_index(annotation_file: Path, image_folder: Path, selection: Selection |
     kept = np.flatnonzero((per_image > 0) | selection.images_without_boxes)
     dropped["images without boxes"] = len(file_names) - len(kept)
     if len(kept) == 0:
-        raise source.error(f"no image with a box is left; dropped: {dropped}")
+        raise source.error(
+            f"no image with a box is left, dropped: {dropped}; name another with {source.annotations_key}="
+        )
     in_image_order = np.argsort(boxes.images, kind="stable")  # of one image, in the order of the file
     return CocoIndex(
         categories=categories,

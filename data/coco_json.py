@@ -49,12 +49,21 @@ class Document(msgspec.Struct):
     annotations: list[Annotation] = []
 
 
-class _RawDocument(msgspec.Struct):
-    """The same lists, each entry as it stands in the file."""
+class _Identified(msgspec.Struct):
+    """An entry of which only the id is looked at."""
 
-    images: list[msgspec.Raw] = []
-    categories: list[msgspec.Raw] = []
-    annotations: list[msgspec.Raw] = []
+    id: object = None
+
+
+_AnyEntry = _Identified | list[object] | str | float | bool | None
+
+
+class _Entries(msgspec.Struct):
+    """The same lists, whatever their entries are."""
+
+    images: list[_AnyEntry] = []
+    categories: list[_AnyEntry] = []
+    annotations: list[_AnyEntry] = []
 
 
 @dataclass(frozen=True)
@@ -127,10 +136,8 @@ def _at_entry(text: bytes, error: msgspec.ValidationError) -> str:
     entry = re.match(r"(images|categories|annotations)\[(\d+)\]", place)
     if entry is None:
         return f"{place}: {what}" if place else what
-    entries: list[msgspec.Raw] = getattr(msgspec.json.decode(text, type=_RawDocument), entry[1])
-    fields = msgspec.json.decode(entries[int(entry[2])])
-    named = f" (id {fields['id']})" if isinstance(fields, dict) and "id" in fields else ""
-    return f"{place}{named}: {what}"
+    bad = getattr(msgspec.json.decode(text, type=_Entries), entry[1])[int(entry[2])]
+    return f"{place} (id {getattr(bad, 'id', None)}): {what}"
 
 
 def _at_nan(text: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from data.demo_objects import CATEGORIES
 from data.demo_scene import make_scene
+from data.errors import DatasetError
 
 TRAIN_IMAGES = 200
 VAL_IMAGES = 40
@@ -36,13 +37,13 @@ class Parameters:
     edition: int = EDITION
 
     def __post_init__(self) -> None:
-        """Refuse counts and seeds that the ids and the random key cannot hold (ValueError)."""
+        """Raise DatasetError for counts and seeds that the ids and the random key cannot hold."""
         for split in SPLITS:
             count = self.images(split)
             if not 1 <= count < IDS_PER_SPLIT:
-                raise ValueError(f"{count} {split} images: give --{split}-images 1 to {IDS_PER_SPLIT - 1}")
+                raise DatasetError(f"{count} {split} images: give --{split}-images 1 to {IDS_PER_SPLIT - 1}")
         if self.seed < 0:
-            raise ValueError(f"seed {self.seed} is negative: give --seed 0 or more")
+            raise DatasetError(f"seed {self.seed} is negative: give --seed 0 or more")
 
     def images(self, split: str) -> int:
         """Return how many images a split has."""
@@ -55,8 +56,8 @@ def generate(
     """Write the embedded set to a folder, in COCO's layout.
 
     The same arguments and Pillow version give the same bytes, and the first images do not depend on how many
-    follow. The folder appears when all of it is there. One that holds this very set is left as it is; raises
-    FileExistsError where it holds anything else, ValueError for a count or seed out of range.
+    follow. The folder appears when all of it is there; one that holds this very set is left as it is.
+    Raises DatasetError where the folder holds anything else, or for a count or seed out of range.
     """
     parameters = Parameters(train_images, val_images, seed)
     folder = folder.absolute()
@@ -100,22 +101,26 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     try:
         generate(options.folder, options.train_images, options.val_images, options.seed)
-    except (FileExistsError, ValueError) as error:
+    except DatasetError as error:
         parser.error(str(error))
     print(f"{options.folder}\n{report(options.folder)}")
 
 
 def _holds_this_set(folder: Path, parameters: Parameters) -> bool:
-    """Return whether the set is there already; raise FileExistsError where something else is in the way."""
+    """Return whether the set is there already; raise DatasetError where something else is in the way."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     mend = "delete it, or give another folder"
     stored = folder / PARAMETERS_FILE
     if not stored.is_file():
-        raise FileExistsError(f"{folder} holds something that is not an embedded set: {mend}")
-    found, wanted = json.loads(stored.read_text()), asdict(parameters)
+        raise DatasetError(f"{folder} holds something that is not an embedded set: {mend}")
+    try:
+        found = json.loads(stored.read_text())
+    except ValueError as error:
+        raise DatasetError(f"{stored} cannot be read ({error}): {mend}") from error
+    wanted = asdict(parameters)
     if found != wanted:
-        raise FileExistsError(f"{folder} holds an embedded set made with {found}, not {wanted}: {mend}")
+        raise DatasetError(f"{folder} holds an embedded set made with {found}, not {wanted}: {mend}")
     return True
 
 

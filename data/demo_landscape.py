@@ -1,4 +1,4 @@
-"""The background of the embedded set's pictures: sky, hills, water and meadow in some light, without objects."""
+"""The background of the embedded set's pictures: sky, hills, water and meadow in some light."""
 
 from dataclasses import dataclass
 
@@ -8,29 +8,33 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 HORIZON = (0.3, 0.5)  # of the picture's height, from the top
-CLOUDS = (0, 5)
+MEADOW_ONLY, LAKE_BEHIND = 0.25, 0.3  # chances; otherwise a bay lies in front
+ROAD = 0.65  # chance
+CLOUDS = 5  # at most
 FLOWERS = 60  # at most
+SUN = 0.4  # chance that its disc is seen
+
 EXPOSURE = (0.88, 1.12)
 CONTRAST = (0.88, 1.12)
 TEMPERATURE = 0.05  # gain of red against blue, each way, beyond the weather's own tint
 VIGNETTE = 0.28  # darkening of the corners, at most
-GRAIN = (1.0, 4.5)  # standard deviation in grey levels
-SUN = 0.4  # chance that its disc is seen
 SOFTNESS = 0.7  # radius of the lens's blur in pixels, at most
+GRAIN = (1.0, 4.5)  # standard deviation in grey levels
 
-Floats = NDArray[np.float32]
-Pixels = Floats  # H×W×3, 0…255
-Band = tuple[float, float]  # first and last y in pixels
+Floats = NDArray[np.floating]
+Pixels = NDArray[np.float32]  # H×W×3, 0…255
+Colour = tuple[int, int, int]
+Band = tuple[float, float]  # first and last y, in pixels
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Colours of one sort of light: RGB, 0…255; tint is a gain for each channel."""
+    """One sort of light: colours are RGB, tint is a gain for each channel, shadow the darkest opacity."""
 
     name: str
-    sky: tuple[int, int, int]
-    sky_low: tuple[int, int, int]
-    water: tuple[int, int, int]
+    sky: Colour
+    sky_low: Colour
+    water: Colour
     tint: tuple[float, float, float]
     shadow: float
 
@@ -43,13 +47,16 @@ WEATHERS = (
     Weather("dusk", (40, 56, 104), (148, 150, 186), (40, 60, 100), (0.78, 0.82, 0.97), 0.3),
 )
 MEADOWS = ((106, 158, 70), (134, 164, 72), (88, 138, 78), (182, 168, 96), (206, 190, 144), (150, 150, 78))
+ROADS = ((112, 112, 116), (176, 158, 128), (84, 86, 92))
+FLOWER_COLOURS = ((250, 246, 236), (246, 214, 70), (214, 80, 96), (150, 120, 200), (150, 146, 136))
+SUNLIGHT, CLOUD, BEACH, ROAD_MARK = (255, 245, 213), (252, 252, 252), (226, 208, 164), (228, 228, 228)
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """An empty picture and where things may stand on it.
+    """A picture without objects, and where they may stand on it.
 
-    pixels: H×W×3; land and water: the y that feet may have; water and road are None where there is none;
+    pixels: H×W×3, 0…255. land, water, road: the y that feet may have, None where there is none.
     light_from: −1 left to 1 right.
     """
 
@@ -63,20 +70,21 @@ class Landscape:
 
 
 def paint_landscape(width: int, height: int, rng: Generator) -> Landscape:
-    """Paint an empty landscape of width × height pixels."""
-    weather = WEATHERS[rng.integers(len(WEATHERS))]
+    """Paint a landscape of width × height pixels."""
+    weather = WEATHERS[int(rng.integers(len(WEATHERS)))]
     light_from = rng.uniform(-1, 1)
     horizon = rng.uniform(*HORIZON) * height
-    pixels = _sky(width, height, horizon, weather, light_from, rng)
-    _add_clouds(pixels, horizon, weather, rng)
-    meadow = np.array(MEADOWS[rng.integers(len(MEADOWS))], np.float32) * rng.uniform(0.9, 1.08)
-    _add_hills(pixels, horizon, weather, meadow, rng)
+    meadow = _rgb(MEADOWS[int(rng.integers(len(MEADOWS)))]) * rng.uniform(0.9, 1.08)
     land, water = _shores(height, horizon, rng)
-    _add_meadow(pixels, land, weather, meadow, rng)
+    pixels = np.empty((height, width, 3), np.float32)
+    _paint_sky(pixels, horizon, weather, light_from, rng)
+    _paint_clouds(pixels, horizon, weather, rng)
+    _paint_hills(pixels, horizon, weather, meadow, rng)
+    _paint_meadow(pixels, land, weather, meadow, rng)
     if water is not None:
-        _add_water(pixels, water, weather, rng)
-    road = _add_road(pixels, land, rng) if rng.random() < 0.65 else None
-    _add_flowers(pixels, land, road, rng)
+        _paint_water(pixels, water, weather, rng)
+    road = _paint_road(pixels, land, rng) if rng.random() < ROAD else None
+    _paint_flowers(pixels, land, road, rng)
     return Landscape(pixels, weather, light_from, horizon, land, water, road)
 
 
@@ -84,175 +92,162 @@ def expose(pixels: Pixels, weather: Weather, rng: Generator) -> Image.Image:
     """Photograph a finished picture: the weather's tint, exposure, contrast, vignette, lens and grain."""
     height, width, _ = pixels.shape
     warmth = rng.uniform(-TEMPERATURE, TEMPERATURE)
-    gains = (
-        np.array(weather.tint, np.float32) * rng.uniform(*EXPOSURE) * np.array([1 + warmth, 1, 1 - warmth])
-    )
-    pixels = 128 + (pixels * gains.astype(np.float32) - 128) * np.float32(rng.uniform(*CONTRAST))
+    gains = np.array(weather.tint, np.float32) * np.array((1 + warmth, 1, 1 - warmth), np.float32)
+    graded = 128 + (pixels * gains * rng.uniform(*EXPOSURE) - 128) * rng.uniform(*CONTRAST)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    pixels *= (1 - rng.uniform(0, VIGNETTE) * (x**2 + y**2) / 2)[..., None]
-    soft = _image(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0, SOFTNESS)))
+    graded *= 1 - rng.uniform(0, VIGNETTE) / 2 * (x**2 + y**2)[..., None]
+    soft = to_image(graded).filter(ImageFilter.GaussianBlur(rng.uniform(0, SOFTNESS)))
     grain = rng.standard_normal((height, width, 1), np.float32) * rng.uniform(*GRAIN)
-    return _image(np.asarray(soft, np.float32) + grain)
+    return to_image(np.asarray(soft, np.float32) + grain)
 
 
-def _image(pixels: Pixels) -> Image.Image:
+def to_image(pixels: Pixels) -> Image.Image:
+    """Turn pixels into a picture, clipping what is too dark or too bright."""
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 
 
-def _noise(shape: tuple[int, int], cells: tuple[float, float], rng: Generator) -> Pixels:
-    """Draw smooth noise of unit variance, H×W×1, whose lumps are about cells (height, width) pixels large."""
-    rows, columns = (max(round(side / cell), 2) for side, cell in zip(shape, cells, strict=True))
-    coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
-    return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC), np.float32)[..., None]
-
-
-def _ridge(width: int, roughness: float, rng: Generator) -> Pixels:
-    """Draw the outline of hills over the columns, W, about −1…1."""
-    x = np.linspace(0, 2 * np.pi, width, dtype=np.float32)
-    waves = [
-        np.sin(x * rng.uniform(0.6, 1.0) * 2**octave + rng.uniform(0, 2 * np.pi)) * roughness**octave
-        for octave in range(5)
-    ]
-    return np.sum(waves, axis=0, dtype=np.float32) * np.float32(1 - roughness)
-
-
-def _fill_below(pixels: Pixels, outline: Pixels, colour: Pixels) -> None:
-    """Cover what lies below an outline (W), with a soft edge; colour broadcasts to H×W×3."""
-    rows = np.arange(pixels.shape[0], dtype=np.float32)[:, None]
-    cover = np.clip(rows - outline + 0.5, 0, 1)[..., None]
-    pixels += cover * (colour - pixels)
-
-
-def _sky(
-    width: int, height: int, horizon: float, weather: Weather, light_from: float, rng: Generator
-) -> Pixels:
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    fall = np.clip(y / horizon, 0, 1)[..., None] ** np.float32(rng.uniform(0.7, 1.4))
-    top, low = np.array(weather.sky, np.float32), np.array(weather.sky_low, np.float32)
-    pixels = top + (low - top) * fall
-    sun_x, sun_y = (0.5 + 0.42 * light_from) * width, rng.uniform(0.1, 0.9) * horizon
-    squared = (x - sun_x) ** 2 + (y - sun_y) ** 2
-    glow = np.exp(-squared / np.float32(2 * (0.2 * width) ** 2))[..., None] * weather.shadow
-    pixels += glow * (np.array([255, 244, 214], np.float32) - pixels)
-    if rng.random() < SUN and weather.name != "overcast":
-        disc = np.clip(rng.uniform(8, 20) - np.sqrt(squared), 0, 1)[..., None]
-        pixels += disc * (np.array([255, 246, 212], np.float32) - pixels)
-    return pixels
-
-
-def _add_clouds(pixels: Pixels, horizon: float, weather: Weather, rng: Generator) -> None:
-    height, width, _ = pixels.shape
-    cover = Image.new("L", (width, height))
-    draw = ImageDraw.Draw(cover)
-    for _ in range(rng.integers(CLOUDS[0], CLOUDS[1] + 1)):
-        size = rng.uniform(12, 42)
-        x, y = rng.uniform(0, width), rng.uniform(0, 0.8) * horizon
-        for _ in range(rng.integers(5, 10)):
-            puff_x, puff_y = x + rng.normal(0, 1.3) * size, y - abs(rng.normal(0, 0.3)) * size
-            radius = rng.uniform(0.3, 0.7) * size
-            draw.ellipse(
-                (puff_x - 1.4 * radius, puff_y - 0.6 * radius, puff_x + 1.4 * radius, puff_y + 0.5 * radius),
-                190,
-            )
-    soft = (
-        np.asarray(cover.filter(ImageFilter.GaussianBlur(rng.uniform(1.5, 5))), np.float32)[..., None] / 255
-    )
-    cloud = 0.25 * np.array(weather.sky_low, np.float32) + 0.75 * np.float32(252)
-    pixels += soft * (cloud - pixels)
-
-
-def _add_hills(pixels: Pixels, horizon: float, weather: Weather, meadow: Pixels, rng: Generator) -> None:
-    height, width, _ = pixels.shape
-    haze = np.array(weather.sky_low, np.float32) * 0.55 + np.array(weather.sky, np.float32) * 0.4
-    ridges = int(rng.integers(1, 4))
-    roughness = rng.uniform(0.4, 0.62)
-    for ridge in range(ridges):
-        nearness = (ridge + 1) / (ridges + 1)
-        lift = height * rng.uniform(0.05, 0.14) * (1.4 - nearness)
-        outline = horizon - lift * (1.0 + 0.8 * _ridge(width, roughness, rng))
-        forest = meadow * np.float32(0.72) * np.array([0.85, 1.0, 0.95], np.float32)
-        _fill_below(pixels, outline, haze + (forest - haze) * np.float32(0.75 * nearness))
-
-
 def _shores(height: int, horizon: float, rng: Generator) -> tuple[Band, Band | None]:
-    """Share the ground out: meadow alone, a lake behind it, or a bay before it."""
+    """Share the ground out between land and water: meadow alone, a lake behind it, or a bay before it."""
     depth = height - horizon
-    kind = rng.random()
-    if kind < 0.3:
+    kind, shore = rng.random(), horizon + rng.uniform(0.35, 0.55) * depth
+    if kind < MEADOW_ONLY:
         return (horizon + 0.02 * depth, height), None
-    if kind < 0.65:
-        shore = horizon + rng.uniform(0.3, 0.55) * depth
+    if kind < MEADOW_ONLY + LAKE_BEHIND:
         return (shore + 0.02 * depth, height), (horizon + 0.06 * depth, shore - 0.02 * depth)
-    shore = horizon + rng.uniform(0.35, 0.6) * depth
     return (horizon + 0.04 * depth, shore - 0.04 * depth), (shore + 0.06 * depth, height)
 
 
-def _add_meadow(pixels: Pixels, land: Band, weather: Weather, meadow: Pixels, rng: Generator) -> None:
+def _paint_sky(pixels: Pixels, horizon: float, weather: Weather, light_from: float, rng: Generator) -> None:
     height, width, _ = pixels.shape
-    shape = (height, width)
-    nearness = np.clip((np.arange(height, dtype=np.float32) - land[0]) / (height - land[0]), 0, 1)[
-        :, None, None
-    ]
-    far = 0.6 * meadow + 0.4 * np.array(weather.sky_low, np.float32)
-    ground = far + (meadow * np.float32(0.92) - far) * nearness ** np.float32(0.6)
-    patches = _noise(shape, (26, 120), rng) * np.float32(0.06) + _noise(shape, (5, 16), rng) * np.float32(
-        0.03
-    )
-    blades = _noise(shape, (2.5, 1.5), rng) * np.float32(0.07) * nearness
-    outline = land[0] + (2 + 0.012 * height) * _ridge(width, 0.5, rng) - 2
-    _fill_below(pixels, outline, ground * (1 + patches + blades))
-
-
-def _add_water(pixels: Pixels, water: Band, weather: Weather, rng: Generator) -> None:
-    """Lay water over its band; where it is the foreground, it covers all that is below its shore."""
-    height, width, _ = pixels.shape
-    top, bottom = int(water[0]) - 4, min(int(water[1]) + 4, height)
-    rows = bottom - top
-    nearness = np.linspace(0, 1, rows, dtype=np.float32)[:, None, None]
-    low, deep = np.array(weather.sky_low, np.float32), np.array(weather.water, np.float32)
-    surface = 0.45 * low + 0.55 * deep + (deep - (0.45 * low + 0.55 * deep)) * nearness ** np.float32(0.7)
-    near_ripples = _noise((rows, width), (7, 60), rng) * nearness + _noise((rows, width), (2, 22), rng)
-    surface = surface * (1 + np.float32(rng.uniform(0.02, 0.06)) * near_ripples)
-    if bottom < height:
-        pixels[top:bottom] = surface
-        return
-    beach = np.array([226, 208, 164], np.float32)
-    outline = top + 3 * _ridge(width, 0.5, rng)
-    _fill_below(pixels, outline - rng.uniform(2, 7), beach)
-    under = np.vstack([np.repeat(surface[:1], top, axis=0), surface])
-    _fill_below(pixels, outline, under)
-
-
-def _add_road(pixels: Pixels, land: Band, rng: Generator) -> Band:
-    """Lay a road across the meadow and return the y of the wheels on it."""
-    height, width, _ = pixels.shape
-    depth = land[1] - land[0]
-    middle = land[0] + rng.uniform(0.3, 0.85) * depth
-    half = max(0.09 * (middle - land[0]) + 0.03 * height, 5.0) * 0.6
-    asphalt = np.array([[112, 112, 116], [176, 158, 128], [84, 86, 92]], np.float32)[rng.integers(3)]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    across = y - middle - rng.uniform(-0.01, 0.01) * (x - width / 2)
-    texture = 1 + np.float32(0.03) * _noise((height, width), (2, 5), rng)
-    for reach, colour in ((half + 2, asphalt * 0.8), (half, asphalt)):
-        cover = np.clip(reach - np.abs(across) + 0.5, 0, 1)[..., None]
-        pixels += cover * (colour * texture - pixels)
-    if rng.random() < 0.6:
-        dashes = np.clip(half * 0.07 - np.abs(across) + 0.5, 0, 1) * (x % (5 * half) < 2.4 * half)
-        pixels += dashes[..., None] * (np.float32(228) - pixels)
-    return (middle - 0.3 * half, middle + 0.75 * half)
+    fall = np.clip(y / horizon, 0, 1) ** rng.uniform(0.7, 1.4)
+    pixels[:] = _rgb(weather.sky)
+    _cover(pixels, fall, _rgb(weather.sky_low))
+    sun_x, sun_y = (0.5 + 0.42 * light_from) * width, rng.uniform(0.1, 0.9) * horizon
+    distance = np.hypot(x - sun_x, y - sun_y)
+    _cover(pixels, weather.shadow * np.exp(-0.5 * (distance / (0.2 * width)) ** 2), _rgb(SUNLIGHT))
+    if rng.random() < SUN and weather.name != "overcast":
+        _cover(pixels, np.clip(rng.uniform(8, 20) - distance, 0, 1), _rgb(SUNLIGHT))
 
 
-def _add_flowers(pixels: Pixels, land: Band, road: Band | None, rng: Generator) -> None:
-    """Strew flowers and stones, which are too small to be taken for an object."""
+def _paint_clouds(pixels: Pixels, horizon: float, weather: Weather, rng: Generator) -> None:
     height, width, _ = pixels.shape
-    image = _image(pixels)
+    mask = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(mask)
+    for _ in range(rng.integers(CLOUDS + 1)):
+        size = rng.uniform(12, 42)
+        cloud_x, cloud_y = rng.uniform(0, width), rng.uniform(0, 0.8) * horizon
+        for _ in range(rng.integers(5, 10)):
+            x, y = cloud_x + rng.normal(0, 1.3) * size, cloud_y - abs(rng.normal(0, 0.3)) * size
+            half_width, half_height = (rng.uniform(0.3, 0.7) * size * side for side in (1.4, 0.55))
+            draw.ellipse((x - half_width, y - half_height, x + half_width, y + half_height), fill=190)
+    soft = mask.filter(ImageFilter.GaussianBlur(rng.uniform(1.5, 5)))
+    _cover(pixels, np.asarray(soft, np.float32) / 255, 0.25 * _rgb(weather.sky_low) + 0.75 * _rgb(CLOUD))
+
+
+def _paint_hills(pixels: Pixels, horizon: float, weather: Weather, meadow: Floats, rng: Generator) -> None:
+    height, width, _ = pixels.shape
+    haze = 0.55 * _rgb(weather.sky_low) + 0.4 * _rgb(weather.sky)
+    forest = meadow * np.array([0.61, 0.72, 0.68], np.float32)
+    ridges, roughness = int(rng.integers(1, 4)), rng.uniform(0.4, 0.62)
+    for ridge in range(ridges):
+        nearness = (ridge + 1) / (ridges + 1)
+        lift = height * rng.uniform(0.05, 0.14) * (1.4 - nearness)
+        outline = horizon - lift * (1 + 0.8 * _ridge(width, roughness, rng))
+        _cover(pixels, _below(outline, height), haze + 0.75 * nearness * (forest - haze))
+
+
+def _paint_meadow(pixels: Pixels, land: Band, weather: Weather, meadow: Floats, rng: Generator) -> None:
+    height, width, _ = pixels.shape
+    rows = np.arange(height, dtype=np.float32)[:, None]
+    nearness = np.clip((rows - land[0]) / (height - land[0]), 0, 1)  # H×1
+    texture = 0.06 * _noise((height, width), (26, 120), rng) + 0.03 * _noise((height, width), (5, 16), rng)
+    texture += 0.07 * nearness * _noise((height, width), (2.5, 1.5), rng)
+    far, near = 0.6 * meadow + 0.4 * _rgb(weather.sky_low), 0.92 * meadow
+    ground = far + (near - far) * nearness[..., None] ** 0.6
+    outline = land[0] - 2 + (2 + 0.012 * height) * _ridge(width, 0.5, rng)
+    _cover(pixels, _below(outline, height), ground * (1 + texture[..., None]))
+
+
+def _paint_water(pixels: Pixels, water: Band, weather: Weather, rng: Generator) -> None:
+    """Lay water over its band; in front of the land it begins with a beach."""
+    height, width, _ = pixels.shape
+    top, bottom = round(water[0]) - 4, min(round(water[1]) + 4, height)
+    shape = (bottom - top, width)
+    nearness = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None]
+    ripples = nearness * _noise(shape, (7, 60), rng) + _noise(shape, (2, 22), rng)
+    far, near = 0.45 * _rgb(weather.sky_low) + 0.55 * _rgb(weather.water), _rgb(weather.water)
+    surface = far + (near - far) * nearness[..., None] ** 0.7
+    surface = surface * (1 + rng.uniform(0.02, 0.06) * ripples[..., None])
+    band = pixels[top:bottom]
+    if bottom < height:
+        band[:] = surface
+        return
+    outline = 6 + 3 * _ridge(width, 0.5, rng)
+    _cover(band, _below(outline - rng.uniform(2, 7), shape[0]), _rgb(BEACH))
+    _cover(band, _below(outline, shape[0]), surface)
+
+
+def _paint_road(pixels: Pixels, land: Band, rng: Generator) -> Band:
+    """Lay a road across the land and return the y of the wheels on it."""
+    height, width, _ = pixels.shape
+    along = rng.uniform(0.3, 0.85) * (land[1] - land[0])
+    middle, half = land[0] + along, max(0.054 * along + 0.018 * height, 3.0)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    distance = np.abs(y - middle - rng.uniform(-0.01, 0.01) * (x - width / 2))
+    surface = _rgb(ROADS[int(rng.integers(len(ROADS)))])
+    surface = surface * (1 + 0.03 * _noise((height, width), (2, 5), rng)[..., None])
+    _cover(pixels, np.clip(half + 2.5 - distance, 0, 1), 0.8 * surface)
+    _cover(pixels, np.clip(half + 0.5 - distance, 0, 1), surface)
+    if rng.random() < 0.6:
+        dashes = np.clip(0.07 * half + 0.5 - distance, 0, 1) * (x % (5 * half) < 2.4 * half)
+        _cover(pixels, dashes, _rgb(ROAD_MARK))
+    return middle - 0.3 * half, middle + 0.75 * half
+
+
+def _paint_flowers(pixels: Pixels, land: Band, road: Band | None, rng: Generator) -> None:
+    """Strew flowers and stones, which are too small to be taken for objects."""
+    height, width, _ = pixels.shape
+    image = to_image(pixels)
     draw = ImageDraw.Draw(image)
-    colours = [(250, 246, 236), (246, 214, 70), (214, 80, 96), (150, 120, 200), (150, 146, 136)]
-    kinds = rng.integers(0, len(colours), 2)
-    for _ in range(rng.integers(0, FLOWERS + 1)):
+    colours = [FLOWER_COLOURS[int(kind)] for kind in rng.integers(0, len(FLOWER_COLOURS), 2)]
+    for number in range(rng.integers(FLOWERS + 1)):
         x, y = rng.uniform(0, width), land[0] + (land[1] - land[0]) * rng.uniform(0.1, 1)
         if road is None or not road[0] - 8 < y < road[1] + 8:
-            radius = 0.5 + 1.6 * max(y - 0.4 * height, 0) / height
-            colour = colours[kinds[rng.integers(2)]]
-            draw.ellipse((x - 1.3 * radius, y - radius, x + 1.3 * radius, y + radius), fill=colour)
+            radius = 0.5 + 1.6 * max(y / height - 0.4, 0)
+            box_ltrb_px = (x - 1.3 * radius, y - radius, x + 1.3 * radius, y + radius)
+            draw.ellipse(box_ltrb_px, fill=colours[number % 2])
     pixels[:] = np.asarray(image, np.float32)
+
+
+def _rgb(colour: Colour) -> Floats:
+    return np.array(colour, np.float32)
+
+
+def _cover(pixels: Pixels, opacity: Floats, colour: Floats) -> None:
+    """Lay a colour (3, or H×W×3) over pixels, with an opacity of 0…1 (H×W)."""
+    pixels += opacity[..., None] * (colour - pixels)
+
+
+def _below(outline: Floats, height: int) -> Floats:
+    """Return 1 below an outline (W, in y) and 0 above, with a soft edge: H×W."""
+    rows = np.arange(height, dtype=np.float32)[:, None]
+    opacity: Floats = np.clip(rows - outline + 0.5, 0, 1)
+    return opacity
+
+
+def _noise(shape: tuple[int, int], lump: tuple[float, float], rng: Generator) -> Floats:
+    """Draw smooth noise of about unit variance, H×W, whose lumps are some (height, width) pixels large."""
+    rows, columns = (max(round(side / size), 2) for side, size in zip(shape, lump, strict=True))
+    coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
+    return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC), np.float32)
+
+
+def _ridge(width: int, roughness: float, rng: Generator) -> Floats:
+    """Draw the outline of hills over the columns: W, about −1…1."""
+    x = np.linspace(0, 2 * np.pi, width, dtype=np.float32)
+    heights = np.zeros(width, np.float32)
+    for octave in range(5):
+        pitch = rng.uniform(0.6, 1.0) * 2**octave
+        heights += roughness**octave * np.sin(pitch * x + rng.uniform(0, 2 * np.pi))
+    return heights * (1 - roughness)

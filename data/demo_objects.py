@@ -75,14 +75,14 @@ def _draw_balloon(sketch: Sketch, rng: Generator) -> None:
 
 def _draw_sailboat(sketch: Sketch, rng: Generator) -> None:
     hull = pick([(32, 52, 96), (176, 38, 40), (236, 232, 224), (122, 74, 40), (24, 104, 108)], rng)
-    sail = pick([(250, 246, 234), (250, 246, 234), (236, 120, 60), (232, 206, 150)], rng)
+    sail = pick([(250, 246, 234), (250, 246, 234), (240, 222, 180)], rng)
     length = rng.uniform(0.32, 0.42)
     sketch.line([(0.0, 0.1), (0.0, 1.0)], 0.016, (92, 70, 50))
     main = [*curve((-0.012, 0.98), (-0.1 * length, 0.4), (-0.012, 0.2))]
     main += curve((-0.95 * length, 0.19), (-0.75 * length, 0.55), (-0.012, 0.98))
     sketch.polygon(main, sail)
     jib_height = rng.uniform(0.72, 0.92)
-    jib = curve((0.02, jib_height), (0.6 * length, 0.45), (length, 0.19)) + [(0.05, 0.22)]
+    jib = [*curve((0.02, jib_height), (0.6 * length, 0.45), (length, 0.19)), (0.05, 0.22)]
     sketch.polygon(
         jib, scaled(sail, rng.uniform(0.84, 0.93)) if rng.random() < 0.6 else pick([(206, 60, 52)], rng)
     )
@@ -119,8 +119,8 @@ def _draw_car(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_house(sketch: Sketch, rng: Generator) -> None:
-    wall = pick([(246, 238, 220), (240, 208, 150), (226, 160, 132), (178, 84, 66), (214, 224, 226)], rng)
-    roof = pick([(176, 68, 46), (120, 56, 44), (88, 92, 104)], rng)
+    wall = pick([(246, 238, 220), (240, 214, 164), (232, 186, 160), (224, 228, 226)], rng)
+    roof = pick([(186, 66, 44), (150, 60, 48), (122, 62, 50)], rng)
     half, eaves = rng.uniform(0.36, 0.56), rng.uniform(0.48, 0.58)
     ridge = rng.choice([0.0, 0.55]) * half  # a gable, or a roof seen along its side
     chimney = rng.uniform(-0.55, 0.35) * half
@@ -152,7 +152,7 @@ def _draw_tree(sketch: Sketch, rng: Generator) -> None:
     if rng.random() < 0.4:
         _draw_conifer(sketch, trunk, rng)
         return
-    leaves = pick([(70, 128, 50), (96, 150, 58), (54, 108, 62), (206, 128, 44)], rng)
+    leaves = pick([(70, 128, 50), (96, 150, 58), (54, 108, 62), (160, 158, 50)], rng)
     sketch.polygon([(-0.06, 0.0), (0.06, 0.0), (0.03, 0.5), (-0.03, 0.5)], trunk)
     width, blobs = rng.uniform(0.2, 0.28), 16
     for shade, lift in ((0.72, 0.0), (0.9, 0.03), (1.12, 0.07)):
@@ -195,7 +195,7 @@ def _draw_sheep(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_windmill(sketch: Sketch, rng: Generator) -> None:
-    tower = pick([(240, 234, 220), (190, 110, 80), (150, 140, 128)], rng)
+    tower = pick([(196, 120, 88), (164, 96, 72), (168, 152, 134)], rng)
     cap, hub = pick([(96, 60, 44), (60, 66, 80), (150, 50, 44)], rng), (0.0, 0.6)
     sketch.polygon([(-0.19, 0.0), (0.19, 0.0), (0.105, 0.6), (-0.105, 0.6)], tower)
     sketch.ellipse((0.0, 0.6), 0.125, 0.12, cap)
@@ -225,9 +225,9 @@ def _draw_windmill(sketch: Sketch, rng: Generator) -> None:
 CATEGORIES = (
     Category(2, "balloon", "vehicle", Ground.SKY, 0.62, 7.0, _draw_balloon),
     Category(3, "sailboat", "vehicle", Ground.WATER, 0.78, 7.0, _draw_sailboat),
-    Category(5, "car", "vehicle", Ground.ROAD, 0.32, 2.5, _draw_car),
+    Category(5, "car", "vehicle", Ground.ROAD, 0.36, 2.5, _draw_car),
     Category(8, "house", "building", Ground.LAND, 0.6, 1.5, _draw_house),
     Category(13, "tree", "plant", Ground.LAND, 0.78, 4.0, _draw_tree),
-    Category(21, "sheep", "animal", Ground.LAND, 0.34, 4.0, _draw_sheep),
+    Category(21, "sheep", "animal", Ground.LAND, 0.4, 4.0, _draw_sheep),
     Category(34, "windmill", "building", Ground.LAND, 0.8, 1.5, _draw_windmill),
 )

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
-from data.demo_landscape import Landscape, Pixels, expose, paint_landscape
+from data.demo_landscape import Band, Landscape, Pixels, expose, paint_landscape, to_image
 from data.demo_objects import CATEGORIES, Category, Ground, render
+from data.demo_sketch import Colour
 
 # What makes the set harder or easier to learn; demo_objects and demo_landscape have their own at their tops.
-OBJECT_COUNT_WEIGHTS = (0.14, 0.2, 0.22, 0.2, 0.14, 0.1)  # of 1, 2, … objects asked for
+OBJECT_COUNT_WEIGHTS = (0.05, 0.12, 0.2, 0.25, 0.2, 0.18)  # of 1, 2, … objects asked for
 CATEGORY_WEIGHTS = {
     "balloon": 1.0,
     "sailboat": 1.6,
@@ -22,17 +23,19 @@ CATEGORY_WEIGHTS = {
     "sheep": 1.0,
     "windmill": 1.0,
 }
-SCALE_AT_HORIZON = 0.16  # of the size that the same object has at the bottom of the picture
-DEPTH_BIAS = 0.75  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
+SCALE_AT_HORIZON = 0.28  # of the size that the same object has at the bottom of the picture
+DEPTH_BIAS = 0.8  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
 SIZE_SPREAD = 0.15  # relative, each way, beyond perspective
-BALLOON_SCALES = (0.15, 1.0)  # of its largest size, drawn on a logarithmic scale
-CROWDING = 0.4  # chance that an object is put beside, before or behind the last one
-MIN_VISIBLE = 0.4  # of an object's pixels; one that shows less is left out
+BALLOON_SCALES = (0.2, 0.9)  # of its largest size, drawn on a logarithmic scale
+CROWDING = 0.3  # chance that an object is put beside, before or behind the last one
+MIN_VISIBLE = 0.5  # of an object's pixels; one that shows less is left out
 MIN_VISIBLE_PX = 45
 
 EMPTY_EVERY = 16  # one image in so many has no object
 SIZES = ((480, 360), (480, 360), (480, 320), (360, 480))
 HAZE = 0.3  # how far the farthest object's colours go towards the sky's
+SHADOW_COLOUR = (24, 28, 44)
+SHADOW_MARGIN = 4  # pixels for its soft edge
 OPAQUE = 128  # alpha from which a pixel counts as the object's
 
 Mask = NDArray[np.bool_]  # H×W
@@ -63,11 +66,11 @@ class Annotation:
 
 
 def make_scene(seed: int, split: int, index: int) -> tuple[Image.Image, list[Annotation]]:
-    """Make image number index of a split; the three numbers decide everything."""
+    """Make image number `index` of a split: the three numbers, each at least 0, decide everything."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, index))))
-    width, height = SIZES[rng.integers(len(SIZES))]
+    width, height = SIZES[int(rng.integers(len(SIZES)))]
     landscape = paint_landscape(width, height, rng)
-    # by number and not by chance, so that small sets have some too
+    # By number and not by chance, so that a small set has some too.
     objects = [] if index % EMPTY_EVERY == EMPTY_EVERY // 2 else place_objects(landscape, rng)
     kept = drop_hidden(objects, width, height)
     picture = expose(compose(landscape, [placed for placed, _ in kept]), landscape.weather, rng)
@@ -75,57 +78,66 @@ def make_scene(seed: int, split: int, index: int) -> tuple[Image.Image, list[Ann
 
 
 def place_objects(landscape: Landscape, rng: Generator) -> list[Placed]:
-    """Draw objects and their places, the farthest first."""
-    here = {Ground.SKY: True, Ground.LAND: True, Ground.WATER: landscape.water, Ground.ROAD: landscape.road}
-    possible = [category for category in CATEGORIES if here[category.ground]]
-    weights = np.array([CATEGORY_WEIGHTS[category.name] for category in possible])
-    count = rng.choice(len(OBJECT_COUNT_WEIGHTS), p=OBJECT_COUNT_WEIGHTS) + 1
-    placed: list[Placed] = []
+    """Draw objects and their places; the farthest comes first."""
+    choices = [(category, _band(category.ground, landscape)) for category in CATEGORIES]
+    possible = [(category, band) for category, band in choices if band is not None]
+    weights = np.array([CATEGORY_WEIGHTS[category.name] for category, _ in possible])
+    count = 1 + int(rng.choice(len(OBJECT_COUNT_WEIGHTS), p=OBJECT_COUNT_WEIGHTS))
+    objects: list[Placed] = []
     for number in rng.choice(len(possible), size=count, p=weights / weights.sum()):
-        beside = placed[-1] if placed and rng.random() < CROWDING else None
-        placed.append(_place(possible[number], landscape, beside, rng))
-    # what flies is behind all that stands: no balloon hides a house
-    return sorted(placed, key=lambda one: (one.category.ground is not Ground.SKY, one.foot))
+        category, band = possible[number]
+        beside = objects[-1] if objects and rng.random() < CROWDING else None
+        objects.append(_place(category, band, beside, landscape, rng))
+    # What flies is behind all that stands: no balloon hides a house.
+    return sorted(objects, key=lambda one: (one.category.ground is not Ground.SKY, one.foot))
 
 
-def _place(category: Category, landscape: Landscape, beside: Placed | None, rng: Generator) -> Placed:
+def _band(ground: Ground, landscape: Landscape) -> Band | None:
+    match ground:
+        case Ground.SKY:
+            return 0.0, landscape.horizon
+        case Ground.WATER:
+            return landscape.water
+        case Ground.ROAD:
+            return landscape.road
+        case Ground.LAND:
+            return landscape.land
+
+
+def _place(
+    category: Category, band: Band, beside: Placed | None, landscape: Landscape, rng: Generator
+) -> Placed:
     height, width, _ = landscape.pixels.shape
+    full_height = category.height * min(width, height) * rng.uniform(1 - SIZE_SPREAD, 1 + SIZE_SPREAD)
     if category.ground is Ground.SKY:
-        low, high = np.log(BALLOON_SCALES)
-        scale = float(np.exp(rng.uniform(low, high)))
-        foot, depth = 0.0, scale
+        scale = float(np.exp(rng.uniform(*np.log(BALLOON_SCALES))))
+        hover = rng.uniform(-0.1 * full_height * scale, max(band[1] - 0.8 * full_height * scale, 5))
+        foot = hover + full_height * scale
     else:
-        foot = _foot(category, landscape, rng)
+        foot = _draw_foot(category.ground, band, landscape.road, rng)
         depth = (foot - landscape.horizon) / (height - landscape.horizon)
         scale = SCALE_AT_HORIZON + (1 - SCALE_AT_HORIZON) * depth
-    tall = category.height * min(width, height) * scale * rng.uniform(1 - SIZE_SPREAD, 1 + SIZE_SPREAD)
-    sprite = _hazy(render(category, tall, landscape.light_from, rng), landscape, depth)
-    if category.ground is Ground.SKY:
-        foot = sprite.height + rng.uniform(
-            -0.1 * sprite.height, max(landscape.horizon - 0.8 * sprite.height, 5)
-        )
+    sprite = render(category, full_height * scale, landscape.light_from, rng)
+    sprite = _hazy(sprite, landscape.weather.sky_low, HAZE * max(1 - scale, 0))
     middle = rng.uniform(0.02, 0.98) * width
     if beside is not None:
         middle = beside.left + beside.sprite.width * (0.5 + rng.choice([-1, 1]) * rng.uniform(0.3, 0.8))
     return Placed(category, sprite, round(middle - sprite.width / 2), round(foot) - sprite.height)
 
 
-def _foot(category: Category, landscape: Landscape, rng: Generator) -> float:
-    """Draw the y on which an object stands or floats, near ones more often than far ones."""
-    bands = {Ground.LAND: landscape.land, Ground.WATER: landscape.water, Ground.ROAD: landscape.road}
-    band = bands[category.ground]
-    assert band is not None, f"no {category.ground} in this landscape"
-    foot = band[0] + (band[1] - band[0]) * rng.random() ** DEPTH_BIAS
-    road = landscape.road
-    if category.ground is Ground.LAND and road is not None and road[0] - 8 < foot < road[1] + 4:
-        foot = max(road[0] - 8, band[0])  # nothing but cars stands on the road
-    return float(foot)
+def _draw_foot(ground: Ground, band: Band, road: Band | None, rng: Generator) -> float:
+    """Draw the y on which an object stands or floats."""
+    foot: float = band[0] + (band[1] - band[0]) * rng.random() ** DEPTH_BIAS
+    if ground is Ground.LAND and road is not None and road[0] - 8 < foot < road[1] + 4:
+        return max(road[0] - 8, band[0])  # nothing but cars stands on the road
+    return foot
 
 
-def _hazy(sprite: Image.Image, landscape: Landscape, depth: float) -> Image.Image:
-    haze = Image.new("RGBA", sprite.size, (*landscape.weather.sky_low, 255))
+def _hazy(sprite: Image.Image, air: Colour, amount: float) -> Image.Image:
+    """Let a sprite's colours go towards the air's by an amount of 0…1, its alpha staying."""
+    haze = Image.new("RGBA", sprite.size, (*air, 255))
     haze.putalpha(sprite.getchannel("A"))
-    return Image.blend(sprite, haze, HAZE * float(np.clip(1 - 2 * depth, 0, 1)))
+    return Image.blend(sprite, haze, amount)
 
 
 def mask_of(placed: Placed, width: int, height: int) -> Mask:
@@ -161,7 +173,7 @@ def annotate(category: Category, visible: Mask) -> Annotation:
 
 def compose(landscape: Landscape, objects: list[Placed]) -> Pixels:
     """Put objects with their shadows and reflections into the landscape, the farthest first."""
-    canvas = Image.fromarray(np.clip(landscape.pixels, 0, 255).astype(np.uint8), "RGB")
+    canvas = to_image(landscape.pixels)
     for placed in objects:
         for layer, left, top in _underneath(placed, landscape):
             canvas.paste(layer, (left, top), layer)
@@ -170,26 +182,40 @@ def compose(landscape: Landscape, objects: list[Placed]) -> Pixels:
 
 
 def _underneath(placed: Placed, landscape: Landscape) -> Iterator[tuple[Image.Image, int, int]]:
-    """Yield what lies on the ground because of an object: RGBA layers with their left and top."""
-    if placed.category.ground is Ground.SKY:
-        return
-    width, height = placed.sprite.size
-    flipped = placed.sprite.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    soft = ImageFilter.GaussianBlur(max(0.012 * height, 0.6))
-    if placed.category.ground is Ground.WATER:
-        image = flipped.resize((width, max(round(0.7 * height), 1))).filter(soft)
-        image.putalpha(image.getchannel("A").point(lambda alpha: 0.38 * alpha))
-        yield image, placed.left, placed.foot - 2
-        return
-    long, lean = max(round(0.22 * height), 2), round(-0.5 * landscape.light_from * height)
-    shape = flipped.getchannel("A").resize((width, long))
-    # output x takes input x − lean·y/long: the shadow leans away from the light
-    skew = (1, -lean / long, min(lean, 0), 0, 1, 0)
-    shape = shape.transform(
-        (width + abs(lean), long), Image.Transform.AFFINE, skew, Image.Resampling.BILINEAR
+    """Yield what lies on the ground or water because of an object: RGBA layers with their left and top."""
+    match placed.category.ground:
+        case Ground.WATER:
+            yield _reflection(placed.sprite), placed.left, placed.foot - 2
+        case Ground.LAND | Ground.ROAD:
+            lean = round(-0.5 * landscape.light_from * placed.sprite.height)
+            sunk = round(0.02 * placed.sprite.height)  # so that no light shows between foot and shadow
+            left, top = placed.left + min(lean, 0) - SHADOW_MARGIN, placed.foot - SHADOW_MARGIN - sunk - 1
+            yield _shadow(placed.sprite, lean, landscape.weather.shadow), left, top
+
+
+def _reflection(sprite: Image.Image) -> Image.Image:
+    """Mirror a sprite in water, at its full width."""
+    width, height = sprite.size
+    mirrored = sprite.transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((width, max(round(0.7 * height), 1)))
+    mirrored = mirrored.filter(_softness(sprite))
+    mirrored.putalpha(mirrored.getchannel("A").point(lambda alpha: 0.38 * alpha))
+    return mirrored
+
+
+def _shadow(sprite: Image.Image, lean: int, opacity: float) -> Image.Image:
+    """Throw a sprite's shadow towards the viewer, its far end `lean` pixels to the right of its foot."""
+    width, length = sprite.width, max(round(0.22 * sprite.height), 2)
+    shape = sprite.getchannel("A").transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((width, length))
+    # Pillow maps output to input: row y comes from lean·y/length further left.
+    skew = (1, -lean / length, min(lean, 0), 0, 1, 0)
+    leaning = shape.transform(
+        (width + abs(lean), length), Image.Transform.AFFINE, skew, Image.Resampling.BILINEAR
     )
-    padded = Image.new("L", (shape.width + 8, shape.height + 8))
-    padded.paste(shape, (4, 4))
-    shadow = Image.new("RGBA", padded.size, (24, 28, 44, 0))
-    shadow.putalpha(padded.filter(soft).point(lambda alpha: landscape.weather.shadow * alpha))
-    yield shadow, placed.left + min(lean, 0) - 4, placed.foot - 5 - round(0.02 * height)
+    padded = ImageOps.expand(leaning, SHADOW_MARGIN)
+    shadow = Image.new("RGBA", padded.size, SHADOW_COLOUR)
+    shadow.putalpha(padded.filter(_softness(sprite)).point(lambda alpha: opacity * alpha))
+    return shadow
+
+
+def _softness(sprite: Image.Image) -> ImageFilter.GaussianBlur:
+    return ImageFilter.GaussianBlur(max(0.012 * sprite.height, 0.6))

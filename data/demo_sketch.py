@@ -1,4 +1,4 @@
-"""A pencil for the embedded set: shapes in units of an object's height, variation of colour, light on the result."""
+"""A pencil for the embedded set: shapes in units of an object's height, varied colours, light upon it."""
 
 import colorsys
 from collections.abc import Sequence
@@ -97,7 +97,9 @@ def light_up(sprite: Image.Image, light_from: float) -> Image.Image:
     """Round a flat drawing: its blurred outline is taken for a height map, lit from above and one side."""
     pixels = np.array(sprite, np.float32)
     reach = max(round(0.12 * min(sprite.size)), 1)
-    heights = np.pad(pixels[..., 3].astype(np.float64) / 255, 2 * reach)  # beyond the edge is nothing, which the blur has to see
+    heights = np.pad(
+        pixels[..., 3].astype(np.float64) / 255, 2 * reach
+    )  # beyond the edge is nothing, which the blur has to see
     for axis in (0, 1, 0, 1):
         heights = _box_blur(heights, reach, axis)
     slope_y, slope_x = np.gradient(heights * reach)

@@ -16,7 +16,7 @@ from ssd.training.trainer import Task
 
 
 def open_training(config: TrainConfig, runtime: Runtime, ranks: Ranks) -> tuple[Task, dict[str, str]]:
-    """Read both annotation files and build this rank's input; also return what the start-up table says of them.
+    """Read both annotation files and build this rank's input; return it with rows for the start-up table.
 
     Raises DatasetError for data that can't be used, CategoryError where the two files have other classes.
     """

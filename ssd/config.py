@@ -276,9 +276,10 @@ class EvaluateConfig:
         """
         backbone = self.model.backbone
         if trained is None:
-            require(
-                backbone is not None, "model.backbone", None, "a published checkpoint needs model.backbone=…"
-            )
+            if backbone is None:
+                raise ConfigError(
+                    "model.backbone=null: a published checkpoint doesn't say; give model.backbone=…"
+                )
             trained = {"data": {}, "runtime": {"precision": "fp32"}, "model": {"backbone": backbone.value}}
         was = Backbone(trained["model"]["backbone"])
         require(backbone in (None, was), "model.backbone", backbone, f"the checkpoint is a {was.value}")

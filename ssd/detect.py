@@ -83,10 +83,10 @@ def _above_threshold(
     offsets: Tensor, logits: Tensor, default_boxes: Tensor, score_threshold: float
 ) -> _Candidates:
     """List every score above the threshold, ordered by image, default box, class."""
-    # Contiguous, with the classes last: otherwise the last bit of exp depends on how a CPU's threads cut the
-    # batch, and an image's detections on the batch it came in.
-    offsets = offsets.float().transpose(1, 2).contiguous()  # N×A×4
+    # Classes last: along a middle axis the last bit of softmax depends on how a CPU's threads cut the batch,
+    # and so an image's detections would depend on the batch it came in.
     scores = logits.float().transpose(1, 2).contiguous().softmax(dim=2)[:, :, 1:]  # N×A×(C-1)
+    offsets = offsets.float().transpose(1, 2)  # N×A×4
     boxes_ltrb = cxcywh_to_ltrb(decode_offsets(offsets, default_boxes.float()))
     images, boxes, classes = (scores > score_threshold).nonzero(as_tuple=True)
     return _Candidates(images, classes + 1, scores[images, boxes, classes], boxes_ltrb[images, boxes])

@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
+
+# The tests' tensors are small: a second thread costs more in waiting than it brings.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

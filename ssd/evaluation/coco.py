@@ -53,15 +53,11 @@ def _selection(image_ids: Iterable[int], annotated: AnnotationFile) -> NDArray[n
 
 
 def _summary(tables: Tables) -> dict[str, float]:
-    precision, small_precision, medium_precision, large_precision = np.moveaxis(
-        tables.precision, -1, 0
-    )  # T×R×K
-    recall, small_recall, medium_recall, large_recall = np.moveaxis(tables.recall, 2, 0)  # T×K×M
+    precision, *precision_by_size = np.moveaxis(tables.precision, -1, 0)  # T×R×K each
+    recall, *recall_by_size = np.moveaxis(tables.recall, 2, 0)  # T×K×M each
     parts = (
-        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75],
-        small_precision, medium_precision, large_precision,
-        recall[..., 0], recall[..., 1], recall[..., 2],
-        small_recall[..., 2], medium_recall[..., 2], large_recall[..., 2],
+        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
+        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
     )  # fmt: skip
     return {name: _mean(part) for name, part in zip(NAMES, parts, strict=True)}
 

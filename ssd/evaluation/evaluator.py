@@ -44,7 +44,8 @@ class Evaluator:
     """Scores a network on one validation set.
 
     image_ids: the images that this evaluation is about, over all ranks; None where these are all of the
-    annotation file. images, images_without_truth: how many they are, and without a box. timeout: how long other ranks wait for rank 0's numbers.
+    annotation file. images, images_without_truth: how many they are, and how many have no box.
+    timeout: how long other ranks wait for rank 0's numbers.
     """
 
     loader: EvaluationLoader

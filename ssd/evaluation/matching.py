@@ -48,7 +48,7 @@ class GroundTruth:
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class ScoredBoxes:
     """Detected boxes, a row each: boxes_ltwh_px D×4; image and category are places in the lists of ids."""
 
     images: NDArray[np.int64]
@@ -56,9 +56,9 @@ class Detections:
     boxes_ltwh_px: NDArray[np.float64]
     scores: NDArray[np.float64]
 
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Detections":
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "ScoredBoxes":
         """Return these rows, in this order."""
-        return Detections(
+        return ScoredBoxes(
             self.images[rows], self.categories[rows], self.boxes_ltwh_px[rows], self.scores[rows]
         )
 
@@ -74,13 +74,13 @@ class Detections:
         return np.arange(len(self.cells)) - np.repeat(starts, counts)
 
 
-def best_of_each_cell(detections: Detections) -> Detections:
+def best_of_each_cell(detections: ScoredBoxes) -> ScoredBoxes:
     """Order by category, image and falling score, equal scores as they came; keep each cell's 100 best."""
     ordered = detections.take(np.lexsort((-detections.scores, detections.cells)))
     return ordered.take(ordered.ranks < DETECTIONS_PER_CELL)
 
 
-def match(truth: GroundTruth, detections: Detections) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def match(truth: GroundTruth, detections: ScoredBoxes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which detections are right and which are wrong, A×T×D each; the rest count for nothing.
 
     detections: ordered by `best_of_each_cell`. A detection counts for nothing where it matches an ignored

@@ -12,8 +12,8 @@ from ssd.evaluation.matching import (
     AREA_RANGES,
     DETECTIONS_PER_CELL,
     IOU_THRESHOLDS,
-    Detections,
     GroundTruth,
+    ScoredBoxes,
     match,
 )
 
@@ -30,7 +30,7 @@ class Tables:
     recall: NDArray[np.float64]
 
 
-def tabulate(truth: GroundTruth, detections: Detections, categories: int) -> Tables:
+def tabulate(truth: GroundTruth, detections: ScoredBoxes, categories: int) -> Tables:
     """Match and count. detections: ordered by `matching.best_of_each_cell`."""
     right, wrong = match(truth, detections)
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_LEVELS), categories, len(AREA_RANGES)), -1.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ssd.evaluation.errors import EvaluationError
 from ssd.evaluation.ground_truth import AnnotationFile, places
-from ssd.evaluation.matching import Detections
+from ssd.evaluation.matching import ScoredBoxes
 
 Results = list[dict[str, Any]] | NDArray[np.float64] | str | Path
 
@@ -30,7 +30,7 @@ class _Columns:
     scores: NDArray[np.float64]
 
 
-def read_detections(results: Results, annotated: AnnotationFile) -> Detections:
+def read_detections(results: Results, annotated: AnnotationFile) -> ScoredBoxes:
     """Check detections and find their images and categories in the annotation file.
 
     results: as in `coco.coco_numbers`. Raises EvaluationError naming the first entry that is no detection, is
@@ -57,7 +57,7 @@ def read_detections(results: Results, annotated: AnnotationFile) -> Detections:
             f"entry {entry}, the first, has the category_id {category_ids[entry]}; write that file's ids, "
             "not the labels 1 to K"
         )
-    return Detections(images, categories, columns.boxes_ltwh_px, columns.scores)
+    return ScoredBoxes(images, categories, columns.boxes_ltwh_px, columns.scores)
 
 
 def _columns(results: Results) -> _Columns:
@@ -82,6 +82,8 @@ def _load(path: Path) -> Any:
 
 
 def _columns_of_array(rows: NDArray[Any], source: str) -> _Columns:
+    if rows.shape == (0,):  # what numpy makes of an empty list
+        rows = rows.reshape(0, len(ARRAY_COLUMNS))
     if rows.ndim != 2 or rows.shape[1] != len(ARRAY_COLUMNS) or rows.dtype.kind not in "fiu":
         raise EvaluationError(
             f"{source}: an array of shape {rows.shape} and dtype {rows.dtype}; "
@@ -98,7 +100,7 @@ def _columns_of_list(entries: Any, source: str) -> _Columns:
             f"a list of objects with {', '.join(FIELDS)}"
         )
     if not entries:
-        return _columns_of_array(np.empty((0, len(ARRAY_COLUMNS))), source)
+        return _columns_of_array(np.empty(0), source)
     try:
         columns = [np.array([entry[field] for entry in entries]) for field in FIELDS]
     except (KeyError, TypeError, ValueError):
@@ -121,12 +123,9 @@ def _fault(entries: list[Any]) -> str:
             if field not in entry:
                 return f"entry {number} has no {field}"
             value = entry[field]
-            if field == "bbox":
-                if not _is_box(value):
-                    return (
-                        f"entry {number} has the bbox {value!r:.80}, not 4 numbers left, top, width, height"
-                    )
-            elif not _is_number(value):
+            if field == "bbox" and not _is_box(value):
+                return f"entry {number} has the bbox {value!r:.80}, not 4 numbers left, top, width, height"
+            if field != "bbox" and not _is_number(value):
                 return f"entry {number} has the {field} {value!r:.80}, not a number"
     return "some number is too large for 64 bits"
 

@@ -22,6 +22,9 @@ class BadStep:
     localization: float
     confidence: float
 
+    def __str__(self) -> str:
+        return f"localisation {self.localization}, confidence {self.confidence}"
+
 
 class FiniteGuard:
     """Keeps the first bad step on the device: `look` in every step queues work only, `read` waits."""

@@ -49,7 +49,7 @@ def derived_numbers(trainer: Trainer) -> dict[str, str]:
         f"{trainer.network.num_classes} classes with background",
         "weights from": str(config.model.checkpoint or config.model.weights or f"random, seed {config.seed}"),
         "runs on": trainer.runtime.describe(),
-        "global batch": f"{trainer.global_batch} = {trainer.ranks.world_size} ranks × {config.data.batch_size}",
+        "global batch": f"{trainer.global_batch}: {trainer.ranks.world_size} × {config.data.batch_size}",
         "learning rate": f"{schedule.base:.4g} ({scaled} {config.optimizer.learning_rate:g} for 32 images), "
         f"warmup {schedule.warmup_steps} steps, × 0.1 before epochs {milestones}",
         "steps": f"{steps} an epoch, {trainer.last_step} in all, {trainer.step} done",

@@ -95,8 +95,8 @@ class Trainer:
         """
         if self.step >= self.last_step:
             self.console.say(
-                f"the run {self.config.name!r} is finished: {self.step} steps are done and {self.last_step} were "
-                "asked for; give name=… to start another, or a larger schedule.epochs or schedule.max_steps"
+                f"the run {self.config.name!r} is finished: {self.step} of {self.last_step} steps are done. "
+                "A new name=… starts another; larger schedule.epochs or schedule.max_steps let this one go on"
             )
             return
         log = RunLog(folder, self.step, as_yaml(self.config)) if self.ranks.is_main else None
@@ -148,31 +148,28 @@ class Trainer:
         if log:
             log.record("train", record)
         self.console.figures(self.step, record, seconds * (self.last_step - self.step))
-        self.meter.reset()
+        if self.step % self.config.logging.every_steps == 0:  # else a longer run's record spans this step too
+            self.meter.reset()
         self.stopwatch.restart()
 
     def _check_finite(self) -> None:
         """Raise NonFiniteError on all ranks if any rank met a loss or gradient that is not finite."""
-        bad = self.ranks.gather(self.guard.read())
-        met = {rank: found for rank, found in enumerate(bad) if found}
+        met = {rank: bad for rank, bad in enumerate(self.ranks.gather(self.guard.read())) if bad}
         if met:
-            step = min(found.step for found in met.values())
+            step = min(bad.step for bad in met.values())
             rate = self.schedule(step, step // self.task.loader.steps_per_epoch)
-            parts = "; ".join(
-                f"rank {rank}: localisation {found.localization}, confidence {found.confidence}"
-                for rank, found in met.items()
-                if found.step == step
-            )
+            losses = "; ".join(f"rank {rank}: {bad}" for rank, bad in met.items() if bad.step == step)
+            images = self.task.loader.image_ids(step)
             raise NonFiniteError(
-                f"loss or gradient not finite in the step after {step} (learning rate {rate:.3e}); {parts}; "
-                f"image ids {self.task.loader.image_ids(step)}; nothing was saved since. Look at these images' "
-                "boxes, or give a lower optimizer.learning_rate or more schedule.warmup_steps"
+                f"loss or gradient not finite in the step after {step} (learning rate {rate:.3e}); {losses}; "
+                f"image ids {images}; nothing was saved since. Look at these images' boxes, "
+                "or give a lower optimizer.learning_rate or more schedule.warmup_steps"
             )
         scaler = self.train_step.scaler
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
             raise NonFiniteError(
-                f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()}, step {self.step}); "
-                "give runtime.precision=bf16 or a lower optimizer.learning_rate"
+                f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()} after step "
+                f"{self.step}); give runtime.precision=bf16 or a lower optimizer.learning_rate"
             )
 
     def _evaluate(self, log: RunLog | None) -> dict[str, float]:

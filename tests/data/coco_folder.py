@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.coco import CocoIndex, Selection, read_index
+
 Entry = dict[str, Any]
+EVERY_VAL_IMAGE = Selection(split="val", images_without_boxes=True)
 
 
 @dataclass
@@ -19,7 +22,11 @@ class CocoFolder:
     images: list[Entry] = field(default_factory=list)
     annotations: list[Entry] = field(default_factory=list)
     categories: list[Entry] = field(
-        default_factory=lambda: [{"id": 7, "name": "bird"}, {"id": 90, "name": "bus"}, {"id": 3, "name": "cup"}]
+        default_factory=lambda: [
+            {"id": 7, "name": "bird"},
+            {"id": 90, "name": "bus"},
+            {"id": 3, "name": "cup"},
+        ]
     )
 
     @property
@@ -30,7 +37,9 @@ class CocoFolder:
     def image_folder(self) -> Path:
         return self.folder / "pictures"
 
-    def add(self, image_id: int, pixels: np.ndarray, boxes_ltwh_px: list[tuple[float, ...]], name: str = "") -> None:
+    def add(
+        self, image_id: int, pixels: np.ndarray, boxes_ltwh_px: list[tuple[float, ...]], name: str = ""
+    ) -> None:
         """Add a picture H×W×3 with boxes, whose categories go round."""
         name = name or f"{image_id}.png"
         (self.image_folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,3 +79,19 @@ def noise_folder(folder: Path, images: int) -> CocoFolder:
         ]
         data.add(100 + number, noise(rng, width, height), boxes)
     return data.write()
+
+
+def three_pictures(folder: Path) -> CocoFolder:
+    """Three pictures of 200×100 pixels; the second has no box, ids and file names are out of order."""
+    data = CocoFolder(folder)
+    grey = np.full((100, 200, 3), 128, np.uint8)
+    data.add(30, grey, [(20, 10, 100, 50), (0, 0, 200, 100)], "b.png")
+    data.add(10, grey, [], "sub/c.png")
+    data.add(20, grey, [(50, 25, 50, 25)], "sub/deep/a.png")
+    return data
+
+
+def index_of(data: CocoFolder, selection: Selection | None = None) -> CocoIndex:
+    """Write the data set and read its index."""
+    data.write()
+    return read_index(data.annotation_file, data.image_folder, selection)

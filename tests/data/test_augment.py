@@ -37,10 +37,10 @@ def literal_window(boxes: list[list[float]], uniforms: list[float]) -> tuple[flo
         left, top = u_left * (1 - width), u_top * (1 - height)
         right, bottom = left + width, top + height
         ious, centres = [], 0
-        for l, t, r, b in boxes:  # noqa: E741
-            overlap = max(min(r, right) - max(l, left), 0) * max(min(b, bottom) - max(t, top), 0)
-            ious.append(overlap / ((r - l) * (b - t) + width * height - overlap))
-            centres += left < (l + r) / 2 < right and top < (t + b) / 2 < bottom
+        for x1, y1, x2, y2 in boxes:
+            overlap = max(min(x2, right) - max(x1, left), 0) * max(min(y2, bottom) - max(y1, top), 0)
+            ious.append(overlap / ((x2 - x1) * (y2 - y1) + width * height - overlap))
+            centres += left < (x1 + x2) / 2 < right and top < (y1 + y2) / 2 < bottom
         if min(ious) >= min_iou and centres > 0:
             return left, top, width, height
 
@@ -60,7 +60,12 @@ def test_flip_and_colour_are_uniform_in_the_ranges_of_the_recipe() -> None:
     (boxes,) = coco_like_boxes(1)
     drawn = [draw_augmentation(boxes, 0, epoch, image) for epoch in range(5) for image in range(1000)]
     assert np.mean([each.flip for each in drawn]) == pytest.approx(0.5, abs=0.03)
-    ranges = {"hue": (-0.5, 0.5), "saturation": (0.5, 1.5), "brightness": (0.875, 1.125), "contrast": (0.5, 1.5)}
+    ranges = {
+        "hue": (-0.5, 0.5),
+        "saturation": (0.5, 1.5),
+        "brightness": (0.875, 1.125),
+        "contrast": (0.5, 1.5),
+    }
     for name, (low, high) in ranges.items():
         unit = (np.array([getattr(each, name) for each in drawn]) - low) / (high - low)
         assert 0 <= unit.min() < 0.01
@@ -137,8 +142,9 @@ def test_crop_statistics_equal_those_of_dalis_random_bbox_crop() -> None:
 
 
 def test_image_that_fails_every_attempt_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    def always_too_wide(seed: int, epoch: int, stream: int, count: int) -> np.ndarray:
-        return np.array([0, 0, 0, 0, 0] + [0, 2**64 - 1, 0, 0, 0] * ((count - 5) // 5), dtype=np.uint64)
+    def always_too_wide(*key_and_count: int) -> np.ndarray:
+        windows = (key_and_count[-1] - 5) // 5
+        return np.array([0, 0, 0, 0, 0] + [0, 2**64 - 1, 0, 0, 0] * windows, dtype=np.uint64)
 
     monkeypatch.setattr(data.augment, "raw_draws", always_too_wide)
     boxes = np.array([[0.2, 0.3, 0.6, 0.7]], dtype=np.float32)
@@ -152,12 +158,12 @@ def test_boxes_equal_a_literal_reference() -> None:
         drawn = draw_augmentation(boxes, 8, 0, image)
         left, top, width, height = drawn.window_ltwh
         expected, expected_labels = [], []
-        for (l, t, r, b), label in zip(boxes.astype(float).tolist(), labels, strict=True):
-            if not (left < (l + r) / 2 < left + width and top < (t + b) / 2 < top + height):
+        for (x1, y1, x2, y2), label in zip(boxes.astype(float).tolist(), labels, strict=True):
+            if not (left < (x1 + x2) / 2 < left + width and top < (y1 + y2) / 2 < top + height):
                 continue
-            l, r = ((max(min(x, left + width), left) - left) / width for x in (l, r))
-            t, b = ((max(min(y, top + height), top) - top) / height for y in (t, b))
-            expected.append([1 - r, t, 1 - l, b] if drawn.flip else [l, t, r, b])
+            x1, x2 = ((max(min(x, left + width), left) - left) / width for x in (x1, x2))
+            y1, y2 = ((max(min(y, top + height), top) - top) / height for y in (y1, y2))
+            expected.append([1 - x2, y1, 1 - x1, y2] if drawn.flip else [x1, y1, x2, y2])
             expected_labels.append(label)
         got, got_labels = augment_boxes(drawn, boxes, labels)
         assert got.dtype == np.float32

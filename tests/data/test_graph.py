@@ -1,4 +1,4 @@
-"""The graph's every stage against a slow literal reference, boxes against pixels, targets against ssd.boxes."""
+"""Each stage of the graph against a slow literal reference, boxes against pixels, targets against match."""
 
 import itertools
 from collections.abc import Callable
@@ -131,11 +131,17 @@ def test_window_may_touch_the_far_edges(save: Callable[[np.ndarray], Path]) -> N
 
 
 def triangle_weights(source: int, target: int) -> np.ndarray:
-    """Linear interpolation with its triangle widened by the scale when shrinking: target×source."""
+    """Linear interpolation with its triangle widened by the scale when shrinking: target×source.
+
+    Beyond the edges the picture goes on with its last pixel.
+    """
     scale = source / target
-    centres = (np.arange(target) + 0.5) * scale
-    distance = np.abs(np.arange(source) + 0.5 - centres[:, None]) / max(scale, 1)
-    weights = np.maximum(1 - distance, 0)
+    weights = np.zeros((target, source))
+    for row in range(target):
+        centre = (row + 0.5) * scale - 0.5
+        for place in range(int(centre - scale) - 2, int(centre + scale) + 3):
+            weight = max(1 - abs(place - centre) / max(scale, 1), 0)
+            weights[row, min(max(place, 0), source - 1)] += weight
     return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -144,28 +150,29 @@ def test_resize_is_linear_and_antialiased(
     save: Callable[[np.ndarray], Path], width: int, height: int
 ) -> None:
     picture = noise(np.random.default_rng(4), width, height)
-    expected = np.einsum(
-        "yh,hwc,xw->yxc", triangle_weights(height, 300), picture.astype(float), triangle_weights(width, 300)
-    )
+    rows = np.tensordot(triangle_weights(height, 300), picture.astype(float), axes=1)  # 300×width×3
+    expected = (triangle_weights(width, 300) @ rows.reshape(300, width, 3)).reshape(300, 300, 3)
     got = pixels_of(save(picture), Augmentation())
-    assert np.abs(got - expected).max() < 1.01  # rounded to uint8, once or twice
-    assert np.abs(got - expected).mean() < 0.3
+    assert np.abs(got - expected).max() < 0.52  # rounded to uint8 once, at the end
 
 
 def coloured(pixels: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-    """RECIPE 6's colour: a rotation and scaling of the chroma in the YIQ plane, then brightness and contrast."""
+    """RECIPE 6's colour: a rotation and scaling of the chroma in the YIQ plane, then brightness and contrast.
+
+    Not rounded, since a half may round either way in float32.
+    """
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
     angle, saturation = np.deg2rad(augmentation.hue), augmentation.saturation
     chroma = np.array(
         [
             [1, 0, 0],
-            [0, saturation * np.cos(angle), -saturation * np.sin(angle)],
-            [0, saturation * np.sin(angle), saturation * np.cos(angle)],
+            [0, saturation * np.cos(angle), saturation * np.sin(angle)],
+            [0, -saturation * np.sin(angle), saturation * np.cos(angle)],
         ]
     )
     rgb = pixels @ (np.linalg.inv(to_yiq) @ chroma @ to_yiq).T  # not clipped
     rgb = augmentation.brightness * (128 + augmentation.contrast * (rgb - 128))
-    return np.rint(np.clip(rgb, 0, 255))
+    return np.clip(rgb, 0, 255)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +193,9 @@ def coloured(pixels: np.ndarray, augmentation: Augmentation) -> np.ndarray:
 def test_colour_equals_a_literal_reference(
     save: Callable[[np.ndarray], Path], picture: np.ndarray, augmentation: Augmentation
 ) -> None:
-    difference = np.abs(pixels_of(save(picture), augmentation) - coloured(picture, augmentation))
-    assert difference.max() < 1.01  # a half may round either way
-    assert (difference > 0.01).mean() < 0.003
+    got = pixels_of(save(picture), augmentation)
+    np.testing.assert_allclose(got, np.rint(got), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(got, coloured(picture, augmentation), rtol=0, atol=0.501)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -214,7 +221,7 @@ def test_a_rectangle_fills_its_box_after_window_resize_and_flip(
         got = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         # The decoder rounds the window to whole pixels, here at most 1.5 pixels of the input each.
         np.testing.assert_allclose(got, boxes[0] * 300, rtol=0, atol=2.0)
-        assert bright[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert bright.sum() >= (got[2] - got[0]) * (got[3] - got[1]) - 4  # but for blurred corners
 
 
 def test_targets_equal_matching_and_encoding_of_ssd_boxes(
@@ -241,12 +248,16 @@ def test_targets_follow_window_and_flip(save: Callable[[np.ndarray], Path], pict
     for row, box in enumerate(([0.05 / 0.6, 0.2, 0.35 / 0.6, 0.8], [0.25 / 0.6, 0.2, 0.55 / 0.6, 0.8])):
         matched, expected_labels = match(torch.tensor([box]), torch.tensor([5]), default_boxes())
         assert torch.equal(labels[row], expected_labels)
-        torch.testing.assert_close(offsets[row], encode_offsets(matched, default_boxes()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            offsets[row], encode_offsets(matched, default_boxes()), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_output_is_bit_identical_for_any_number_of_threads(save: Callable[[np.ndarray], Path]) -> None:
     path = save(noise(np.random.default_rng(8), 333, 222))
-    augmentations = [Augmentation((0.1 * n, 0.1, 0.4, 0.5), n % 2 == 0, n / 10, 1.2, 0.9, 1.3) for n in range(6)]
+    augmentations = [
+        Augmentation((0.1 * n, 0.1, 0.4, 0.5), n % 2 == 0, n / 10, 1.2, 0.9, 1.3) for n in range(6)
+    ]
     one, two = (run(fed(path, augmentations), options(threads=threads))[0] for threads in (1, 2))
     assert torch.equal(one, two)
 

@@ -12,7 +12,10 @@ pytestmark = pytest.mark.unit
 def test_order_of_a_seed_and_epoch_never_changes() -> None:
     # Written down once: a resumed run relies on the order of the version that began it.
     assert epoch_order(12, seed=0, epoch=0).tolist() == [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
-    assert raw_draws(seed=3, epoch=2, stream=1, count=2).tolist() == [10542167541999375453, 12987218837778228269]
+    assert raw_draws(seed=3, epoch=2, stream=1, count=2).tolist() == [
+        10542167541999375453,
+        12987218837778228269,
+    ]
 
 
 def test_order_sorts_images_by_their_draws() -> None:

@@ -250,6 +250,13 @@ def test_batchnorms_train_unless_frozen():
 # Published checkpoints that do not fit
 
 
+def test_published_weights_with_a_missing_key_are_refused_by_it():
+    weights = published_weights("resnet18")
+    del weights["conf.3.bias"]
+    with pytest.raises(ValueError, match=r"unknown keys none; missing keys conf\.3\.bias$"):
+        from_published(weights)
+
+
 def test_published_weights_with_a_missing_and_an_unknown_key_are_refused_by_both():
     weights = published_weights("resnet18")
     weights["loc.6.bias"] = weights.pop("loc.5.bias")

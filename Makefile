@@ -1,0 +1,43 @@
+# make        the environment (.venv), from the pinned requirements
+# make demo   generate the embedded set, train on it, evaluate, draw
+# make test   lint, types and tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: all help demo test lint types format clean
+
+all: .venv/made ## Make .venv with everything that training, evaluating and testing need
+	@echo "ready: 'source .venv/bin/activate', or 'make help' for what there is"
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+.venv/made: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
+	touch $@
+
+demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, draw pictures (under 5 minutes)
+	$(BIN)/python -m data.demo demo
+	$(BIN)/python train.py experiment=demo
+	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/best.pt data.path=demo out=runs/demo/evaluation.json
+	@echo "the run's folder is runs/demo; its pictures are in runs/demo/pictures"
+	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs"
+
+test: lint types ## Lint, types and tests
+	$(BIN)/python -m pytest
+
+lint: .venv/made ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/made ## mypy
+	$(BIN)/mypy
+
+format: .venv/made ## Format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment, the embedded set and its run
+	rm -rf .venv demo runs/demo

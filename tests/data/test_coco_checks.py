@@ -1,0 +1,190 @@
+"""A data set that cannot be used is refused with its file, the entry and the mend."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.coco import read_index
+from data.errors import DatasetError
+from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, index_of, three_pictures
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> CocoFolder:
+    return three_pictures(tmp_path)
+
+
+def edited(**changes: object) -> Callable[[CocoFolder], None]:
+    """Return an edit: section__entry__key=value, as in images__0__width=0."""
+
+    def edit(data: CocoFolder) -> None:
+        for place, value in changes.items():
+            section, number, key = place.split("__")
+            getattr(data, section)[int(number)][key] = value
+
+    return edit
+
+
+def without_categories(data: CocoFolder) -> None:
+    data.categories = []
+
+
+def without_images(data: CocoFolder) -> None:
+    data.images = []
+
+
+def without_bbox(data: CocoFolder) -> None:
+    del data.annotations[1]["bbox"]
+
+
+def without_pictures(data: CocoFolder) -> None:
+    shutil.rmtree(data.image_folder / "sub")
+
+
+def without_image_folder(data: CocoFolder) -> None:
+    shutil.rmtree(data.image_folder)
+
+
+BAD_ENTRIES = {
+    "no categories": (without_categories, "`categories` is missing or empty; add"),
+    "category twice": (edited(categories__2__id=7), r"categories\[2\] has the id 7 of categories\[0\]; give"),
+    "no images": (without_images, "`images` is empty; name another"),
+    "image twice": (edited(images__2__id=30), r"images\[2\] has the id 30 of images\[0\]; give"),
+    "unknown category": (
+        edited(annotations__1__category_id=99),
+        r"annotations\[1\] \(id 1001\): no entry of `categories` has its category_id 99; correct",
+    ),
+    "unknown image": (
+        edited(annotations__2__image_id=5),
+        r"annotations\[2\] \(id 1002\): no entry of `images` has its image_id 5; correct",
+    ),
+    "width 0": (edited(images__1__width=0), r"images\[1\] \(id 10\): width 0 and height 100 .* write"),
+    "height negative": (edited(images__1__height=-1), r"images\[1\] \(id 10\): width 200 and height -1"),
+    "absolute file name": (
+        edited(images__1__file_name="/etc/c.png"),
+        r"images\[1\] \(id 10\): file_name '/etc/c",
+    ),
+    "file name going up": (
+        edited(images__1__file_name="sub/../../c.png"),
+        r"images\[1\] .*\.\./c.png' does not",
+    ),
+    "file name empty": (edited(images__1__file_name=""), r"images\[1\] \(id 10\): file_name '' does not"),
+    "bbox of 3": (
+        edited(annotations__1__bbox=[1, 2, 3]),
+        r"annotations\[1\].bbox \(id 1001\): .*length 4; edit",
+    ),
+    "bbox of text": (
+        edited(annotations__1__bbox=[1, 2, "3", 4]),
+        r"annotations\[1\].bbox\[2\] \(id 1001\): .*`str`",
+    ),
+    "bbox missing": (without_bbox, r"annotations\[1\] \(id 1001\): .*missing required field `bbox`"),
+    "NaN in bbox": (
+        edited(annotations__1__bbox=[1, 2, float("nan"), 4]),
+        r"annotations\[1\].bbox\[2\] \(id 1001\): .*NaN or Infinity",
+    ),
+    "infinity in bbox": (
+        edited(annotations__1__bbox=[1, 2, float("-inf"), 4]),
+        r"annotations\[1\].bbox\[2\] \(id 1001\): .*NaN or Infinity",
+    ),
+    "NaN elsewhere": (edited(annotations__1__area=float("nan")), "it holds NaN or Infinity"),
+    "id of text": (edited(images__1__id="10"), r"images\[1\].id \(id 10\): Expected `int`, got `str`"),
+    "id too large": (edited(images__1__id=2**63), r"images\[1\].id"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), BAD_ENTRIES.values(), ids=BAD_ENTRIES.keys())
+def test_bad_entry_is_named_with_its_file_and_mend(
+    data: CocoFolder, edit: Callable[[CocoFolder], None], message: str
+) -> None:
+    edit(data)
+    with pytest.raises(DatasetError, match=message) as caught:
+        index_of(data)
+    assert str(caught.value).startswith(f"data.train_annotations={data.annotation_file}: ")
+
+
+def test_number_beyond_floating_point_is_named(data: CocoFolder) -> None:
+    data.write()
+    text = data.annotation_file.read_text().replace("[20, 10, 100, 50]", "[20, 10, 1e999, 50]")
+    data.annotation_file.write_text(text)
+    with pytest.raises(DatasetError, match=r"annotations\[0\].bbox\[2\] \(id 1000\): Number out of range"):
+        read_index(data.annotation_file, data.image_folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is empty"),
+        (b'{"images": [{"id": 1, "file_name": "a', "breaks off after 37 bytes"),
+        (b"\xff\xd8\xff\xe0 a photograph", "no JSON text, unexpected character at byte 0"),
+        (b"image,label\n1,2\n", "no JSON text, unexpected character at byte 0 in 'image,label"),
+        (b'{"images": [], }', "no JSON text, unexpected character at byte 15"),
+        (b"[1, 2]", "Expected `object`, got `array`"),
+        (b'{"annotations": []}', "missing required field `images`"),
+        (
+            b'{"images": [{"id": 1, "file_name": "\xff.png", "width": 1, "height": 1}]}',
+            "no JSON text .*utf-8",
+        ),
+    ],
+)
+def test_file_that_is_no_annotation_file_is_named(data: CocoFolder, text: bytes, message: str) -> None:
+    data.annotation_file.write_bytes(text)
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_index(data.annotation_file, data.image_folder)
+    assert str(data.annotation_file) in str(caught.value)
+
+
+def test_download_cut_short_anywhere_is_refused(data: CocoFolder) -> None:
+    data.write()
+    text = data.annotation_file.read_bytes()
+    for length in range(1, len(text), 7):
+        data.annotation_file.write_bytes(text[:length])
+        with pytest.raises(DatasetError, match="breaks off"):
+            read_index(data.annotation_file, data.image_folder)
+
+
+def test_missing_annotation_file_is_named_by_its_override(data: CocoFolder) -> None:
+    path = data.folder / "none.json"
+    with pytest.raises(
+        DatasetError, match=r"data.val_annotations=.*none.json.*No such file.*data.val_annotations="
+    ):
+        read_index(path, data.image_folder, EVERY_VAL_IMAGE)
+    with pytest.raises(DatasetError, match="Is a directory"):
+        read_index(data.folder, data.image_folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            without_pictures,
+            r"2 of the 3 image files .* such as sub/c.png, sub/deep/a.png; .*data.train_images=",
+        ),
+        (without_image_folder, r"cannot be read \(No such file or directory\); .*data.train_images="),
+        (edited(images__1__file_name="b"), "1 of the 3 .* such as b;"),
+    ],
+)
+def test_missing_pictures_are_listed(
+    data: CocoFolder, edit: Callable[[CocoFolder], None], message: str
+) -> None:
+    edit(data)
+    with pytest.raises(DatasetError, match=message) as caught:
+        index_of(data)
+    assert str(caught.value).startswith(f"data.train_images={data.image_folder}: ")
+
+
+def test_only_some_of_many_missing_pictures_are_listed(data: CocoFolder) -> None:
+    data.images += [{"id": n, "file_name": f"{n}.png", "width": 1, "height": 1} for n in range(100, 200)]
+    with pytest.raises(
+        DatasetError, match=r"100 of the 103 .* such as 100.png, 101.png, 102.png, 103.png, 104.png;"
+    ):
+        index_of(data)
+
+
+def test_file_names_are_found_however_they_are_spelt(data: CocoFolder) -> None:
+    data.images[0]["file_name"] = "./b.png"
+    data.images[2]["file_name"] = "sub//deep/a.png"
+    assert len(index_of(data)) == 2

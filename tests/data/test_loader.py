@@ -1,0 +1,262 @@
+"""Batches follow from (seed, step) alone, whatever the ranks, threads and first step; bad input is named."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import data.loader
+from data.coco import CocoIndex, read_index
+from data.errors import DatasetError
+from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
+from ssd.batches import EvaluationBatch, TrainBatch
+from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise_folder
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+IMAGES = 14  # two global batches of 6 an epoch, two images left over
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
+    folder = noise_folder(tmp_path_factory.mktemp("noise"), IMAGES)
+    return read_index(folder.annotation_file, folder.image_folder)
+
+
+def place(rank: int = 0, world_size: int = 1, threads: int = 1) -> Placement:
+    return Placement(rank, world_size, CPU, threads)
+
+
+def take(loader: DaliTrainLoader, first_step: int, steps: int) -> list[TrainBatch]:
+    return list(itertools.islice(loader.batches(first_step), steps))
+
+
+def tensors(batch: TrainBatch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.images, batch.target_offsets, batch.labels
+
+
+def equal(batch: TrainBatch, other: TrainBatch) -> bool:
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(tensors(batch), tensors(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def expected(index: CocoIndex) -> list[TrainBatch]:
+    """Steps 0 … 4 of one rank with one thread, which cross two ends of epochs."""
+    return take(DaliTrainLoader(index, place(), batch_size=6, seed=3), 0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_batch_is_as_promised(index: CocoIndex, dtype: torch.dtype) -> None:
+    (batch,) = take(DaliTrainLoader(index, place(), batch_size=4, seed=0, dtype=dtype), 0, 1)
+    assert batch.images.shape == (4, 3, 300, 300)
+    assert batch.images.dtype == dtype
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.target_offsets.shape, batch.target_offsets.dtype) == ((4, 8732, 4), torch.float32)
+    assert (batch.labels.shape, batch.labels.dtype) == ((4, 8732), torch.int64)
+    assert (batch.labels > 0).any(dim=1).all()
+    assert (batch.target_offsets[batch.labels == 0] == 0).all()
+
+
+@pytest.mark.parametrize("first_step", [1, 2, 4])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_from_any_step_equal_those_of_an_uninterrupted_run(
+    index: CocoIndex, expected: list[TrainBatch], first_step: int, threads: int
+) -> None:
+    loader = DaliTrainLoader(index, place(threads=threads), batch_size=6, seed=3)
+    resumed = take(loader, first_step, 5 - first_step)
+    assert all(map(equal, resumed, expected[first_step:]))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_batch_of_one_rank_to_the_bit(
+    index: CocoIndex, expected: list[TrainBatch], world_size: int
+) -> None:
+    loaders = [
+        DaliTrainLoader(index, place(rank, world_size), batch_size=6 // world_size, seed=3)
+        for rank in range(world_size)
+    ]
+    for alone, *shares in zip(expected, *(take(loader, 0, 5) for loader in loaders), strict=True):
+        together = [torch.cat(parts) for parts in zip(*map(tensors, shares), strict=True)]
+        assert equal(TrainBatch(*together), alone)
+    assert all(loader.image_ids(3) == loaders[0].image_ids(3) for loader in loaders)
+
+
+def test_each_seed_and_epoch_shows_each_image_differently(index: CocoIndex) -> None:
+    def shown(seed: int, epoch: int) -> dict[int, Tensor]:
+        loader = DaliTrainLoader(index, place(), batch_size=IMAGES, seed=seed)
+        (batch,) = take(loader, epoch, 1)
+        return dict(zip(loader.image_ids(epoch), batch.images, strict=True))
+
+    first, next_epoch, other_seed = shown(0, 0), shown(0, 1), shown(1, 0)
+    assert sorted(first) == sorted(next_epoch) == sorted(other_seed) == index.image_ids.tolist()
+    for image_id, image in first.items():
+        assert not torch.equal(image, next_epoch[image_id])
+        assert not torch.equal(image, other_seed[image_id])
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> CocoIndex:
+    """Picture with id k is all of the grey level 10·k, so that pixels tell which one it is."""
+    folder = CocoFolder(tmp_path)
+    for number in range(1, IMAGES + 1):
+        grey = np.full((40, 50, 3), 10 * number, np.uint8)
+        folder.add(number, grey, [(5, 5, 30, 30)])
+    folder.write()
+    return read_index(folder.annotation_file, folder.image_folder)
+
+
+def ids_in(images: Tensor) -> list[int]:
+    """Read the ids off the pictures of `numbered`."""
+    levels = (images[:, 0, 150, 150].double() * 0.229 + 0.485) * 255
+    return (levels / 10).round().int().tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_epoch_shows_each_image_once_over_all_ranks(numbered: CocoIndex, world_size: int) -> None:
+    loaders = [
+        DaliTrainLoader(numbered, place(rank, world_size), 6 // world_size, seed=1, augment=False)
+        for rank in range(world_size)
+    ]
+    assert loaders[0].steps_per_epoch == 2
+    shown = [[ids_in(batch.images) for batch in take(loader, 0, 4)] for loader in loaders]
+    steps = [[image for ids in step for image in ids] for step in zip(*shown, strict=True)]
+    assert steps == [loaders[0].image_ids(step) for step in range(4)]
+    for epoch in (steps[0] + steps[1], steps[2] + steps[3]):
+        assert len(epoch) == len(set(epoch)) == 12
+    assert steps[0] + steps[1] != steps[2] + steps[3]
+
+
+def test_pictures_without_augmentation_are_those_of_an_evaluation(index: CocoIndex) -> None:
+    trained = DaliTrainLoader(index, place(), batch_size=IMAGES, seed=0, augment=False)
+    (batch,) = take(trained, 0, 1)
+    (evaluated,) = DaliEvaluationLoader(index, place(), batch_size=IMAGES)
+    by_id = dict(zip(evaluated.image_ids, evaluated.images, strict=True))
+    for image_id, image in zip(trained.image_ids(0), batch.images, strict=True):
+        assert torch.equal(image, by_id[image_id])
+
+
+def test_batch_stays_as_it_is_while_others_are_made(index: CocoIndex) -> None:
+    # The tensors lie in DALI's memory: it must not come back into use before they are gone.
+    batches = DaliTrainLoader(index, place(), batch_size=2, seed=0).batches(0)
+    kept, copies = [], []
+    for batch in itertools.islice(batches, 12):
+        kept.append(batch)
+        copies.append(TrainBatch(*(each.clone() for each in tensors(batch))))
+    batches.close()
+    assert all(map(equal, kept, copies))
+    assert len({batch.images.data_ptr() for batch in kept}) == 12
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (2, 4), (3, 4), (2, 14), (3, 1)])
+def test_an_evaluation_shows_each_image_once_over_all_ranks(
+    numbered: CocoIndex, world_size: int, batch_size: int
+) -> None:
+    batches: list[EvaluationBatch] = []
+    for rank in range(world_size):
+        loader = DaliEvaluationLoader(numbered, place(rank, world_size), batch_size)
+        own = list(loader)
+        assert len(own) == len(loader)
+        batches += own
+    for batch in batches:
+        assert ids_in(batch.images) == batch.image_ids
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.sizes_px.dtype == torch.float32
+        assert batch.sizes_px.tolist() == [[50.0, 40.0]] * len(batch.image_ids)
+    assert sorted(image for batch in batches for image in batch.image_ids) == list(range(1, IMAGES + 1))
+
+
+def test_evaluation_batches_are_the_same_to_the_bit_for_any_world_size(index: CocoIndex) -> None:
+    alone = list(DaliEvaluationLoader(index, place(), 4))
+    dealt = [list(DaliEvaluationLoader(index, place(rank, 3, threads=2), 4)) for rank in range(3)]
+    for number, batch in enumerate(alone):
+        other = dealt[number % 3][number // 3]
+        assert other.image_ids == batch.image_ids
+        assert torch.equal(other.images, batch.images)
+        assert torch.equal(other.sizes_px, batch.sizes_px)
+
+
+def test_an_evaluation_can_be_run_again(index: CocoIndex) -> None:
+    loader = DaliEvaluationLoader(index, place(), 5)
+    for first, second in zip(loader, loader, strict=True):
+        assert first.image_ids == second.image_ids
+        assert torch.equal(first.images, second.images)
+
+
+def test_images_without_boxes_are_evaluated(tmp_path: Path) -> None:
+    folder = CocoFolder(tmp_path)
+    folder.add(5, np.zeros((30, 20, 3), np.uint8), [])
+    folder.write()
+    index = read_index(folder.annotation_file, folder.image_folder, EVERY_VAL_IMAGE)
+    (batch,) = DaliEvaluationLoader(index, place(), 8)
+    assert batch.image_ids == [5]
+    assert batch.sizes_px.tolist() == [[20, 30]]
+
+
+@pytest.mark.parametrize("batch_size", [0, 1])
+def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"data.batch_size={batch_size}: .*BatchNorm.* at least 2"):
+        DaliTrainLoader(index, place(), batch_size, seed=0)
+
+
+def test_fewer_images_than_a_step_takes_are_refused(index: CocoIndex) -> None:
+    DaliTrainLoader(index, place(world_size=2), batch_size=7, seed=0)
+    with pytest.raises(DatasetError, match=r"14 images .* 2 ranks times data.batch_size=8: give a smaller"):
+        DaliTrainLoader(index, place(world_size=2), batch_size=8, seed=0)
+
+
+BAD_FILES = {
+    "missing": None,
+    "empty": b"",
+    "no picture": b"not a picture at all",
+    "GIF": b"GIF89a" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("content", [*BAD_FILES.values(), "truncated"], ids=[*BAD_FILES, "truncated"])
+def test_unreadable_picture_is_named_with_its_step(tmp_path: Path, content: bytes | str | None) -> None:
+    folder = noise_folder(tmp_path, 8)
+    index = read_index(folder.annotation_file, folder.image_folder)
+    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0)
+    bad_id = loader.image_ids(2)[1]
+    path = folder.image_folder / f"{bad_id}.png"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if content == "truncated" else content)
+
+    batches = loader.batches(0)
+    next(batches)
+    next(batches)
+    with pytest.raises(DatasetError, match="Replace the file, or remove its entry") as caught:
+        next(batches)
+    message = str(caught.value)
+    assert message.startswith(f"step 2: DALI cannot read {path} (image id {bad_id}): ")
+    assert message.count("image id") == 1
+    assert next(batches, None) is None
+    with pytest.raises(DatasetError, match=rf"evaluation: .*{bad_id}.png \(image id {bad_id}\): \w"):
+        list(DaliEvaluationLoader(index, place(), 3))
+
+
+def test_failure_that_no_file_explains_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = noise_folder(tmp_path, 2)
+    index = read_index(folder.annotation_file, folder.image_folder)
+    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0)
+    (folder.image_folder / "100.png").unlink()
+    monkeypatch.setattr(data.loader, "find_bad_images", lambda *_: None)
+    with pytest.raises(RuntimeError, match="File mapping failed") as caught:
+        next(loader.batches(0))
+    assert caught.value.__notes__ == ["step 0: each of the batch's image files can be read by itself"]
+
+
+def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    assert [default_threads(ranks) for ranks in (1, 2, 5, 24)] == [8, 6, 2, 1]
+
+
+def test_device_picks_the_graph() -> None:
+    assert place().device_id is None
+    assert Placement(0, 1, torch.device("cuda", 3), 1).device_id == 3

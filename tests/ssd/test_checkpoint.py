@@ -1,0 +1,130 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssd import checkpoint
+from ssd.checkpoint import (
+    CheckpointError,
+    check_plain,
+    keep_newest,
+    load_file,
+    load_run,
+    load_weights,
+    saved_steps,
+    step_file,
+    write,
+)
+from ssd.model import SSD300, to_published
+
+pytestmark = pytest.mark.unit
+
+
+def test_what_is_written_is_read_back(tmp_path: Path):
+    state = {"format": 1, "a": [1, 2.5, None, True, "x"], "b": {"c": torch.arange(3)}}
+    write(tmp_path / "new" / "x.pt", state)
+    read = load_run(tmp_path / "new" / "x.pt")
+    assert read["a"] == state["a"]
+    assert torch.equal(read["b"]["c"], state["b"]["c"])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.pt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.pt"
+    write(path, {"format": 1, "step": 1})
+
+    def full_disk(_, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write(path, {"format": 1, "step": 2})
+    assert load_run(path)["step"] == 1
+
+
+def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    events = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), replace(self, to))[1])
+    write(tmp_path / "x.pt", {"format": 1})
+    assert events == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.parametrize("value", [np.float64(1.0), np.int64(1), Path("x"), (1, 2), {1}, torch.float32])
+def test_a_value_that_could_not_be_read_back_is_refused_by_its_place(value: object, tmp_path: Path):
+    with pytest.raises(TypeError, match=r"checkpoint\['numbers'\]\[1\]"):
+        write(tmp_path / "x.pt", {"numbers": [0, value]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_optimizers_and_a_networks_state_are_plain():
+    network = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    check_plain({"model": network.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def test_only_the_newest_are_kept_and_the_best(tmp_path: Path):
+    for step in (5, 10, 100_000_000, 15):
+        step_file(tmp_path, step).touch()
+    (tmp_path / "best.pt").touch()
+    (tmp_path / "step_00000020.pt.tmp").touch()
+    keep_newest(tmp_path, 2)
+    assert saved_steps(tmp_path) == [step_file(tmp_path, 15), step_file(tmp_path, 100_000_000)]
+    assert (tmp_path / "best.pt").exists()
+
+
+class Payload:
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.touched),)
+
+
+def test_a_malicious_file_does_not_run(tmp_path: Path):
+    for name, save in (("torch.pt", torch.save), ("plain.pt", lambda x, p: p.write_bytes(pickle.dumps(x)))):
+        save({"format": 1, "model": Payload(tmp_path / "touched")}, tmp_path / name)
+        with pytest.raises(CheckpointError, match=name):
+            load_weights(tmp_path / name)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+def test_a_broken_file_is_named(content: bytes, tmp_path: Path):
+    (tmp_path / "broken.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"broken\.pt can't be read"):
+        load_file(tmp_path / "broken.pt")
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"gone\.pt does not exist"):
+        load_weights(tmp_path / "gone.pt")
+
+
+def test_another_programs_checkpoint_is_refused(tmp_path: Path):
+    torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="neither a checkpoint of this trainer nor a published SSD300"):
+        load_weights(tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this trainer"):
+        load_run(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.1."])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_published_checkpoint_is_read_with_its_number_of_classes(
+    prefix: str, wrapped: bool, tmp_path: Path
+):
+    network = SSD300("resnet18", num_classes=7)
+    published = {prefix + key: value for key, value in to_published(network.state_dict()).items()}
+    torch.save({"epoch": 3, "model": published} if wrapped else published, tmp_path / "p.pt")
+    weights = load_weights(tmp_path / "p.pt")
+    assert (weights.num_classes, weights.categories, weights.config) == (7, None, None)
+    for key, value in network.state_dict().items():
+        assert torch.equal(weights.model[key], value)

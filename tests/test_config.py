@@ -1,0 +1,186 @@
+"""conf/ and its schema: what is accepted, what is refused, and that every experiment is a valid run."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from ssd.config import (
+    Backbone,
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    Precision,
+    TrainConfig,
+    parse,
+    register,
+)
+from ssd.training.optimizer import build_schedule
+
+pytestmark = pytest.mark.unit
+
+CONF = Path(__file__).parent.parent / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+# RECIPE 8: GPUs, images a GPU.
+PUBLISHED_ROWS = [(gpus, images) for gpus in (1, 4, 8) for images in (64, 128, 256)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _conf():
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def train_config(*overrides: str) -> TrainConfig:
+    return parse(TrainConfig, compose("train", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_valid_and_has_a_run_folder_of_its_own_name(experiment: str):
+    assert train_config(f"experiment={experiment}").name == experiment
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_begins_with_its_launch_command(experiment: str):
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert f"train.py experiment={experiment}" in lines[1]
+
+
+@pytest.mark.parametrize("debug", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
+def test_every_debug_setting_goes_with_an_experiment(debug: str):
+    assert train_config("experiment=demo", f"debug={debug}").name == debug
+
+
+def test_an_experiment_stands_for_each_published_row():
+    assert {f"coco_{gpus}x{images}" for gpus, images in PUBLISHED_ROWS} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(("gpus", "images"), PUBLISHED_ROWS)
+def test_published_rows_have_the_recipes_learning_rate_and_warmup(gpus: int, images: int):
+    config = train_config(f"experiment=coco_{gpus}x{images}")
+    rate, warmup = (2.7e-3, 1200) if gpus * images > 512 else (2.6e-3, 300)  # RECIPE 8
+    schedule = build_schedule(config.optimizer, config.schedule, gpus * images)
+    assert config.data.batch_size == images
+    assert (schedule.base, schedule.warmup_steps) == (rate * (gpus * images / 32), warmup)
+    assert (config.schedule.epochs, schedule.milestones) == (65, (43, 54))
+    assert config.runtime.precision is Precision.fp16
+
+
+def test_tf32_goes_on_top_of_an_experiment():
+    runtime = train_config("experiment=coco_8x128", "runtime=tf32").runtime
+    assert (runtime.precision, runtime.tf32) == (Precision.fp32, True)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optimizer.learning_rte=1", "learning_rte"),
+        ("data.batch_size=many", "data.batch_size"),
+        ("runtime.precision=fp8", "runtime.precision"),
+        ("schedule.milestones=[a]", "schedule.milestones"),
+        ("experiment=coco_3x64", "experiment/coco_3x64"),
+        ("optimiser=sgd", "optimiser"),
+    ],
+)
+def test_hydra_refuses_and_names_the_key(override: str, named: str):
+    with pytest.raises(HydraException) as caught:
+        train_config(override)
+    assert named in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("key", ["unknown", "optimizer.unknown", "evaluation.unknown"])
+def test_a_plus_does_not_smuggle_an_unknown_key_in(key: str):
+    with pytest.raises(ConfigError, match=rf"unknown config key {key}"):
+        train_config(f"+{key}=1")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.batch_size=0",
+        "data.limit=0",
+        "data.min_box_px=0",
+        "data.threads=0",
+        "optimizer.learning_rate=0",
+        "optimizer.momentum=1",
+        "optimizer.weight_decay=-1",
+        "schedule.epochs=0",
+        "schedule.max_steps=0",
+        "schedule.warmup_steps=-1",
+        "schedule.milestones=[9,3]",
+        "schedule.milestones=[0]",
+        "logging.every_steps=0",
+        "evaluation.every=0",
+        "evaluation.pictures=-1",
+        "evaluation.timeout_minutes=0",
+        "checkpoint.keep=0",
+        "checkpoint.every_steps=0",
+        "checkpoint.every_epochs=0",
+        "seed=-1",
+        "name=a/b",
+        "name=''",
+    ],
+)
+def test_a_senseless_value_is_refused_by_its_key(override: str):
+    with pytest.raises(ConfigError, match=rf"^{override.split('=')[0]}="):
+        train_config(override)
+
+
+def test_paths_follow_from_data_path_unless_given():
+    data = DataConfig(path="coco", val_images="elsewhere")
+    assert data.locate("train_annotations") == Path("coco/annotations/instances_train2017.json")
+    assert data.locate("val_images") == Path("elsewhere")
+
+
+def test_a_path_that_follows_from_nothing_names_both_keys():
+    with pytest.raises(ConfigError, match=r"data\.path=null.*data\.val_images="):
+        DataConfig().locate("val_images")
+
+
+def test_evaluations_follow_the_listed_and_each_kth_epoch():
+    config = EvaluationConfig(epochs=[0, 4], every=3)
+    assert [epoch for epoch in range(9) if config.due(epoch)] == [0, 2, 4, 5, 8]
+
+
+def evaluate_config(*overrides: str) -> EvaluateConfig:
+    return parse(EvaluateConfig, compose("evaluate", overrides=["checkpoint=x.pt", *overrides]))
+
+
+TRAINED = {
+    "data": {"batch_size": 16, "limit": 5},
+    "model": {"backbone": "resnet34"},
+    "runtime": {"device": "cuda", "precision": "bf16", "tf32": False, "channels_last": False},
+}
+
+
+def test_evaluation_runs_as_trained_where_nothing_is_given():
+    data, runtime, backbone = evaluate_config().resolve(TRAINED)
+    assert (data.batch_size, data.limit) == (16, None)  # a limit of the training is not the evaluation's
+    assert (runtime.precision, runtime.channels_last) == (Precision.bf16, False)
+    assert backbone is Backbone.resnet34
+
+
+def test_evaluation_takes_what_is_given():
+    data, runtime, _ = evaluate_config("data.batch_size=4", "runtime.precision=fp32").resolve(TRAINED)
+    assert (data.batch_size, runtime.precision) == (4, Precision.fp32)
+
+
+def test_a_published_checkpoint_needs_its_backbone_named():
+    with pytest.raises(ConfigError, match=r"model\.backbone"):
+        evaluate_config().resolve(None)
+    _, runtime, backbone = evaluate_config("model.backbone=resnet50").resolve(None)
+    assert (backbone, runtime.precision) == (Backbone.resnet50, Precision.fp32)
+
+
+def test_another_backbone_than_trained_is_refused():
+    with pytest.raises(ConfigError, match="the checkpoint is a resnet34"):
+        evaluate_config("model.backbone=resnet18").resolve(TRAINED)
+
+
+def test_evaluation_needs_a_checkpoint():
+    with pytest.raises(ConfigError, match="checkpoint is not set"):
+        parse(EvaluateConfig, compose("evaluate"))
