@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 from data.task import describe, open_evaluation
 from ssd.checkpoint import load_weights
 from ssd.config import EvaluateConfig, parse, register
+from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.errors import UserError
 from ssd.evaluation.report import evaluation_report, summary_lines, write_report
 from ssd.runtime import set_up
-from ssd.training.console import RunConsole
 from ssd.training.network import restore_network
 
 register()
@@ -35,7 +35,7 @@ def main(composed: DictConfig) -> None:
             evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks)
             network = runtime.place(restore_network(weights, backbone, evaluator.categories))
             console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
-            result = evaluator(network, runtime, ranks)
+            result = evaluator(network, runtime, ranks, console)
             console.say(*summary_lines(result.numbers), *result.notes)
             if ranks.is_main:
                 write_report(

@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 
 from data.task import open_training
 from ssd.config import TrainConfig, parse, register
+from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.errors import UserError
 from ssd.runtime import set_up
-from ssd.training.console import RunConsole
 from ssd.training.run import derived_numbers, start_or_resume
 
 register()

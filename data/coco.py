@@ -21,7 +21,7 @@ from ssd.errors import UserError
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images and boxes of an annotation file are used; the defaults are the training recipe's.
+    """Which images and boxes of an annotation file are used; the defaults are for training.
 
     split: "train" or "val", the override keys that errors name.
     limit: use only the first images of the file, this many; None uses all.

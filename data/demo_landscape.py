@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 HORIZON = (0.3, 0.5)  # of the picture's height, from the top
 MEADOW_ONLY, LAKE_BEHIND = 0.25, 0.3  # chances; otherwise a bay lies in front
 ROAD = 0.65  # chance
+SHORE = 4  # pixels of water beyond those where boats may float
 CLOUDS = 5  # at most
 FLOWERS = 60  # at most
 SUN = 0.4  # chance that its disc is seen
@@ -19,7 +20,7 @@ CONTRAST = (0.88, 1.12)
 TEMPERATURE = 0.05  # gain of red against blue, each way, beyond the weather's own tint
 VIGNETTE = 0.28  # darkening of the corners, at most
 SOFTNESS = 0.7  # radius of the lens's blur in pixels, at most
-GRAIN = (1.0, 4.5)  # standard deviation in grey levels
+GRAIN = (0.5, 3.0)  # standard deviation in grey levels
 
 Floats = NDArray[np.floating]
 Pixels = NDArray[np.float32]  # H×W×3, 0…255
@@ -44,7 +45,7 @@ WEATHERS = (
     Weather("morning", (120, 176, 222), (250, 232, 204), (86, 144, 170), (1.05, 0.99, 0.9), 0.4),
     Weather("sunset", (112, 96, 160), (252, 176, 116), (116, 92, 128), (1.06, 0.88, 0.82), 0.42),
     Weather("overcast", (158, 170, 182), (222, 226, 228), (106, 130, 142), (0.97, 0.99, 1.0), 0.22),
-    Weather("dusk", (40, 56, 104), (148, 150, 186), (40, 60, 100), (0.78, 0.82, 0.97), 0.3),
+    Weather("dusk", (40, 56, 104), (148, 150, 186), (40, 60, 100), (0.84, 0.87, 0.98), 0.3),
 )
 MEADOWS = ((106, 158, 70), (134, 164, 72), (88, 138, 78), (182, 168, 96), (206, 190, 144), (150, 150, 78))
 ROADS = ((112, 112, 116), (176, 158, 128), (84, 86, 92))
@@ -172,7 +173,7 @@ def _paint_meadow(pixels: Pixels, land: Band, weather: Weather, meadow: Floats, 
 def _paint_water(pixels: Pixels, water: Band, weather: Weather, rng: Generator) -> None:
     """Lay water over its band; in front of the land it begins with a beach."""
     height, width, _ = pixels.shape
-    top, bottom = round(water[0]) - 4, min(round(water[1]) + 4, height)
+    top, bottom = round(water[0]) - SHORE, min(round(water[1]) + SHORE, height)
     shape = (bottom - top, width)
     nearness = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None]
     ripples = nearness * _noise(shape, (7, 60), rng) + _noise(shape, (2, 22), rng)

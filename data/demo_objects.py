@@ -50,8 +50,8 @@ def render(category: Category, height_px: float, light_from: float, rng: Generat
 
 
 def _draw_balloon(sketch: Sketch, rng: Generator) -> None:
-    bright = [(222, 52, 44), (242, 140, 28), (250, 200, 40), (196, 44, 116), (116, 66, 176)]
-    colours = [pick(bright, rng), pick([(250, 242, 222), (250, 200, 40), (60, 120, 200)], rng)]
+    bright = [(222, 52, 60), (206, 48, 116), (128, 66, 176)]
+    colours = [pick(bright, rng), pick([(250, 242, 222), (252, 214, 96)], rng)]
     around = np.linspace(0, 0.66 * np.pi, 24)
     half_widths = np.append(0.36 * np.sin(around), 0.07)
     heights = np.append(0.64 + 0.36 * np.cos(around), 0.2)
@@ -74,7 +74,7 @@ def _draw_balloon(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_sailboat(sketch: Sketch, rng: Generator) -> None:
-    hull = pick([(32, 52, 96), (176, 38, 40), (236, 232, 224), (122, 74, 40), (24, 104, 108)], rng)
+    hull = pick([(32, 52, 96), (24, 78, 108), (122, 74, 40)], rng)
     sail = pick([(250, 246, 234), (250, 246, 234), (240, 222, 180)], rng)
     length = rng.uniform(0.32, 0.42)
     sketch.line([(0.0, 0.1), (0.0, 1.0)], 0.016, (92, 70, 50))
@@ -96,9 +96,7 @@ def _draw_sailboat(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_car(sketch: Sketch, rng: Generator) -> None:
-    paint = pick(
-        [(200, 36, 36), (36, 92, 178), (240, 186, 36), (34, 130, 96), (232, 232, 228), (238, 120, 44)], rng
-    )
+    paint = pick([(36, 92, 190), (40, 120, 170), (246, 190, 30), (246, 160, 30)], rng)
     half = rng.uniform(0.92, 1.12)
     rear, front = rng.uniform(-0.9, -0.55) * half, rng.uniform(0.08, 0.3) * half
     sketch.polygon([(rear - 0.14, 0.55), (rear, 0.97), (front, 0.97), (front + 0.34, 0.55)], paint)
@@ -119,7 +117,7 @@ def _draw_car(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_house(sketch: Sketch, rng: Generator) -> None:
-    wall = pick([(246, 238, 220), (240, 214, 164), (232, 186, 160), (224, 228, 226)], rng)
+    wall = pick([(246, 234, 210), (242, 210, 166), (236, 190, 160)], rng)
     roof = pick([(186, 66, 44), (150, 60, 48), (122, 62, 50)], rng)
     half, eaves = rng.uniform(0.36, 0.56), rng.uniform(0.48, 0.58)
     ridge = rng.choice([0.0, 0.55]) * half  # a gable, or a roof seen along its side
@@ -149,10 +147,10 @@ def _draw_house(sketch: Sketch, rng: Generator) -> None:
 
 def _draw_tree(sketch: Sketch, rng: Generator) -> None:
     trunk = varied((104, 72, 46), rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         _draw_conifer(sketch, trunk, rng)
         return
-    leaves = pick([(70, 128, 50), (96, 150, 58), (54, 108, 62), (160, 158, 50)], rng)
+    leaves = pick([(58, 124, 46), (74, 138, 50), (46, 104, 56)], rng)
     sketch.polygon([(-0.06, 0.0), (0.06, 0.0), (0.03, 0.5), (-0.03, 0.5)], trunk)
     width, blobs = rng.uniform(0.2, 0.28), 16
     for shade, lift in ((0.72, 0.0), (0.9, 0.03), (1.12, 0.07)):
@@ -178,8 +176,8 @@ def _draw_conifer(sketch: Sketch, trunk: Colour, rng: Generator) -> None:
 
 
 def _draw_sheep(sketch: Sketch, rng: Generator) -> None:
-    wool = pick([(246, 242, 230), (246, 242, 230), (228, 214, 188)], rng)
-    skin = pick([(40, 36, 38), (74, 58, 50)], rng)
+    wool = pick([(248, 246, 240), (236, 228, 210)], rng)
+    skin = pick([(40, 36, 38), (58, 48, 44)], rng)
     for leg in (-0.4, -0.24, 0.22, 0.38):
         sketch.rectangle((leg - 0.05, 0.0), (leg + 0.05, 0.4), skin, 0.03)
     sketch.ellipse((-0.02, 0.58), 0.55, 0.32, scaled(wool, 0.9))
@@ -195,7 +193,7 @@ def _draw_sheep(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_windmill(sketch: Sketch, rng: Generator) -> None:
-    tower = pick([(196, 120, 88), (164, 96, 72), (168, 152, 134)], rng)
+    tower = pick([(120, 92, 80), (136, 112, 96), (104, 96, 100)], rng)
     cap, hub = pick([(96, 60, 44), (60, 66, 80), (150, 50, 44)], rng), (0.0, 0.6)
     sketch.polygon([(-0.19, 0.0), (0.19, 0.0), (0.105, 0.6), (-0.105, 0.6)], tower)
     sketch.ellipse((0.0, 0.6), 0.125, 0.12, cap)

@@ -8,12 +8,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from data.demo_landscape import Band, Landscape, Pixels, expose, paint_landscape, to_image
+from data.demo_landscape import SHORE, Band, Landscape, Pixels, expose, paint_landscape, to_image
 from data.demo_objects import CATEGORIES, Category, Ground, render
 from data.demo_sketch import Colour
 
 # What makes the set harder or easier to learn; demo_objects and demo_landscape have their own at their tops.
-OBJECT_COUNT_WEIGHTS = (0.05, 0.12, 0.2, 0.25, 0.2, 0.18)  # of 1, 2, … objects asked for
+OBJECT_COUNT_WEIGHTS = (0.05, 0.1, 0.2, 0.25, 0.2, 0.2)  # of 1, 2, … objects asked for
 CATEGORY_WEIGHTS = {
     "balloon": 1.0,
     "sailboat": 1.6,
@@ -23,10 +23,10 @@ CATEGORY_WEIGHTS = {
     "sheep": 1.0,
     "windmill": 1.0,
 }
-SCALE_AT_HORIZON = 0.28  # of the size that the same object has at the bottom of the picture
-DEPTH_BIAS = 0.8  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
+SCALE_AT_HORIZON = 0.34  # of the size that the same object has at the bottom of the picture
+DEPTH_BIAS = 0.75  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
 SIZE_SPREAD = 0.15  # relative, each way, beyond perspective
-BALLOON_SCALES = (0.2, 0.9)  # of its largest size, drawn on a logarithmic scale
+BALLOON_SCALES = (0.2, 1.0)  # of its largest size, drawn on a logarithmic scale
 CROWDING = 0.3  # chance that an object is put beside, before or behind the last one
 MIN_VISIBLE = 0.5  # of an object's pixels; one that shows less is left out
 MIN_VISIBLE_PX = 45
@@ -185,7 +185,11 @@ def _underneath(placed: Placed, landscape: Landscape) -> Iterator[tuple[Image.Im
     """Yield what lies on the ground or water because of an object: RGBA layers with their left and top."""
     match placed.category.ground:
         case Ground.WATER:
-            yield _reflection(placed.sprite), placed.left, placed.foot - 2
+            assert landscape.water is not None, "a boat without water"
+            top = placed.foot - 2
+            reflection = _reflection(placed.sprite)
+            below = min(reflection.height, round(landscape.water[1]) + SHORE - top)  # none on the meadow
+            yield reflection.crop((0, 0, reflection.width, max(below, 1))), placed.left, top
         case Ground.LAND | Ground.ROAD:
             lean = round(-0.5 * landscape.light_from * placed.sprite.height)
             sunk = round(0.02 * placed.sprite.height)  # so that no light shows between foot and shadow

@@ -17,11 +17,12 @@ from nvidia.dali.fn.io import file as fn_file
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.types import DALIDataType, DALIInterpType
 
+from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
 from ssd.boxes import CENTRE_SCALE, IMAGE_SIZE, SIZE_SCALE, cxcywh_to_ltrb, default_boxes
 
-# RECIPE 1, on the scale of pixel values.
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+# On the scale of pixel values.
+MEAN = [255 * value for value in IMAGENET_MEAN]
+STD = [255 * value for value in IMAGENET_STD]
 CONTRAST_CENTER = 128.0  # RECIPE 6; DALI's default is 0.5 for the float input that the stage gets
 MATCH_IOU = 0.5  # RECIPE 3
 DALI_TYPES = {torch.float32: DALIDataType.FLOAT, torch.float16: DALIDataType.FLOAT16}

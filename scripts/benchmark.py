@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from data.task import open_training
 from ssd.batches import TrainBatch
 from ssd.config import TrainConfig, parse, register
+from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.errors import UserError
 from ssd.evaluation.report import write_report
 from ssd.runtime import set_up
-from ssd.training.console import RunConsole
 from ssd.training.network import blank_network
 from ssd.training.trainer import Trainer
 
@@ -112,7 +112,7 @@ def bare_loop(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
 
     def bare_step() -> None:
         with step.runtime.autocast():
-            offsets, logits = step.model(batch.images)
+            offsets, logits = step.model(step.runtime.arrange(batch.images))
         loss = step.loss(offsets, logits, batch.target_offsets, batch.labels)
         step.scaler.scale(loss).backward()
         step.scaler.step(step.optimizer)

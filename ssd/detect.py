@@ -44,7 +44,7 @@ class _Candidates:
 
 
 @torch.no_grad()
-def detect(  # noqa: PLR0913 - DESIGN.md promises these seven
+def detect(  # noqa: PLR0913 - the paper's and the recipe's knobs, each with its default
     offsets: Tensor,
     logits: Tensor,
     default_boxes: Tensor,

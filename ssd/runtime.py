@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssd.config import ConfigError, Precision, RuntimeConfig
 
@@ -33,6 +33,10 @@ class Runtime:
         """Move a network to the device and memory format, in place."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return network.to(self.device).to(memory_format=layout)
+
+    def arrange(self, images: Tensor) -> Tensor:
+        """Return images N×3×300×300 in the network's memory format; they arrive channels last."""
+        return images if self.channels_last else images.contiguous()
 
     def describe(self) -> str:
         """Say it for the start-up table: where, in which format, and why."""

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as a user runs them: on the embedded set, in their own processes, killed and all."""
+"""train.py and evaluate.py as a user runs them: on the embedded set, in their own processes, killed too."""
 
 import hashlib
 import json
@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from data.demo import generate
+from ssd.checkpoint import write
+from ssd.config import Backbone, ModelConfig, TrainConfig, as_plain
 from ssd.evaluation.coco import NAMES
+from ssd.model import SSD300
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -212,9 +215,47 @@ def test_evaluate_gives_the_numbers_of_the_training_on_any_number_of_ranks(
     assert f"maxDets=100 ] = {logged['AR_100']:0.3f}" in output
 
 
+@pytest.mark.real_data
+def test_one_two_and_three_ranks_evaluate_photographs_to_the_same_numbers(bench: Bench, test_data: Path):
+    coco = test_data / "coco_mini"
+    content = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
+    checkpoint = bench.folder / "confident.pt"
+    save_confident_network(checkpoint, content["categories"])
+    numbers = []
+    for ranks in (1, 2, 3):
+        report = bench.folder / f"photographs_{ranks}.json"
+        overrides = (f"data.path={coco}", "data.limit=22", "data.batch_size=4", f"out={report}")
+        succeeded(bench.evaluate(f"checkpoint={checkpoint}", *overrides, ranks=ranks))
+        numbers.append(json.loads(report.read_text())["numbers"])
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert numbers[0]["AR_100"] > 0
+
+
+def save_confident_network(path: Path, categories: list[dict[str, Any]]) -> None:
+    """Save a network of random weights whose logits are far apart, so that it detects something everywhere."""
+    torch.manual_seed(0)
+    network = SSD300("resnet18", len(categories) + 1)
+    for head in network.logit_heads:
+        torch.nn.init.normal_(head.weight, std=0.05)
+    config = as_plain(TrainConfig(name="confident", model=ModelConfig(backbone=Backbone.resnet18)))
+    config["runtime"]["precision"] = "fp32"
+    ids, names = [each["id"] for each in categories], [each["name"] for each in categories]
+    state = {
+        "model": dict(network.state_dict()),
+        "categories": {"ids": ids, "names": names},
+        "config": config,
+    }
+    write(path, {"format": 1, **state})
+
+
 def test_two_ranks_train_as_one(bench: Bench):
     """With BatchNorm's batch statistics out of the way, losses differ by rounding alone."""
-    fixed = ("runtime=fp32", "model.freeze_batchnorm=true", "schedule.warmup_steps=100")
+    fixed = (
+        "runtime=fp32",
+        "model.freeze_batchnorm=true",
+        "optimizer.learning_rate=1e-5",
+        "schedule.warmup_steps=0",
+    )
     short = ("schedule.max_steps=5", "logging.every_steps=1", "checkpoint.every_epochs=null")
     losses = {}
     for ranks in (1, 2):

@@ -1,5 +1,7 @@
 """The error of an evaluation that can't be done."""
 
+from ssd.errors import UserError
 
-class EvaluationError(ValueError):
+
+class EvaluationError(UserError):
     """Ground truth or detections that can't be scored; the message names the file, the entry and the mend."""

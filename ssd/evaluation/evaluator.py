@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssd.batches import EvaluationBatch, EvaluationLoader
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
+from ssd.console import RunConsole
 from ssd.detect import Detections, detect
 from ssd.distributed import Ranks
 from ssd.evaluation.coco import coco_numbers
@@ -56,9 +57,9 @@ class Evaluator:
     categories: Categories
     timeout: timedelta
 
-    def __call__(self, network: nn.Module, runtime: Runtime, ranks: Ranks) -> Evaluation:
+    def __call__(self, network: nn.Module, runtime: Runtime, ranks: Ranks, console: RunConsole) -> Evaluation:
         """Evaluate; every rank calls this. The network is left in the mode it came in."""
-        rows = self._detect_own_share(network, runtime)
+        rows = self._detect_own_share(network, runtime, console)
         gathered = np.concatenate([np.empty((0, 7)), *ranks.gather_on_main(rows)])
         # By image, so that equal scores stand in the same order whatever rank found them.
         gathered = gathered[np.argsort(gathered[:, 0], kind="stable")]
@@ -68,16 +69,18 @@ class Evaluator:
 
         return Evaluation(ranks.on_main(score, self.timeout), gathered)
 
-    def _detect_own_share(self, network: nn.Module, runtime: Runtime) -> NDArray[np.float64]:
+    def _detect_own_share(
+        self, network: nn.Module, runtime: Runtime, console: RunConsole
+    ) -> NDArray[np.float64]:
         boxes = default_boxes().to(runtime.device)
         category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
         training = network.training
         network.eval()
         rows = [np.empty((0, 7))]
         with torch.inference_mode():
-            for batch in self.loader:
+            for batch in console.track(self.loader, f"evaluating {self.images} images"):
                 with runtime.autocast():
-                    offsets, logits = network(batch.images)
+                    offsets, logits = network(runtime.arrange(batch.images))
                 rows.append(result_rows(batch, detect(offsets, logits, boxes), category_ids))
         network.train(training)
         return np.concatenate(rows)

@@ -27,12 +27,12 @@ class RunLog:
             if key != "step":
                 self._board.add_scalar(f"{group}/{key}", value, record["step"])
 
-    def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Save a picture under pictures/step_NNNNNNNN/ and show it in TensorBoard."""
+    def picture(self, group: str, name: str, picture: Image.Image, step: int) -> None:
+        """Save a picture as pictures/step_NNNNNNNN/name.jpg and show it in TensorBoard as group/name."""
         path = self._folder / "pictures" / f"step_{step:08d}" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, quality=90)
-        self._board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        self._board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had never stopped: captured, compared, put back."""
+"""Everything a run needs to go on as if it had never stopped: captured, compared, put back (RECIPE 9)."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ssd.checkpoint import load_run, saved_steps
 from ssd.config import TrainConfig, as_plain
+from ssd.console import RunConsole
 from ssd.distributed import Ranks
 from ssd.runtime import Runtime
-from ssd.training.console import RunConsole
 from ssd.training.network import blank_network, build_network
 from ssd.training.resume import check_same_run, shaping_values
 from ssd.training.trainer import Task, Trainer

@@ -34,7 +34,7 @@ class TrainStep:
         """
         set_learning_rate(self.optimizer, learning_rate)
         with self.runtime.autocast():
-            offsets, logits = self.model(batch.images)
+            offsets, logits = self.model(self.runtime.arrange(batch.images))
         localization, confidence = self.loss.parts(offsets, logits, batch.target_offsets, batch.labels)
         self.scaler.scale(localization + confidence).backward()
 

@@ -13,6 +13,7 @@ from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
 from ssd.checkpoint import FORMAT, copy, keep_newest, package_versions, step_file, write
 from ssd.config import Precision, TrainConfig, as_plain, as_yaml
+from ssd.console import RunConsole
 from ssd.distributed import Ranks
 from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example, example_pictures
@@ -21,7 +22,6 @@ from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.runtime import Runtime
 from ssd.training.batch_picture import batch_picture
-from ssd.training.console import RunConsole
 from ssd.training.guard import FiniteGuard, NonFiniteError
 from ssd.training.log import RunLog
 from ssd.training.meter import LossMeter, Stopwatch
@@ -91,7 +91,8 @@ class Trainer:
     def fit(self, folder: Path) -> None:
         """Train from the current step to the last one, leaving everything in the run's folder.
 
-        Raises NonFiniteError on every rank once a loss or gradient was not finite.
+        Raises NonFiniteError on every rank once a loss or gradient was not finite. Under fp16 the loss scaler
+        skips a step whose gradients overflow, and the error comes once the scale has collapsed.
         """
         if self.step >= self.last_step:
             self.console.say(
@@ -122,7 +123,7 @@ class Trainer:
         with self.stopwatch.waiting():
             batch = next(batches)
         if log and self.step == 0:
-            log.picture("first_training_batch", batch_picture(batch, self.task.categories), 0)
+            log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
         epoch = self.step // self.task.loader.steps_per_epoch
         self.learning_rate = self.schedule(self.step, epoch)
         self.meter.add(self.train_step(batch, self.step, self.learning_rate))
@@ -176,14 +177,14 @@ class Trainer:
         """Score the network and show what it finds."""
         self._check_finite()
         self.ranks.take_main(list(self.network.buffers()))
-        result = self.task.evaluator(self.network, self.runtime, self.ranks)
+        result = self.task.evaluator(self.network, self.runtime, self.ranks, self.console)
         if log:
             log.record(
                 "evaluation", {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             )
             pictures = example_pictures(self.task.examples, result.detections, self.task.categories)
             for name, picture in pictures.items():
-                log.picture(name, picture, self.step)
+                log.picture("validation", name, picture, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         return result.numbers
 

@@ -1,11 +1,14 @@
 """What a person sees of a run in the terminal: the start-up table, progress, COCO's lines."""
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from ssd.batches import EvaluationBatch, EvaluationLoader
 
 
 class RunConsole:
@@ -14,7 +17,7 @@ class RunConsole:
     def __init__(self, is_main: bool) -> None:
         self._console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
         columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("{task.fields[what]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -41,11 +44,11 @@ class RunConsole:
     def start(self, step: int, steps: int) -> None:
         """Begin to show progress at a step."""
         self._steps = steps
-        self._task = self._progress.add_task("", total=steps, completed=step, epoch=0, figures="")
+        self._task = self._progress.add_task("", total=steps, completed=step, what="epoch 0", figures="")
 
     def advance(self, step: int, epoch: int) -> None:
         """Show that a step was queued."""
-        self._progress.update(self._task, completed=step, epoch=epoch)
+        self._progress.update(self._task, completed=step, what=f"epoch {epoch}")
 
     def figures(self, step: int, record: dict[str, float], seconds_left: float) -> None:
         """Show a training record: in the bar, or as a line where there is none."""
@@ -58,6 +61,16 @@ class RunConsole:
             self._progress.update(self._task, figures=text)
         else:
             self.say(f"epoch {record['epoch']} step {step}/{self._steps} · {text}")
+
+    def track(self, batches: EvaluationLoader, title: str) -> Iterator[EvaluationBatch]:
+        """Pass an evaluation's batches on, showing how far it is; without a bar, say that it began."""
+        if not self._live:
+            self.say(title)
+        task = self._progress.add_task("", total=len(batches), what=title, figures="")
+        for batch in batches:
+            yield batch
+            self._progress.advance(task)
+        self._progress.remove_task(task)
 
     def __enter__(self) -> Self:
         self._progress.start()

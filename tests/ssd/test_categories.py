@@ -1,0 +1,30 @@
+import pytest
+
+from ssd.categories import Categories, CategoryError
+
+pytestmark = pytest.mark.unit
+
+TRAINED = Categories(ids=(7, 3), names=("bird", "cup"))
+
+
+def test_labels_count_from_one_in_the_order_of_the_file():
+    assert (TRAINED.num_classes, TRAINED.id_of(1), TRAINED.name_of(2)) == (3, 7, "cup")
+
+
+def test_the_order_of_the_ground_truths_categories_does_not_matter():
+    TRAINED.check_scored_by(Categories((3, 7), ("cup", "bird")), "val.json")
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        Categories((7, 3), ("bird", "mug")),
+        Categories((7,), ("bird",)),
+        Categories((7, 3, 4), ("bird", "cup", "dog")),
+        Categories((3, 7), ("bird", "cup")),
+    ],
+    ids=["renamed", "missing", "one more", "swapped"],
+)
+def test_other_categories_are_refused_by_file(truth: Categories):
+    with pytest.raises(CategoryError, match=r"val\.json: \d categories differ"):
+        TRAINED.check_scored_by(truth, "val.json")

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from ssd.config import ConfigError, Precision, RuntimeConfig
+from ssd.runtime import set_up
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+
+
+def test_fp16_on_a_cpu_is_an_error_that_names_bf16():
+    with pytest.raises(ConfigError, match=r"runtime\.precision=bf16"):
+        set_up(RuntimeConfig(precision=Precision.fp16), CPU)
+
+
+def test_tf32_on_a_cpu_is_an_error():
+    with pytest.raises(ConfigError, match=r"runtime\.tf32=false"):
+        set_up(RuntimeConfig(precision=Precision.fp32, tf32=True), CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "computed"), [(Precision.bf16, torch.bfloat16), (Precision.fp32, torch.float32)]
+)
+def test_the_forward_pass_runs_in_the_configured_format(precision: Precision, computed: torch.dtype):
+    runtime = set_up(RuntimeConfig(precision=precision), CPU)
+    with runtime.autocast():
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype is computed
+    assert runtime.image_dtype is torch.float32
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_network_and_images_get_the_configured_layout(channels_last: bool):
+    runtime = set_up(RuntimeConfig(precision=Precision.fp32, channels_last=channels_last), CPU)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = runtime.place(torch.nn.Conv2d(4, 4, 3))
+    delivered = torch.ones(2, 8, 8, 4).permute(0, 3, 1, 2)
+    images = runtime.arrange(delivered)
+    assert network.weight.is_contiguous(memory_format=layout)
+    assert images.is_contiguous(memory_format=layout)
+    assert network(images).is_contiguous(memory_format=layout)
