@@ -232,14 +232,15 @@ def test_one_two_and_three_ranks_evaluate_photographs_to_the_same_numbers(bench:
 
 
 def save_confident_network(path: Path, categories: list[dict[str, Any]]) -> None:
-    """Save a network of random weights whose logits are far apart, so that it detects something everywhere."""
+    """Save a network of random weights with logits so far apart that it detects something everywhere."""
     torch.manual_seed(0)
     network = SSD300("resnet18", len(categories) + 1)
     for head in network.logit_heads:
         torch.nn.init.normal_(head.weight, std=0.05)
     config = as_plain(TrainConfig(name="confident", model=ModelConfig(backbone=Backbone.resnet18)))
     config["runtime"]["precision"] = "fp32"
-    ids, names = [each["id"] for each in categories], [each["name"] for each in categories]
+    ids = [each["id"] for each in categories]
+    names = [each["name"] for each in categories]
     state = {
         "model": dict(network.state_dict()),
         "categories": {"ids": ids, "names": names},

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import demo
-from data.demo import IDS_PER_SPLIT, PARAMETERS_FILE, generate, main
-from data.demo_landscape import WEATHERS, Landscape, paint_landscape
-from data.demo_objects import CATEGORIES, Category, Ground, render
-from data.demo_scene import (
+from data.demo import folder as demo
+from data.demo.__main__ import main
+from data.demo.folder import IDS_PER_SPLIT, PARAMETERS_FILE, generate
+from data.demo.landscape import WEATHERS, Landscape, paint_landscape
+from data.demo.objects import CATEGORIES, Category, Ground, render
+from data.demo.scene import (
     MIN_VISIBLE,
-    OPAQUE,
     Placed,
     annotate,
     compose,
@@ -102,9 +102,9 @@ def test_box_is_tight_around_the_pixels_that_hide_the_background(category: Categ
     placed = Placed(replace(category, ground=Ground.SKY), sprite, 100, 80)  # which throws no shadow
     on_black, on_white = (compose(plain_landscape(grey), [placed]) for grey in (0, 255))
     opacity = 255 - (on_white - on_black)[..., 0]
-    expected_ltrb = extent_ltrb(opacity >= OPAQUE)
+    expected_ltrb = extent_ltrb(opacity >= 128)
     left, top, width, height = annotate(category, mask_of(placed, 480, 360)).box_ltwh_px
-    assert [left, top, left + width, top + height] == pytest.approx(expected_ltrb, abs=1)
+    assert [left, top, left + width, top + height] == expected_ltrb
     assert height == pytest.approx(90, rel=0.2)
 
 
@@ -128,7 +128,7 @@ def test_boxes_of_crowded_scenes_enclose_what_changes_with_the_objects_colour() 
                 pictures.append(compose(landscape, painted)[..., 0])
             left, top, width, height = annotate(placed.category, visible).box_ltwh_px
             # Where two soft edges meet, opacities mix: 2 pixels.
-            expected_ltrb = extent_ltrb(pictures[1] - pictures[0] >= OPAQUE * 0.75)
+            expected_ltrb = extent_ltrb(pictures[1] - pictures[0] >= 0.75 * 128)
             assert [left, top, left + width, top + height] == pytest.approx(expected_ltrb, abs=2)
             compared += 1
     assert compared >= 12

@@ -30,9 +30,8 @@ CATEGORIES = Categories(ids=(7, 90), names=("bird", "bus"))
 
 
 def test_boxes_go_back_to_pixels_unclipped_with_the_files_category_ids():
-    batch = EvaluationBatch(
-        torch.empty(2, 3, 300, 300), [11, 12], torch.tensor([[200.0, 100.0], [50.0, 50.0]])
-    )
+    sizes_px = torch.tensor([[200.0, 100.0], [50.0, 50.0]])
+    batch = EvaluationBatch(torch.empty(2, 3, 300, 300), [11, 12], sizes_px)
     found = [
         Detections(torch.tensor([[-0.1, 0.5, 0.5, 1.2]]), torch.tensor([0.5]), torch.tensor([2])),
         Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64)),
@@ -43,7 +42,7 @@ def test_boxes_go_back_to_pixels_unclipped_with_the_files_category_ids():
 
 
 class Oracle(torch.nn.Module):
-    """Answers with a box of one class wherever the image's first pixel is 1, and with background elsewhere."""
+    """Answers with a box of one class wherever an image's first pixel is 1, and with background elsewhere."""
 
     def __init__(self, box_ltrb: torch.Tensor, label: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ SUN = 0.4  # chance that its disc is seen
 EXPOSURE = (0.88, 1.12)
 CONTRAST = (0.88, 1.12)
 TEMPERATURE = 0.05  # gain of red against blue, each way, beyond the weather's own tint
-VIGNETTE = 0.28  # darkening of the corners, at most
+VIGNETTE = 0.22  # darkening of the corners, at most
 SOFTNESS = 0.7  # radius of the lens's blur in pixels, at most
 GRAIN = (0.5, 3.0)  # standard deviation in grey levels
 
@@ -43,10 +43,11 @@ class Weather:
 WEATHERS = (
     Weather("noon", (72, 140, 214), (198, 226, 242), (44, 112, 160), (1.0, 1.0, 0.98), 0.45),
     Weather("morning", (120, 176, 222), (250, 232, 204), (86, 144, 170), (1.05, 0.99, 0.9), 0.4),
-    Weather("sunset", (112, 96, 160), (252, 176, 116), (116, 92, 128), (1.06, 0.88, 0.82), 0.42),
+    Weather("sunset", (112, 96, 160), (252, 176, 116), (116, 92, 128), (1.05, 0.92, 0.86), 0.42),
     Weather("overcast", (158, 170, 182), (222, 226, 228), (106, 130, 142), (0.97, 0.99, 1.0), 0.22),
-    Weather("dusk", (40, 56, 104), (148, 150, 186), (40, 60, 100), (0.84, 0.87, 0.98), 0.3),
+    Weather("dusk", (40, 56, 104), (148, 150, 186), (40, 60, 100), (0.86, 0.89, 0.98), 0.3),
 )
+WEATHER_CHANCES = (0.3, 0.25, 0.15, 0.15, 0.15)
 MEADOWS = ((106, 158, 70), (134, 164, 72), (88, 138, 78), (182, 168, 96), (206, 190, 144), (150, 150, 78))
 ROADS = ((112, 112, 116), (176, 158, 128), (84, 86, 92))
 FLOWER_COLOURS = ((250, 246, 236), (246, 214, 70), (214, 80, 96), (150, 120, 200), (150, 146, 136))
@@ -72,7 +73,7 @@ class Landscape:
 
 def paint_landscape(width: int, height: int, rng: Generator) -> Landscape:
     """Paint a landscape of width × height pixels."""
-    weather = WEATHERS[int(rng.integers(len(WEATHERS)))]
+    weather = WEATHERS[int(rng.choice(len(WEATHERS), p=WEATHER_CHANCES))]
     light_from = rng.uniform(-1, 1)
     horizon = rng.uniform(*HORIZON) * height
     meadow = _rgb(MEADOWS[int(rng.integers(len(MEADOWS)))]) * rng.uniform(0.9, 1.08)

@@ -53,13 +53,12 @@ class Sketch:
         self._draw.line([self._px(point) for point in points], fill=colour, width=width_px)
 
     def finish(self, tilt_degrees: float, mirrored: bool) -> Image.Image:
-        """Return the drawing turned, mirrored, scaled to its final size and cropped to what was drawn."""
-        drawing = self._image.crop(self._image.getbbox())
+        """Return the drawing scaled to its final size, mirrored, turned and cropped to what was drawn."""
+        drawing = self._image.crop(self._image.getbbox()).reduce(SUPERSAMPLING)
         if mirrored:
             drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        drawing = drawing.rotate(tilt_degrees, Image.Resampling.BILINEAR, expand=True)
-        small = drawing.reduce(SUPERSAMPLING)
-        return small.crop(small.getbbox())
+        turned = drawing.rotate(tilt_degrees, Image.Resampling.BICUBIC, expand=True)
+        return turned.crop(turned.getbbox())
 
     def _px(self, point: Point) -> Point:
         return (point[0] + REACH) * self._unit, (1.15 - point[1]) * self._unit

@@ -8,32 +8,25 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from data.demo_landscape import SHORE, Band, Landscape, Pixels, expose, paint_landscape, to_image
-from data.demo_objects import CATEGORIES, Category, Ground, render
-from data.demo_sketch import Colour
+from data.demo.landscape import SHORE, Band, Landscape, Pixels, expose, paint_landscape, to_image
+from data.demo.objects import CATEGORIES, Category, Ground, render
+from data.demo.sketch import Colour
 
 # What makes the set harder or easier to learn; demo_objects and demo_landscape have their own at their tops.
 OBJECT_COUNT_WEIGHTS = (0.05, 0.1, 0.2, 0.25, 0.2, 0.2)  # of 1, 2, … objects asked for
-CATEGORY_WEIGHTS = {
-    "balloon": 1.0,
-    "sailboat": 1.6,
-    "car": 1.5,
-    "house": 1.0,
-    "tree": 1.0,
-    "sheep": 1.0,
-    "windmill": 1.0,
-}
-SCALE_AT_HORIZON = 0.34  # of the size that the same object has at the bottom of the picture
-DEPTH_BIAS = 0.75  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
+GROUND_WEIGHTS = {Ground.SKY: 1.0, Ground.WATER: 1.6, Ground.ROAD: 1.5, Ground.LAND: 1.0}  # of its categories
+SCALE_AT_HORIZON = 0.24  # of the size that the same object has at the bottom of the picture
+DEPTH_BIAS = 0.6  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
 SIZE_SPREAD = 0.15  # relative, each way, beyond perspective
-BALLOON_SCALES = (0.2, 1.0)  # of its largest size, drawn on a logarithmic scale
+BALLOON_SCALES = (0.14, 1.0)  # of its largest size, drawn on a logarithmic scale
+EDGE = 0.08  # of the width, the nearest that an object's middle comes to the picture's side
 CROWDING = 0.3  # chance that an object is put beside, before or behind the last one
-MIN_VISIBLE = 0.5  # of an object's pixels; one that shows less is left out
+MIN_VISIBLE = 0.6  # of an object's pixels; one that shows less is left out
 MIN_VISIBLE_PX = 45
 
 EMPTY_EVERY = 16  # one image in so many has no object
 SIZES = ((480, 360), (480, 360), (480, 320), (360, 480))
-HAZE = 0.3  # how far the farthest object's colours go towards the sky's
+HAZE = 0.2  # how far the farthest object's colours go towards the sky's
 SHADOW_COLOUR = (24, 28, 44)
 SHADOW_MARGIN = 4  # pixels for its soft edge
 OPAQUE = 128  # alpha from which a pixel counts as the object's
@@ -81,7 +74,7 @@ def place_objects(landscape: Landscape, rng: Generator) -> list[Placed]:
     """Draw objects and their places; the farthest comes first."""
     choices = [(category, _band(category.ground, landscape)) for category in CATEGORIES]
     possible = [(category, band) for category, band in choices if band is not None]
-    weights = np.array([CATEGORY_WEIGHTS[category.name] for category, _ in possible])
+    weights = np.array([GROUND_WEIGHTS[category.ground] for category, _ in possible])
     count = 1 + int(rng.choice(len(OBJECT_COUNT_WEIGHTS), p=OBJECT_COUNT_WEIGHTS))
     objects: list[Placed] = []
     for number in rng.choice(len(possible), size=count, p=weights / weights.sum()):
@@ -119,7 +112,7 @@ def _place(
         scale = SCALE_AT_HORIZON + (1 - SCALE_AT_HORIZON) * depth
     sprite = render(category, full_height * scale, landscape.light_from, rng)
     sprite = _hazy(sprite, landscape.weather.sky_low, HAZE * max(1 - scale, 0))
-    middle = rng.uniform(0.02, 0.98) * width
+    middle = rng.uniform(EDGE, 1 - EDGE) * width
     if beside is not None:
         middle = beside.left + beside.sprite.width * (0.5 + rng.choice([-1, 1]) * rng.uniform(0.3, 0.8))
     return Placed(category, sprite, round(middle - sprite.width / 2), round(foot) - sprite.height)

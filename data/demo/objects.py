@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from data.demo_sketch import Colour, Sketch, curve, light_up, pick, scaled, varied
+from data.demo.sketch import Colour, Sketch, curve, light_up, pick, scaled, varied
 
 
 class Ground(Enum):
@@ -57,9 +57,8 @@ def _draw_balloon(sketch: Sketch, rng: Generator) -> None:
     heights = np.append(0.64 + 0.36 * np.cos(around), 0.2)
     turn = rng.uniform(-0.2, 0.2)
     gores = int(rng.integers(5, 10))
-    edges = np.sin(
-        np.clip(np.linspace(-np.pi / 2 - 0.2, np.pi / 2 + 0.2, gores + 1) + turn, -np.pi / 2, np.pi / 2)
-    )
+    seams = np.linspace(-np.pi / 2 - 0.2, np.pi / 2 + 0.2, gores + 1) + turn
+    edges = np.sin(np.clip(seams, -np.pi / 2, np.pi / 2))  # of what is seen, which is half of the way round
     for gore in range(gores):
         left = list(zip(half_widths * edges[gore], heights, strict=True))
         right = list(zip(half_widths * edges[gore + 1], heights, strict=True))
@@ -83,16 +82,13 @@ def _draw_sailboat(sketch: Sketch, rng: Generator) -> None:
     sketch.polygon(main, sail)
     jib_height = rng.uniform(0.72, 0.92)
     jib = [*curve((0.02, jib_height), (0.6 * length, 0.45), (length, 0.19)), (0.05, 0.22)]
-    sketch.polygon(
-        jib, scaled(sail, rng.uniform(0.84, 0.93)) if rng.random() < 0.6 else pick([(206, 60, 52)], rng)
-    )
+    sketch.polygon(jib, scaled(sail, 0.9) if rng.random() < 0.6 else varied((206, 60, 52), rng))
     for seam in (0.4, 0.6):
         sketch.line([(-0.012, seam), (-(1.05 - seam) * length, seam - 0.01)], 0.008, scaled(sail, 0.85))
     bottom = [*curve((length, 0.165), (0.85 * length, 0.02), (0.6 * length, 0.0)), (-0.75 * length, 0.0)]
     sketch.polygon([(-length, 0.135), *bottom], hull)
-    sketch.polygon(
-        [(-length, 0.14), (length, 0.17), (0.96 * length, 0.14), (-0.98 * length, 0.11)], scaled(hull, 1.35)
-    )
+    rail = [(-length, 0.14), (length, 0.17), (0.96 * length, 0.14), (-0.98 * length, 0.11)]
+    sketch.polygon(rail, scaled(hull, 1.35))
 
 
 def _draw_car(sketch: Sketch, rng: Generator) -> None:
@@ -103,10 +99,10 @@ def _draw_car(sketch: Sketch, rng: Generator) -> None:
     sketch.rectangle((-half, 0.16), (half, 0.6), paint, 0.15)
     glass = pick([(150, 196, 216), (96, 128, 148)], rng)
     post = (rear + front) / 2
-    sketch.polygon([(rear - 0.04, 0.58), (rear + 0.06, 0.9), (post - 0.04, 0.9), (post - 0.04, 0.58)], glass)
-    sketch.polygon(
-        [(post + 0.04, 0.58), (post + 0.04, 0.9), (front - 0.03, 0.9), (front + 0.22, 0.58)], glass
-    )
+    rear_window = [(rear - 0.04, 0.58), (rear + 0.06, 0.9), (post - 0.04, 0.9), (post - 0.04, 0.58)]
+    front_window = [(post + 0.04, 0.58), (post + 0.04, 0.9), (front - 0.03, 0.9), (front + 0.22, 0.58)]
+    sketch.polygon(rear_window, glass)
+    sketch.polygon(front_window, glass)
     sketch.rectangle((-half, 0.16), (half, 0.25), scaled(paint, 0.6), 0.04)
     sketch.line([(post, 0.56), (post, 0.26)], 0.015, scaled(paint, 0.65))
     sketch.ellipse((half - 0.09, 0.45), 0.07, 0.06, (255, 240, 180))
@@ -117,8 +113,8 @@ def _draw_car(sketch: Sketch, rng: Generator) -> None:
 
 
 def _draw_house(sketch: Sketch, rng: Generator) -> None:
-    wall = pick([(246, 234, 210), (242, 210, 166), (236, 190, 160)], rng)
-    roof = pick([(186, 66, 44), (150, 60, 48), (122, 62, 50)], rng)
+    wall = pick([(248, 240, 222), (244, 220, 180), (240, 206, 176)], rng)
+    roof = pick([(204, 70, 44), (182, 58, 44), (160, 60, 46)], rng)
     half, eaves = rng.uniform(0.36, 0.56), rng.uniform(0.48, 0.58)
     ridge = rng.choice([0.0, 0.55]) * half  # a gable, or a roof seen along its side
     chimney = rng.uniform(-0.55, 0.35) * half
@@ -130,19 +126,17 @@ def _draw_house(sketch: Sketch, rng: Generator) -> None:
             sketch.line([(side * (half + 0.07), eaves - 0.05), (0.0, 0.97)], 0.075, roof)
         sketch.ellipse((0.0, 0.68), 0.055, 0.055, scaled(roof, 0.7))
     else:
-        sketch.polygon(
-            [(-half - 0.07, eaves - 0.03), (half + 0.07, eaves - 0.03), (ridge, 0.95), (-ridge, 0.95)], roof
-        )
+        low, out = eaves - 0.03, half + 0.07
+        sketch.polygon([(-out, low), (out, low), (ridge, 0.95), (-ridge, 0.95)], roof)
     door = rng.uniform(-0.15, 0.15) * half
-    sketch.rectangle(
-        (door - 0.075, 0.0), (door + 0.075, 0.3), pick([(70, 90, 60), (110, 60, 36), (50, 70, 110)], rng)
-    )
-    glass = pick([(120, 160, 186), (66, 82, 104), (255, 220, 120)], rng)
+    wood = pick([(70, 90, 60), (110, 60, 36), (50, 70, 110)], rng)
+    sketch.rectangle((door - 0.075, 0.0), (door + 0.075, 0.3), wood)
+    glass, frame = pick([(120, 160, 186), (66, 82, 104), (255, 220, 120)], rng), (250, 248, 240)
     for window in (-0.64 * half, 0.64 * half):
-        sketch.rectangle((window - 0.095, 0.17), (window + 0.095, 0.4), (250, 248, 240))
+        sketch.rectangle((window - 0.095, 0.17), (window + 0.095, 0.4), frame)
         sketch.rectangle((window - 0.075, 0.19), (window + 0.075, 0.38), glass)
-        sketch.line([(window, 0.18), (window, 0.39)], 0.016, (250, 248, 240))
-        sketch.line([(window - 0.08, 0.29), (window + 0.08, 0.29)], 0.016, (250, 248, 240))
+        sketch.line([(window, 0.18), (window, 0.39)], 0.016, frame)
+        sketch.line([(window - 0.08, 0.29), (window + 0.08, 0.29)], 0.016, frame)
 
 
 def _draw_tree(sketch: Sketch, rng: Generator) -> None:
@@ -170,9 +164,8 @@ def _draw_conifer(sketch: Sketch, trunk: Colour, rng: Generator) -> None:
         low = 0.12 + 0.75 * tier / tiers
         half = width * (1 - 0.75 * tier / tiers)
         hem = [(x * half, low + rng.uniform(-0.02, 0.02)) for x in np.linspace(1, -1, 7)]
-        sketch.polygon(
-            [(0.0, min(low + 1.1 / tiers + 0.06, 1.0)), *hem], scaled(needles, 0.8 + 0.35 * tier / tiers)
-        )
+        top = min(low + 1.1 / tiers + 0.06, 1.0)
+        sketch.polygon([(0.0, top), *hem], scaled(needles, 0.8 + 0.35 * tier / tiers))
 
 
 def _draw_sheep(sketch: Sketch, rng: Generator) -> None:
@@ -201,21 +194,15 @@ def _draw_windmill(sketch: Sketch, rng: Generator) -> None:
     sketch.rectangle((-0.03, 0.3), (0.03, 0.38), (70, 84, 100))
     cloth = pick([(252, 248, 238), (236, 220, 190)], rng)
     first = rng.uniform(0, np.pi / 2)
-    for blade in range(4):
-        along = np.array([np.cos(first + blade * np.pi / 2), np.sin(first + blade * np.pi / 2)])
-        across = np.array([-along[1], along[0]]) * 0.1
-        corners = [
-            hub + 0.1 * along,
-            hub + 0.4 * along,
-            hub + 0.4 * along + across,
-            hub + 0.1 * along + across,
-        ]
-        sketch.polygon([(x, y) for x, y in corners], cloth)
-        for rung in (0.17, 0.25, 0.33):
-            start, end = hub + rung * along, hub + rung * along + across
-            sketch.line([(start[0], start[1]), (end[0], end[1])], 0.01, scaled(cloth, 0.7))
-        tip = hub + 0.42 * along
-        sketch.line([hub, (tip[0], tip[1])], 0.024, (92, 66, 48))
+    for turn in first + np.arange(4) * np.pi / 2:
+        along = np.array([np.cos(turn), np.sin(turn)])
+        across = 0.1 * np.array([-along[1], along[0]])
+        inner, outer, tip = (tuple(hub + reach * along) for reach in (0.1, 0.4, 0.42))
+        sketch.polygon([inner, outer, tuple(outer + across), tuple(inner + across)], cloth)
+        for reach in (0.17, 0.25, 0.33):
+            rung = hub + reach * along
+            sketch.line([tuple(rung), tuple(rung + across)], 0.01, scaled(cloth, 0.7))
+        sketch.line([hub, tip], 0.024, (92, 66, 48))
     sketch.ellipse(hub, 0.03, 0.03, (60, 46, 40))
 
 
