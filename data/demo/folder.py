@@ -13,7 +13,7 @@ from data.errors import DatasetError
 
 TRAIN_IMAGES = 240
 VAL_IMAGES = 40
-SEED = 0
+SEED = 1  # whose validation images hold all three sizes and about as many of each category
 EDITION = 1  # raise it when the pictures change, so that a set of older ones isn't taken for this one
 
 JPEG_QUALITY = 90

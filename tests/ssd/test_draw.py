@@ -47,7 +47,7 @@ def test_an_example_shows_its_own_confident_detections(tmp_path: Path):
     detections = np.array(
         [
             [5, 50, 20, 30, 30, 0.9, 7],  # shown
-            [5, 10, 20, 30, 30, 0.3, 7],  # not confident
+            [5, 10, 20, 30, 30, 0.2, 7],  # not confident
             [6, 10, 20, 30, 30, 0.9, 7],  # another image's
         ]
     )
