@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data.task import open_training
 from ssd.batches import TrainBatch
@@ -56,7 +56,9 @@ class Figures:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(composed: DictConfig) -> None:
     """Compose, set up, measure, print."""
-    rounds = OmegaConf.to_object(OmegaConf.merge(Rounds, composed.pop("benchmark", {})))
+    with open_dict(composed):
+        given = composed.pop("benchmark", {})
+    rounds = OmegaConf.to_object(OmegaConf.merge(Rounds, given))
     assert isinstance(rounds, Rounds)
     try:
         config = parse(TrainConfig, composed)
@@ -81,7 +83,7 @@ def measure(trainer: Trainer, rounds: Rounds) -> Figures:
     wait = trainer.guard.read  # reading a value off the device waits for all that was queued
 
     def trainers_step() -> None:
-        trainer._take_step(batches, None)
+        trainer.take_step(batches, None)
 
     bare_step = bare_loop(trainer, next(batches))
     for _ in range(rounds.warmup):

@@ -106,7 +106,7 @@ class Trainer:
         batches = self.task.loader.batches(self.step)
         self.stopwatch.restart()
         while self.step < self.last_step:
-            self._take_step(batches, log)
+            self.take_step(batches, log)
             if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
                 self._record(log)
             evaluated = self._evaluation_is_due()
@@ -119,7 +119,8 @@ class Trainer:
         if log:
             log.close()
 
-    def _take_step(self, batches: Iterator[TrainBatch], log: RunLog | None) -> None:
+    def take_step(self, batches: Iterator[TrainBatch], log: RunLog | None) -> None:
+        """Take the next step on the next batch; log, rank 0's, shows the first batch of a run."""
         with self.stopwatch.waiting():
             batch = next(batches)
         if log and self.step == 0:
