@@ -11,15 +11,16 @@ from omegaconf import DictConfig
 
 from data.task import describe, open_evaluation
 from ssd.checkpoint import load_weights
-from ssd.config import EvaluateConfig, parse, register
+from ssd.config import parse, register
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.errors import UserError
+from ssd.evaluation.config import EvaluateConfig
 from ssd.evaluation.report import evaluation_report, summary_lines, write_report
 from ssd.runtime import set_up
 from ssd.training.network import restore_network
 
-register()
+register("evaluate_schema", EvaluateConfig)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

@@ -17,7 +17,7 @@ from ssd.errors import UserError
 from ssd.runtime import set_up
 from ssd.training.run import derived_numbers, start_or_resume
 
-register()
+register("train_schema", TrainConfig)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -27,7 +27,7 @@ from ssd.runtime import set_up
 from ssd.training.network import blank_network
 from ssd.training.trainer import Trainer
 
-register()
+register("train_schema", TrainConfig)
 
 
 @dataclass

@@ -1,9 +1,9 @@
-"""The typed schema of conf/: what every key is called, of which type it is, and which values make sense."""
+"""The typed schema of conf/train.yaml: how every key is called, its type, and which values make sense."""
 
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -224,79 +224,9 @@ class TrainConfig:
         require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0 to 2^63 − 1")
 
 
-@dataclass
-class EvaluateDataConfig:
-    """Validation pictures; batch_size null is as in training."""
-
-    path: str | None = None
-    val_images: str | None = None
-    val_annotations: str | None = None
-    batch_size: int | None = None
-    limit: int | None = None
-    threads: int | None = None
-
-
-@dataclass
-class EvaluateModelConfig:
-    """What a published checkpoint doesn't say."""
-
-    backbone: Backbone | None = None
-
-
-@dataclass
-class EvaluateRuntimeConfig:
-    """The machine's side; null is as in training."""
-
-    device: Device = Device.auto
-    precision: Precision | None = None
-    tf32: bool | None = None
-    channels_last: bool | None = None
-
-
-@dataclass
-class EvaluateConfig:
-    """Everything that evaluate.py reads."""
-
-    checkpoint: str = MISSING
-    out: str = "evaluation.json"
-    timeout_minutes: float = 60.0
-    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
-    model: EvaluateModelConfig = field(default_factory=EvaluateModelConfig)
-    runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "give more than 0")
-
-    def resolve(self, trained: dict[str, Any] | None) -> tuple[DataConfig, RuntimeConfig, Backbone]:
-        """Fill what is null from the training config in the checkpoint (as plain values).
-
-        trained: None for a published checkpoint, which has none: float32, 32 images, model.backbone as given.
-        Raises ConfigError where model.backbone is needed and missing, or given and another than was trained.
-        """
-        backbone = self.model.backbone
-        if trained is None:
-            if backbone is None:
-                raise ConfigError(
-                    "model.backbone=null: a published checkpoint doesn't say; give model.backbone=…"
-                )
-            trained = {"data": {}, "runtime": {"precision": "fp32"}, "model": {"backbone": backbone.value}}
-        was = Backbone(trained["model"]["backbone"])
-        require(backbone in (None, was), "model.backbone", backbone, f"the checkpoint is a {was.value}")
-        data = {key: value for key, value in vars(self.data).items() if value is not None}
-        data.setdefault("batch_size", trained["data"].get("batch_size", DataConfig.batch_size))
-        runtime = {key: value for key, value in vars(self.runtime).items() if value is not None}
-        runtime.setdefault("precision", Precision(trained["runtime"]["precision"]))
-        for key in ("tf32", "channels_last"):
-            runtime.setdefault(key, trained["runtime"].get(key, getattr(RuntimeConfig, key)))
-        return DataConfig(**data), RuntimeConfig(**runtime), was
-
-
-def register() -> None:
-    """Tell Hydra the schemas that conf/train.yaml and conf/evaluate.yaml begin with."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
+def register(name: str, schema: type) -> None:
+    """Tell Hydra the schema that a file in conf/ begins with."""
+    ConfigStore.instance().store(name=name, node=schema)
 
 
 def parse(schema: type[Schema], composed: DictConfig) -> Schema:

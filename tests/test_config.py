@@ -10,13 +10,13 @@ from ssd.config import (
     Backbone,
     ConfigError,
     DataConfig,
-    EvaluateConfig,
     EvaluationConfig,
     Precision,
     TrainConfig,
     parse,
     register,
 )
+from ssd.evaluation.config import EvaluateConfig
 from ssd.training.optimizer import build_schedule
 
 pytestmark = pytest.mark.unit
@@ -29,7 +29,8 @@ PUBLISHED_ROWS = [(gpus, images) for gpus in (1, 4, 8) for images in (64, 128, 2
 
 @pytest.fixture(autouse=True, scope="module")
 def _conf():
-    register()
+    register("train_schema", TrainConfig)
+    register("evaluate_schema", EvaluateConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
