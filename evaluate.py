@@ -10,7 +10,6 @@ import hydra
 from omegaconf import DictConfig
 
 from data.task import describe, open_evaluation
-from ssd.checkpoint import load_weights
 from ssd.config import parse, register
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
@@ -18,7 +17,7 @@ from ssd.errors import UserError
 from ssd.evaluation.config import EvaluateConfig
 from ssd.evaluation.report import evaluation_report, summary_lines, write_report
 from ssd.runtime import set_up
-from ssd.training.network import restore_network
+from ssd.weights import load_weights
 
 register("evaluate_schema", EvaluateConfig)
 
@@ -29,12 +28,13 @@ def main(composed: DictConfig) -> None:
     try:
         config = parse(EvaluateConfig, composed)
         weights = load_weights(Path(config.checkpoint))
-        data, runtime_config, backbone = config.resolve(weights.config)
+        data, runtime_config = config.resolve(weights)
         with open_ranks(runtime_config.device) as ranks, RunConsole(ranks.is_main) as console:
             runtime = set_up(runtime_config, ranks.device)
             timeout = timedelta(minutes=config.timeout_minutes)
             evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks)
-            network = runtime.place(restore_network(weights, backbone, evaluator.categories))
+            evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
+            network = runtime.place(weights.network())
             console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
             result = evaluator(network, runtime, ranks, console)
             console.say(*summary_lines(result.numbers), *result.notes)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ssd.errors import UserError
+from .errors import UserError
 
 
 class CategoryError(UserError):
@@ -31,6 +31,14 @@ class Categories:
     def name_of(self, label: int) -> str:
         """Return the category's name of a label ≥ 1."""
         return self.names[label - 1]
+
+    def check_count(self, num_classes: int, annotation_file: object) -> None:
+        """Raise CategoryError unless a detector of that many classes, background included, can have these."""
+        if num_classes != self.num_classes:
+            raise CategoryError(
+                f"the checkpoint tells {num_classes - 1} classes apart and {annotation_file} has "
+                f"{len(self.ids)}; give an annotation file with the categories it was trained on"
+            )
 
     def check_scored_by(self, truth: "Categories", annotation_file: object) -> None:
         """Raise CategoryError unless ground truth with the categories `truth` can score a detector of these.

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd.categories import Categories
-from ssd.errors import UserError
-from ssd.model import from_published
+from .errors import UserError
 
 FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
@@ -120,35 +117,3 @@ def load_run(path: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (format {state.get('format')!r})")
     return state
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a detector can be made of.
-
-    model: state dict in our layout. categories, config: None in a published checkpoint, which has neither.
-    """
-
-    model: dict[str, Tensor]
-    num_classes: int
-    categories: Categories | None
-    config: dict[str, Any] | None
-
-
-def load_weights(path: Path) -> Weights:
-    """Read the weights of one of our checkpoints or of a published one (`model` in a dict, or bare).
-
-    Raises CheckpointError where the file is neither.
-    """
-    state = load_file(path)
-    if state.get("format") == FORMAT:
-        categories = Categories(tuple(state["categories"]["ids"]), tuple(state["categories"]["names"]))
-        return Weights(state["model"], categories.num_classes, categories, state["config"])
-    published = state.get("model", state)
-    try:
-        model = from_published(published)
-    except (ValueError, AttributeError, TypeError) as error:
-        reason = f"neither a checkpoint of this trainer nor a published SSD300 ({error})"
-        raise CheckpointError(f"{path} is {reason}") from error
-    head = next(value for key, value in published.items() if key.endswith("conf.0.weight"))
-    return Weights(model, head.shape[0] // 4, None, None)

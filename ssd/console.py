@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ssd.batches import EvaluationBatch, EvaluationLoader
+from .batches import EvaluationBatch, EvaluationLoader
 
 
 class RunConsole:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssd.boxes import cxcywh_to_ltrb, decode_offsets, pairwise_iou
+from .boxes import cxcywh_to_ltrb, decode_offsets, pairwise_iou
 
 # RECIPE 7; an evaluation report quotes them.
 SCORE_THRESHOLD = 0.05

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ssd.config import ConfigError, Device
+from .config import ConfigError, Device
 
 Value = TypeVar("Value")
 

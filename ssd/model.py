@@ -1,7 +1,7 @@
 """SSD300, a ResNet with two heads on each of six maps (RECIPE 1), and the layout of published checkpoints."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cache
 from typing import Self
 
@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssd.boxes import BOXES_PER_CELL, IMAGE_SIZE
+from .boxes import BOXES_PER_CELL, IMAGE_SIZE
 
 # Channels of the six detection maps, RECIPE 1.
 _MAP_CHANNELS = {
@@ -203,6 +203,14 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _renamed(state_dict, {backbone: _published_keys(backbone) for backbone in BACKBONES})
 
 
+def backbone_of(state_dict: Mapping[str, Tensor]) -> str:
+    """Name the backbone, one of BACKBONES, that a state dict of our SSD300 is of.
+
+    Raises ValueError naming the keys that are unknown or missing for the nearest one.
+    """
+    return _best_fit(state_dict.keys(), {backbone: _published_keys(backbone) for backbone in BACKBONES})
+
+
 @cache
 def _published_keys(backbone: str) -> dict[str, str]:
     """Pair each key of our state dict, in order, with the published one."""
@@ -217,20 +225,25 @@ def _published_keys(backbone: str) -> dict[str, str]:
 
 
 def _renamed(state_dict: Mapping[str, Tensor], new_keys: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """Rename by the table, of those by backbone, that fits the keys best; it has to fit exactly."""
+    """Rename by the table, of those by backbone, that has exactly these keys, prefixes aside."""
     given = {
         key.removeprefix("module.1.").removeprefix("module."): value for key, value in state_dict.items()
     }
-    backbone = min(new_keys, key=lambda name: len(new_keys[name].keys() ^ given.keys()))
-    table = new_keys[backbone]
-    unknown = [key for key in given if key not in table]
-    missing = [key for key in table if key not in given]
+    table = new_keys[_best_fit(given.keys(), new_keys)]
+    return {new: given[old] for old, new in table.items()}
+
+
+def _best_fit(keys: Set[str], tables: dict[str, dict[str, str]]) -> str:
+    """Name the table, of those by backbone, that has exactly these keys; raise ValueError if none has."""
+    backbone = min(tables, key=lambda name: len(tables[name].keys() ^ keys))
+    unknown = [key for key in keys if key not in tables[backbone]]
+    missing = [key for key in tables[backbone] if key not in keys]
     if unknown or missing:
         raise ValueError(
             f"not the state dict of an SSD300 (the nearest is {backbone}'s): "
             f"unknown keys {_shortened(unknown)}; missing keys {_shortened(missing)}"
         )
-    return {new: given[old] for old, new in table.items()}
+    return backbone
 
 
 def _shortened(keys: list[str]) -> str:

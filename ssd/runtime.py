@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssd.config import ConfigError, Precision, RuntimeConfig
+from .config import ConfigError, Precision, RuntimeConfig
 
 AUTOCAST = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 

@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from ssd.categories import Categories
 from ssd.config import (
-    Backbone,
     ConfigError,
     DataConfig,
     EvaluationConfig,
@@ -18,6 +18,7 @@ from ssd.config import (
 )
 from ssd.evaluation.config import EvaluateConfig
 from ssd.training.optimizer import build_schedule
+from ssd.weights import Weights
 
 pytestmark = pytest.mark.unit
 
@@ -151,30 +152,34 @@ def evaluate_config(*overrides: str) -> EvaluateConfig:
     return parse(EvaluateConfig, compose("evaluate", overrides=["checkpoint=x.pt", *overrides]))
 
 
-TRAINED = {
-    "data": {"batch_size": 16, "limit": 5},
-    "model": {"backbone": "resnet34"},
-    "runtime": {"device": "cuda", "precision": "bf16", "tf32": False, "channels_last": False},
-}
+TRAINED = Weights(
+    model={},
+    backbone="resnet34",
+    num_classes=3,
+    categories=Categories((1, 2), ("a", "b")),
+    config={
+        "data": {"batch_size": 16, "limit": 5},
+        "runtime": {"device": "cuda", "precision": "bf16", "tf32": False, "channels_last": False},
+    },
+)
+PUBLISHED = Weights(model={}, backbone="resnet50", num_classes=81, categories=None, config=None)
 
 
 def test_evaluation_runs_as_trained_where_nothing_is_given():
-    data, runtime, backbone = evaluate_config().resolve(TRAINED)
+    data, runtime = evaluate_config().resolve(TRAINED)
     assert (data.batch_size, data.limit) == (16, None)  # a limit of the training is not the evaluation's
     assert (runtime.precision, runtime.channels_last) == (Precision.bf16, False)
-    assert backbone is Backbone.resnet34
 
 
 def test_evaluation_takes_what_is_given():
-    data, runtime, _ = evaluate_config("data.batch_size=4", "runtime.precision=fp32").resolve(TRAINED)
+    data, runtime = evaluate_config("data.batch_size=4", "runtime.precision=fp32").resolve(TRAINED)
     assert (data.batch_size, runtime.precision) == (4, Precision.fp32)
 
 
-def test_a_published_checkpoint_needs_its_backbone_named():
-    with pytest.raises(ConfigError, match=r"model\.backbone"):
-        evaluate_config().resolve(None)
-    _, runtime, backbone = evaluate_config("model.backbone=resnet50").resolve(None)
-    assert (backbone, runtime.precision) == (Backbone.resnet50, Precision.fp32)
+def test_a_published_checkpoint_runs_in_float32_with_and_without_its_backbone_named():
+    for overrides in ((), ("model.backbone=resnet50",)):
+        data, runtime = evaluate_config(*overrides).resolve(PUBLISHED)
+        assert (data.batch_size, runtime.precision) == (32, Precision.fp32)
 
 
 def test_another_backbone_than_trained_is_refused():

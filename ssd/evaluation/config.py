@@ -1,11 +1,11 @@
 """The typed schema of conf/evaluate.yaml, and how a checkpoint fills in what it leaves open."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
-from ssd.config import Backbone, ConfigError, DataConfig, Device, Precision, RuntimeConfig, require
+from ssd.config import Backbone, DataConfig, Device, Precision, RuntimeConfig, require
+from ssd.weights import Weights
 
 
 @dataclass
@@ -22,7 +22,7 @@ class EvaluateDataConfig:
 
 @dataclass
 class EvaluateModelConfig:
-    """What a published checkpoint doesn't say."""
+    """What the checkpoint should be."""
 
     backbone: Backbone | None = None
 
@@ -52,25 +52,24 @@ class EvaluateConfig:
         """Check the number."""
         require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "give more than 0")
 
-    def resolve(self, trained: dict[str, Any] | None) -> tuple[DataConfig, RuntimeConfig, Backbone]:
-        """Fill what is null from the training config in the checkpoint (as plain values).
+    def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
+        """Fill what is null from the training config in the checkpoint.
 
-        trained: None for a published checkpoint, which has none: float32, 32 images, model.backbone as given.
-        Raises ConfigError where model.backbone is needed and missing, or given and another than was trained.
+        A published checkpoint has none: float32, 32 images a batch.
+        Raises ConfigError where model.backbone is given and another than the checkpoint's.
         """
-        backbone = self.model.backbone
-        if trained is None:
-            if backbone is None:
-                raise ConfigError(
-                    "model.backbone=null: a published checkpoint doesn't say; give model.backbone=…"
-                )
-            trained = {"data": {}, "runtime": {"precision": "fp32"}, "model": {"backbone": backbone.value}}
-        was = Backbone(trained["model"]["backbone"])
-        require(backbone in (None, was), "model.backbone", backbone, f"the checkpoint is a {was.value}")
+        given = self.model.backbone
+        require(
+            given is None or given.value == weights.backbone,
+            "model.backbone",
+            given and given.value,
+            f"the checkpoint is a {weights.backbone}; leave the key out",
+        )
+        trained = weights.config or {"data": {}, "runtime": {"precision": "fp32"}}
         data = {key: value for key, value in vars(self.data).items() if value is not None}
         data.setdefault("batch_size", trained["data"].get("batch_size", DataConfig.batch_size))
         runtime = {key: value for key, value in vars(self.runtime).items() if value is not None}
         runtime.setdefault("precision", Precision(trained["runtime"]["precision"]))
         for key in ("tf32", "channels_last"):
             runtime.setdefault(key, trained["runtime"].get(key, getattr(RuntimeConfig, key)))
-        return DataConfig(**data), RuntimeConfig(**runtime), was
+        return DataConfig(**data), RuntimeConfig(**runtime)

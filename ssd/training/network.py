@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 import torchvision
 
-from ssd.categories import Categories
-from ssd.checkpoint import Weights, load_file, load_weights
-from ssd.config import Backbone, ConfigError, ModelConfig
+from ssd.checkpoint import load_file
+from ssd.config import ConfigError, ModelConfig, require
 from ssd.model import SSD300
+from ssd.weights import load_weights
 
 
 def build_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
@@ -30,21 +30,6 @@ def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
     network = SSD300(config.backbone.value, num_classes)
     if config.freeze_batchnorm:
         network.freeze_batchnorm()
-    return network
-
-
-def restore_network(weights: Weights, backbone: Backbone, categories: Categories) -> SSD300:
-    """Make the network of a checkpoint, to be used as it is.
-
-    categories: what its labels mean. Raises ConfigError where their number or the backbone is another.
-    """
-    if weights.num_classes != categories.num_classes:
-        raise ConfigError(
-            f"the checkpoint tells {weights.num_classes - 1} classes apart and the annotation file has "
-            f"{len(categories.ids)}; give data.val_annotations= with the categories it was trained on"
-        )
-    network = SSD300(backbone.value, weights.num_classes)
-    _load_all(network, weights, backbone)
     return network
 
 
@@ -74,16 +59,11 @@ def _load_detector(network: SSD300, config: ModelConfig) -> None:
     """Load model.checkpoint into the whole network."""
     path = Path(str(config.checkpoint))
     weights = load_weights(path)
+    backbone = config.backbone.value
+    require(weights.backbone == backbone, "model.backbone", backbone, f"{path} is a {weights.backbone}")
     if weights.num_classes != network.num_classes:
         raise ConfigError(
             f"model.checkpoint={path} tells {weights.num_classes - 1} classes apart and the data set has "
             f"{network.num_classes - 1}; give a checkpoint of these classes, or model.checkpoint=null"
         )
-    _load_all(network, weights, config.backbone)
-
-
-def _load_all(network: SSD300, weights: Weights, backbone: Backbone) -> None:
-    try:
-        network.load_state_dict(weights.model)
-    except RuntimeError as error:
-        raise ConfigError(f"the checkpoint is not of model.backbone={backbone.value}: {error}") from error
+    network.load_state_dict(weights.model)

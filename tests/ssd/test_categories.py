@@ -28,3 +28,9 @@ def test_the_order_of_the_ground_truths_categories_does_not_matter():
 def test_other_categories_are_refused_by_file(truth: Categories):
     with pytest.raises(CategoryError, match=r"val\.json: \d categories differ"):
         TRAINED.check_scored_by(truth, "val.json")
+
+
+def test_a_detector_of_another_number_of_classes_is_refused():
+    with pytest.raises(CategoryError, match=r"2 classes apart and val\.json has 1"):
+        Categories((1,), ("a",)).check_count(3, "val.json")
+    Categories((1,), ("a",)).check_count(2, "val.json")

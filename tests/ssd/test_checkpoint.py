@@ -1,5 +1,4 @@
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,10 @@ from ssd.checkpoint import (
     keep_newest,
     load_file,
     load_run,
-    load_weights,
     saved_steps,
     step_file,
     write,
 )
-from ssd.model import SSD300, to_published
 
 pytestmark = pytest.mark.unit
 
@@ -80,22 +77,6 @@ def test_only_the_newest_are_kept_and_the_best(tmp_path: Path):
     assert (tmp_path / "best.pt").exists()
 
 
-class Payload:
-    def __init__(self, touched: Path) -> None:
-        self.touched = touched
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.touched),)
-
-
-def test_a_malicious_file_does_not_run(tmp_path: Path):
-    for name, save in (("torch.pt", torch.save), ("plain.pt", lambda x, p: p.write_bytes(pickle.dumps(x)))):
-        save({"format": 1, "model": Payload(tmp_path / "touched")}, tmp_path / name)
-        with pytest.raises(CheckpointError, match=name):
-            load_weights(tmp_path / name)
-    assert not (tmp_path / "touched").exists()
-
-
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
 def test_a_broken_file_is_named(content: bytes, tmp_path: Path):
     (tmp_path / "broken.pt").write_bytes(content)
@@ -105,26 +86,10 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path):
 
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"gone\.pt does not exist"):
-        load_weights(tmp_path / "gone.pt")
+        load_file(tmp_path / "gone.pt")
 
 
-def test_another_programs_checkpoint_is_refused(tmp_path: Path):
+def test_another_programs_checkpoint_is_no_run(tmp_path: Path):
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="neither a checkpoint of this trainer nor a published SSD300"):
-        load_weights(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this trainer"):
         load_run(tmp_path / "other.pt")
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "module.1."])
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_a_published_checkpoint_is_read_with_its_number_of_classes(
-    prefix: str, wrapped: bool, tmp_path: Path
-):
-    network = SSD300("resnet18", num_classes=7)
-    published = {prefix + key: value for key, value in to_published(network.state_dict()).items()}
-    torch.save({"epoch": 3, "model": published} if wrapped else published, tmp_path / "p.pt")
-    weights = load_weights(tmp_path / "p.pt")
-    assert (weights.num_classes, weights.categories, weights.config) == (7, None, None)
-    for key, value in network.state_dict().items():
-        assert torch.equal(weights.model[key], value)
