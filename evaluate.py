@@ -32,7 +32,7 @@ def main(composed: DictConfig) -> None:
         with open_ranks(runtime_config.device) as ranks, RunConsole(ranks.is_main) as console:
             runtime = set_up(runtime_config, ranks.device)
             timeout = timedelta(minutes=config.timeout_minutes)
-            evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks)
+            evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
             evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
             network = runtime.place(weights.network())
             console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")

@@ -1,6 +1,7 @@
 """Train SSD300: python train.py experiment=… key=value, or torchrun --nproc_per_node=N train.py ….
 
-The same command again resumes the run of that name. Keys and their values: the files in conf/.
+The same command again resumes the run of that name. Exit status: 0 done, 1 an error, 75 ended by a signal
+with everything saved. Keys and their values: the files in conf/.
 """
 
 from pathlib import Path
@@ -11,11 +12,9 @@ from omegaconf import DictConfig
 
 from data.task import open_training
 from ssd.config import TrainConfig, parse, register
-from ssd.console import RunConsole
-from ssd.distributed import open_ranks
 from ssd.errors import UserError
-from ssd.runtime import set_up
-from ssd.training.run import derived_numbers, start_or_resume
+from ssd.training.run import continued, derived_numbers, newest_checkpoint, start_or_resume
+from ssd.training.session import open_session
 
 register("train_schema", TrainConfig)
 
@@ -26,12 +25,13 @@ def main(composed: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         config = parse(TrainConfig, composed)
-        with open_ranks(config.runtime.device) as ranks, RunConsole(ranks.is_main) as console:
-            runtime = set_up(config.runtime, ranks.device)
-            task, summary = open_training(config, runtime, ranks)
-            trainer = start_or_resume(config, task, runtime, ranks, console, folder)
-            console.table(f"{config.name} → {folder}", summary | derived_numbers(trainer))
-            trainer.fit(folder)
+        with open_session(config, folder) as session:
+            saved = newest_checkpoint(session)
+            config = continued(config, saved, session.ranks)
+            task, summary = open_training(config, saved, session)
+            trainer, origin = start_or_resume(config, saved, task, session)
+            session.console.table(f"{config.name} → {folder}", summary | derived_numbers(trainer, origin))
+            trainer.fit()
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

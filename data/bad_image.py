@@ -1,6 +1,6 @@
 """Which files of a batch DALI cannot read: its own error names the operator, not always the file."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -9,23 +9,36 @@ from data.errors import DatasetError
 from data.graph import GraphOptions, encode_path, evaluation_graph
 
 
-def find_bad_images(index: CocoIndex, images: Iterable[int], when: str) -> DatasetError | None:
-    """Read the images of a failed batch one by one; return the error that names those that fail, if any.
+def find_bad_images(index: CocoIndex, images: Iterable[int]) -> dict[int, str]:
+    """Read the images of a failed batch one by one; return a line about each that fails, by its place.
 
     Read on the CPU and whole: a graph that failed on a GPU cannot be trusted to judge the next file there.
-    when: what was running, for the message.
     """
-    failures = [
-        f"{index.path(image)} (image id {index.image_ids[image]}): {reason}"
+    return {
+        image: f"{index.path(image)} (image id {index.image_ids[image]}): {reason}"
         for image in images
         if (reason := _reason_unreadable(index, image)) is not None
-    ]
-    if not failures:
-        return None
+    }
+
+
+def unreadable(lines: Iterable[str], when: str) -> DatasetError:
+    """Return the error about such images. when: what was running."""
     return DatasetError(
-        f"{when}: DALI cannot read {'; '.join(failures)}. Replace the file, or remove its entry and its boxes"
-        " from the annotation file"
+        f"{when}: DALI cannot read {'; '.join(lines)}. Replace the file, or remove its entry and its boxes"
+        " from the annotation file, or train with data.on_bad_image=quarantine"
     )
+
+
+def replace_bad(images: list[int], bad: Collection[int]) -> list[int] | None:
+    """Put the good image before it (or the batch's last) in each bad one's place; None if all are bad."""
+    good = [image for image in images if image not in bad]
+    if not good:
+        return None
+    replaced, last = [], good[-1]
+    for image in images:
+        last = last if image in bad else image
+        replaced.append(last)
+    return replaced
 
 
 def _reason_unreadable(index: CocoIndex, image: int) -> str | None:

@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.coco_checks import Boxes, check_annotations, check_categories, check_files, check_images
-from data.coco_json import Source, read_document
+from data.annotation_cache import open_annotations
+from data.annotations import Annotations, read_annotations
+from data.coco_json import Source
+from data.file_names import FileNames
 from ssd.categories import Categories
 from ssd.errors import UserError
 
@@ -46,17 +48,17 @@ class Selection:
 class CocoIndex:
     """The images of a data set in the order of its annotation file, and their boxes.
 
-    categories: label k + 1 is the file's k-th category.
-    image_folder: what the file names are relative to. file_names: N.
+    source: where the data set lies; the file names are relative to its image folder.
+    categories: label k + 1 is the file's k-th category. file_names: N.
     image_ids: N int64, the annotation file's. sizes_px: N×2 int64, (width, height).
     box_starts: N + 1 int64; the boxes of image i are rows box_starts[i] to box_starts[i + 1].
     boxes_ltrb: float32, relative to the image, in [0, 1]. labels: int32, 1 … K, a row a box.
     dropped: what of the file is not used, as reason → count.
     """
 
+    source: Source
     categories: Categories
-    image_folder: Path
-    file_names: tuple[str, ...]
+    file_names: FileNames
     image_ids: NDArray[np.int64]
     sizes_px: NDArray[np.int64]
     box_starts: NDArray[np.int64]
@@ -65,11 +67,11 @@ class CocoIndex:
     dropped: dict[str, int]
 
     def __len__(self) -> int:
-        return len(self.file_names)
+        return len(self.image_ids)
 
     def path(self, image: int) -> str:
         """Return the path of an image file."""
-        return os.path.join(self.image_folder, self.file_names[image])
+        return os.path.join(self.source.image_folder, self.file_names[image])
 
     def boxes_of(self, image: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Return an image's boxes G×4 ltrb and labels G."""
@@ -79,73 +81,70 @@ class CocoIndex:
     def fingerprint(self) -> str:
         """Return a sha256 hex digest of all that training depends on, but not of where the folder lies."""
         digest = hashlib.sha256()
-        for text in (self.categories.ids, self.categories.names, self.file_names):
-            digest.update(repr(text).encode())
+        digest.update(repr(self.categories.ids).encode())
+        digest.update(repr(self.categories.names).encode())
+        digest.update(repr(tuple(self.file_names)).encode())
         for array in (self.image_ids, self.sizes_px, self.box_starts, self.boxes_ltrb, self.labels):
-            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+            digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 
-def read_index(annotation_file: Path, image_folder: Path, selection: Selection | None = None) -> CocoIndex:
+def read_index(
+    annotation_file: Path, image_folder: Path, selection: Selection | None = None, cache: Path | None = None
+) -> CocoIndex:
     """Read an annotation file, check all of it, and keep what `selection` says, boxes clipped to the image.
 
-    With a limit only that many image files must exist; the annotation file is checked as a whole.
-    Raises DatasetError, naming the file, the entry and what mends it.
+    cache: the folder of data.annotation_cache; None parses the file anew.
+    Whether the image files are there is another question (data.image_files).
+    Raises DatasetError, naming the file, the entry and what mends it; UserError for an unusable cache folder.
     """
     selection = selection or Selection()
     source = Source(annotation_file, image_folder, selection.split)
-    document = read_document(source)
-    categories = check_categories(document.categories, source)
-    image_ids, sizes_px = check_images(document.images, source)
-    boxes = check_annotations(document.annotations, image_ids, categories, source)
-    file_names = tuple(image.file_name for image in document.images[: selection.limit])
-    check_files(file_names, source)
+    annotations = read_annotations(source) if cache is None else open_annotations(source, cache)
+    return _select(annotations, source, selection)
 
-    boxes, dropped = _clean(boxes, sizes_px, len(file_names), selection)
-    per_image = np.bincount(boxes.images, minlength=len(file_names))
-    kept = np.flatnonzero((per_image > 0) | selection.images_without_boxes)
-    dropped["images without boxes"] = len(file_names) - len(kept)
-    if len(kept) == 0:
+
+def _select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
+    """Keep what the selection wants, in memory of the index's own."""
+    images = min(len(annotations), selection.limit or len(annotations))
+    dropped = {"images beyond data.limit": len(annotations) - images}
+    box_starts = annotations.box_starts[: images + 1]
+    kept_boxes = _wanted_boxes(annotations, int(box_starts[-1]), selection, dropped)
+    rows = np.flatnonzero(kept_boxes)
+    box_starts = np.searchsorted(rows, box_starts)  # the dropped boxes are counted no more
+    kept = np.zeros(len(annotations), dtype=np.bool_)
+    kept[:images] = (np.diff(box_starts) > 0) | selection.images_without_boxes
+    dropped["images without boxes"] = images - int(kept.sum())
+    if not kept.any():
         raise source.error(
             f"no image with a box is left, dropped: {dropped}; name another with {source.annotations_key}="
         )
-    in_image_order = np.argsort(boxes.images, kind="stable")  # of one image, in the order of the file
     return CocoIndex(
-        categories=categories,
-        image_folder=image_folder,
-        file_names=tuple(file_names[image] for image in kept.tolist()),
-        image_ids=image_ids[kept],
-        sizes_px=sizes_px[kept],
-        box_starts=np.concatenate(([0], np.cumsum(per_image[kept]))),
-        boxes_ltrb=_relative_ltrb(boxes, sizes_px)[in_image_order],
-        labels=boxes.labels[in_image_order],
+        source=source,
+        categories=annotations.categories,
+        file_names=annotations.file_names.where(kept),
+        image_ids=annotations.image_ids[kept],
+        sizes_px=annotations.sizes_px[kept],
+        box_starts=np.append(box_starts[:-1][kept[:images]], len(rows)),
+        boxes_ltrb=annotations.boxes_ltrb[rows],
+        labels=annotations.labels[rows],
         dropped=dropped,
     )
 
 
-def _clean(
-    boxes: Boxes, sizes_px: NDArray[np.int64], images: int, selection: Selection
-) -> tuple[Boxes, dict[str, int]]:
-    """Drop what the selection does not want, of the first `images` images; count it by reason."""
-    dropped = {"images beyond data.limit": len(sizes_px) - images}
-    boxes = boxes.where(boxes.images < images)
+def _wanted_boxes(
+    annotations: Annotations, boxes: int, selection: Selection, dropped: dict[str, int]
+) -> NDArray[np.bool_]:
+    """Return which of the first `boxes` boxes the selection wants; count the others in `dropped`."""
+    wanted = np.ones(boxes, dtype=np.bool_)
     if not selection.crowd_boxes:
-        dropped["crowd boxes"] = int(boxes.crowd.sum())
-        boxes = boxes.where(~boxes.crowd)
-    left_top, size = boxes.ltwh_px[:, :2], boxes.ltwh_px[:, 2:]
-    right_bottom = left_top + size
-    # What hangs over is taken off the size: a box inside keeps the exact size that the file gives.
-    over = np.maximum(-left_top, 0) + np.maximum(right_bottom - sizes_px[boxes.images], 0)
-    small = ((size < selection.min_box_px) | (size <= 0)).any(axis=1)
-    outside = ((size - over < selection.min_box_px) | (size - over <= 0)).any(axis=1) & ~small
+        wanted &= ~annotations.crowd[:boxes]
+        dropped["crowd boxes"] = boxes - int(wanted.sum())
+    whole, inside = annotations.shorter_sides_px[:boxes].T
+    small = wanted & ((whole < selection.min_box_px) | (whole <= 0))
+    wanted &= ~small
+    outside: NDArray[np.bool_] = wanted & ((inside < selection.min_box_px) | (inside <= 0))
     dropped[f"boxes under {selection.min_box_px:g} px"] = int(small.sum())
     dropped[f"boxes with under {selection.min_box_px:g} px inside the image"] = int(outside.sum())
-    return boxes.where(~small & ~outside), dropped
-
-
-def _relative_ltrb(boxes: Boxes, sizes_px: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Clip to the image and divide by its size."""
-    size = sizes_px[boxes.images]
-    left_top = np.maximum(boxes.ltwh_px[:, :2], 0)
-    right_bottom = np.minimum(boxes.ltwh_px[:, :2] + boxes.ltwh_px[:, 2:], size)
-    return (np.concatenate((left_top, right_bottom), axis=1) / np.tile(size, 2)).astype(np.float32)
+    wanted &= ~outside
+    return wanted

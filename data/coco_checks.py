@@ -1,9 +1,9 @@
-"""What must hold of an annotation file and its image folder before anything is trained on them.
+"""What must hold of an annotation file before anything is trained on it.
 
 Each check returns what it read as arrays, or raises DatasetError naming the first bad entry and the mend.
 """
 
-import os
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.coco_json import Annotation, Category, Image, Source
-from data.errors import DatasetError
 from ssd.categories import Categories
-
-NAMED_FILES = 5
-"""Missing files that the error lists."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class Boxes:
     ltwh_px: NDArray[np.float64]
     crowd: NDArray[np.bool_]
 
-    def where(self, kept: NDArray[np.bool_]) -> "Boxes":
-        """Return the rows that are kept."""
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Boxes":
+        """Return the rows that are kept, given by a mask or by their places in a new order."""
         return Boxes(self.images[kept], self.labels[kept], self.ltwh_px[kept], self.crowd[kept])
 
 
@@ -59,6 +55,11 @@ def check_images(entries: Sequence[Image], source: Source) -> tuple[NDArray[np.i
             f"images[{place}] (id {ids[place]}): file_name {entries[place].file_name!r} does not lie inside "
             f"{source.images_key}={source.image_folder}; make it relative to that folder"
         )
+    for place in _first(np.array(["\0" in entry.file_name for entry in entries])):
+        raise source.error(
+            f"images[{place}] (id {ids[place]}): file_name {entries[place].file_name!r} holds a NUL "
+            "character, which no file's name can; correct it"
+        )
     return ids, sizes_px
 
 
@@ -66,8 +67,8 @@ def check_annotations(
     entries: Sequence[Annotation], image_ids: NDArray[np.int64], categories: Categories, source: Source
 ) -> Boxes:
     """Return every box with its image's place and its label; the file must hold both image and category."""
-    images = _places(np.array([entry.image_id for entry in entries], dtype=np.int64), image_ids)
-    labels = _places(np.array([entry.category_id for entry in entries], dtype=np.int64), categories.ids) + 1
+    images = _places(np.fromiter((entry.image_id for entry in entries), np.int64), image_ids)
+    labels = _places(np.fromiter((entry.category_id for entry in entries), np.int64), categories.ids) + 1
     for place in _first(images < 0):
         raise source.error(
             f"annotations[{place}] (id {entries[place].id}): no entry of `images` has its image_id "
@@ -78,38 +79,13 @@ def check_annotations(
             f"annotations[{place}] (id {entries[place].id}): no entry of `categories` has its category_id "
             f"{entries[place].category_id}; correct it, add the category or remove the annotation"
         )
+    boxes = (entry.bbox for entry in entries)
     return Boxes(
         images=images,
         labels=labels.astype(np.int32),
-        ltwh_px=np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4),
-        crowd=np.array([entry.iscrowd for entry in entries], dtype=np.bool_),
+        ltwh_px=np.fromiter(itertools.chain.from_iterable(boxes), np.float64).reshape(-1, 4),
+        crowd=np.fromiter((entry.iscrowd for entry in entries), np.bool_),
     )
-
-
-def check_files(file_names: Sequence[str], source: Source) -> None:
-    """Raise DatasetError unless each file lies in the image folder.
-
-    Each directory is listed once: 118,287 files are one listing, not so many questions to a file server.
-    """
-    names = [os.path.normpath(name) for name in file_names]
-    present: set[str] = set()
-    try:
-        for directory in {os.path.dirname(name) for name in names}:
-            path = source.image_folder / directory
-            if not directory or path.is_dir():
-                present.update(os.path.join(directory, name) for name in os.listdir(path))
-    except OSError as error:
-        raise DatasetError(
-            f"{source.images_key}={source.image_folder}: cannot be read ({error.strerror}); "
-            f"name the image folder with {source.images_key}="
-        ) from error
-    missing = [name for name in names if name not in present]
-    if missing:
-        raise DatasetError(
-            f"{source.images_key}={source.image_folder}: {len(missing)} of the {len(names)} image files that "
-            f"{source.annotation_file} lists are missing, such as {', '.join(missing[:NAMED_FILES])}; "
-            f"add them or name their folder with {source.images_key}="
-        )
 
 
 def _refuse_duplicates(ids: NDArray[np.int64], section: str, source: Source) -> None:

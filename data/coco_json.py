@@ -12,6 +12,9 @@ from data.errors import DatasetError
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
+REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a text that it does not take; RecursionError for brackets nested too deeply."""
+
 # gc=False: the garbage collector need not visit a million objects that hold no references in a circle.
 
 
@@ -88,6 +91,12 @@ class Source:
         """Return the error of something in the annotation file."""
         return DatasetError(f"{self.annotations_key}={self.annotation_file}: {what}")
 
+    def unreadable(self, error: OSError) -> DatasetError:
+        """Return the error of an annotation file that the system does not hand out."""
+        return self.error(
+            f"cannot be read ({error.strerror}); name the annotation file with {self.annotations_key}="
+        )
+
 
 def read_document(source: Source) -> Document:
     """Parse the annotation file. It is mapped, not copied: the ranks of one machine share its pages.
@@ -101,18 +110,18 @@ def read_document(source: Source) -> Document:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             try:
                 return msgspec.json.decode(text, type=Document)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except REFUSALS as error:
                 raise source.error(_explain(bytes(text), error)) from error
     except OSError as error:
-        raise source.error(
-            f"cannot be read ({error.strerror}); name the annotation file with {key}="
-        ) from error
+        raise source.unreadable(error) from error
 
 
 def _explain(text: bytes, error: Exception) -> str:
     """Take the slow second look at a file that was refused: what is wrong, where, and what to do."""
     if isinstance(error, msgspec.ValidationError):
         return f"{_at_entry(text, error)}; edit the file"
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deeply for an annotation file; name a COCO annotation file"
     if "truncated" in str(error):
         return (
             f"the JSON text breaks off after {len(text)} bytes, a download cut short perhaps; fetch it anew"
@@ -136,7 +145,11 @@ def _at_entry(text: bytes, error: msgspec.ValidationError) -> str:
     entry = re.match(r"(images|categories|annotations)\[(\d+)\]", place)
     if entry is None:
         return f"{place}: {what}" if place else what
-    bad = getattr(msgspec.json.decode(text, type=_Entries), entry[1])[int(entry[2])]
+    try:
+        entries = msgspec.json.decode(text, type=_Entries)
+    except REFUSALS:  # damaged further on too: the place alone must do
+        return f"{place}: {what}"
+    bad = getattr(entries, entry[1])[int(entry[2])]
     return f"{place} (id {getattr(bad, 'id', None)}): {what}"
 
 
@@ -150,6 +163,6 @@ def _at_nan(text: bytes) -> str:
         return (
             f"{_at_entry(with_null, error)} after NaN or Infinity, which is no JSON number, was read as null"
         )
-    except msgspec.DecodeError as error:
+    except REFUSALS as error:
         return f"{what}, and besides: {error}"
     return what  # in a field that is not needed

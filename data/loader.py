@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from data.augment import Augmentation, augment_boxes, draw_augmentation
-from data.bad_image import find_bad_images
+from data.bad_image import find_bad_images, replace_bad, unreadable
 from data.coco import CocoIndex
 from data.errors import DatasetError
 from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
 from data.order import epoch_of, evaluation_batches, global_batch, rank_share, steps_per_epoch
 from ssd.batches import EvaluationBatch, TrainBatch
+from ssd.config import OnBadImage
 from ssd.errors import UserError
 
 MAX_DEFAULT_THREADS = 8
@@ -29,12 +31,13 @@ MAX_DEFAULT_THREADS = 8
 
 @dataclass(frozen=True)
 class Placement:
-    """Which rank's input is made, where it goes, and with how many CPU threads."""
+    """Which rank's input is made, where it goes, with how many CPU threads, and the images' number format."""
 
     rank: int
     world_size: int
     device: torch.device
     threads: int
+    dtype: torch.dtype = torch.float32  # or torch.float16
 
     @property
     def device_id(self) -> int | None:
@@ -53,7 +56,7 @@ class DaliTrainLoader:
     """The ssd.batches.TrainLoader of one rank: endless batches from any step on.
 
     batch_size: images a rank and step. augment: draw RECIPE 6's augmentations, or feed the whole pictures as
-    they are. dtype: of the images, torch.float32 or torch.float16.
+    they are. on_bad_image: what a file that cannot be read does.
     Raises UserError for a batch size that cannot train, DatasetError where the images do not fill one step.
     """
 
@@ -64,7 +67,7 @@ class DaliTrainLoader:
         batch_size: int,
         seed: int,
         augment: bool = True,
-        dtype: torch.dtype = torch.float32,
+        on_bad_image: OnBadImage = OnBadImage.fail,
     ) -> None:
         if batch_size < 2:
             raise UserError(
@@ -76,7 +79,9 @@ class DaliTrainLoader:
         self._global_batch_size = batch_size * placement.world_size
         self._seed = seed
         self._augment = augment
-        self._options = GraphOptions(batch_size, dtype, placement.threads, placement.device_id)
+        self._on_bad_image = on_bad_image
+        self._bad_images: dict[int, str] = {}
+        self._options = GraphOptions(batch_size, placement.dtype, placement.threads, placement.device_id)
         if self.steps_per_epoch == 0:
             raise DatasetError(
                 f"{len(index)} images do not fill one step of {placement.world_size} ranks times "
@@ -88,23 +93,46 @@ class DaliTrainLoader:
         """Whole global batches in one pass over the data."""
         return steps_per_epoch(len(self._index), self._global_batch_size)
 
-    def image_ids(self, step: int) -> list[int]:
-        """List the ids of the global batch of a step, rank by rank."""
-        ids: list[int] = self._index.image_ids[self._global_batch(step)].tolist()
-        return ids
+    def contents(self, step: int) -> list[dict[str, Any]]:
+        """Describe each image of a step's global batch, rank by rank: what is seen of it, its boxes there."""
+        epoch = self._epoch(step)
+        return [self._content(epoch, image) for image in self._global_batch(step).tolist()]
+
+    def bad_images(self) -> dict[int, str]:
+        """Return the images that this rank had to replace so far (data.on_bad_image): why, by image id."""
+        return dict(self._bad_images)
 
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
         """Yield this rank's batches of steps first_step, first_step + 1, …, without end.
 
         The next batches are made in the background meanwhile, over the ends of epochs too.
         Raises DatasetError naming the image file that cannot be read and its step; the iterator ends with it.
+        Under data.on_bad_image=quarantine the image before it in the batch takes its place instead, each time
+        anew: what a step is made of depends on no earlier one.
         """
-        pipeline = training_graph(map(self._inputs, itertools.count(first_step)), self._options)
+        inputs = (self._inputs(self._epoch(step), self._share(step)) for step in itertools.count(first_step))
+        pipeline = training_graph(inputs, self._options)
         for step in itertools.count(first_step):
-            images, target_offsets, labels = _run(
-                pipeline, self._placement.device, self._index, self._share(step), f"step {step}"
-            )
+            try:
+                outputs = _run(pipeline, self._placement.device)
+            except RuntimeError as error:
+                outputs = self._run_without_bad(step, error)
+            images, target_offsets, labels = outputs
             yield TrainBatch(images.permute(0, 3, 1, 2), target_offsets, labels)
+
+    def _run_without_bad(self, step: int, error: RuntimeError) -> list[Tensor]:
+        """Make the batch of a step that DALI failed on, as data.on_bad_image has it."""
+        share = self._share(step)
+        bad = _name_bad(self._index, share, f"step {step}", error)
+        replaced = replace_bad(share, bad)
+        if self._on_bad_image is OnBadImage.fail or replaced is None:
+            raise unreadable(bad.values(), f"step {step}") from error
+        self._bad_images |= {int(self._index.image_ids[image]): line for image, line in bad.items()}
+        pipeline = training_graph([self._inputs(self._epoch(step), replaced)], self._options)
+        return _run(pipeline, self._placement.device)
+
+    def _epoch(self, step: int) -> int:
+        return epoch_of(step, len(self._index), self._global_batch_size)
 
     def _global_batch(self, step: int) -> NDArray[np.int64]:
         return global_batch(step, len(self._index), self._global_batch_size, self._seed)
@@ -114,9 +142,19 @@ class DaliTrainLoader:
         images: list[int] = rank_share(batch, self._placement.rank, self._placement.world_size).tolist()
         return images
 
-    def _inputs(self, step: int) -> TrainingInputs:
-        epoch = epoch_of(step, len(self._index), self._global_batch_size)
-        images = self._share(step)
+    def _content(self, epoch: int, image: int) -> dict[str, Any]:
+        augmentation = self._augmentation(epoch, image)
+        boxes_ltrb, labels = augment_boxes(augmentation, *self._index.boxes_of(image))
+        return {
+            "image_id": int(self._index.image_ids[image]),
+            "file": self._index.path(image),
+            "window_ltwh": list(augmentation.window_ltwh),
+            "flip": augmentation.flip,
+            "boxes_ltrb": boxes_ltrb.tolist(),
+            "labels": labels.tolist(),
+        }
+
+    def _inputs(self, epoch: int, images: list[int]) -> TrainingInputs:
         augmentations = [self._augmentation(epoch, image) for image in images]
         boxes = [
             augment_boxes(augmentation, *self._index.boxes_of(image))
@@ -145,13 +183,11 @@ class DaliTrainLoader:
 class DaliEvaluationLoader:
     """The ssd.batches.EvaluationLoader of one rank: whole pictures, each image some rank's exactly once."""
 
-    def __init__(
-        self, index: CocoIndex, placement: Placement, batch_size: int, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, index: CocoIndex, placement: Placement, batch_size: int) -> None:
         self._index = index
         self._placement = placement
         self._batches = evaluation_batches(len(index), batch_size, placement.rank, placement.world_size)
-        self._options = GraphOptions(batch_size, dtype, placement.threads, placement.device_id)
+        self._options = GraphOptions(batch_size, placement.dtype, placement.threads, placement.device_id)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -163,7 +199,11 @@ class DaliEvaluationLoader:
         """
         pipeline = evaluation_graph(((_paths(self._index, batch),) for batch in self._batches), self._options)
         for batch in self._batches:
-            (images,) = _run(pipeline, self._placement.device, self._index, batch, "evaluation")
+            try:
+                (images,) = _run(pipeline, self._placement.device)
+            except RuntimeError as error:
+                bad = _name_bad(self._index, batch, "evaluation", error)
+                raise unreadable(bad.values(), "evaluation") from error
             rows = slice(batch.start, batch.stop)
             yield EvaluationBatch(
                 images=images.permute(0, 3, 1, 2),
@@ -176,21 +216,20 @@ def _paths(index: CocoIndex, images: Iterable[int]) -> list[NDArray[np.uint8]]:
     return [encode_path(index.path(image)) for image in images]
 
 
-def _run(
-    pipeline: Pipeline, device: torch.device, index: CocoIndex, images: Sequence[int], when: str
-) -> list[Tensor]:
-    """Take the next batch out of a graph without a copy; name the file where it fails.
+def _name_bad(index: CocoIndex, images: Sequence[int], when: str, error: RuntimeError) -> dict[int, str]:
+    """Return the bad images of a batch that DALI failed on; raise its error if there is none."""
+    bad = find_bad_images(index, images)
+    if not bad:
+        error.add_note(f"{when}: each of the batch's image files can be read by itself")
+        raise error
+    return bad
+
+
+def _run(pipeline: Pipeline, device: torch.device) -> list[Tensor]:
+    """Take the next batch out of a graph without a copy.
 
     DALI's default executor never writes to an output again while a tensor made of it lives, and hands it over
     on the stream that asks for it, so the host does not wait for the device.
     """
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    try:
-        outputs = pipeline.run(stream)
-    except RuntimeError as error:
-        bad_images = find_bad_images(index, images, when)
-        if bad_images is None:
-            error.add_note(f"{when}: each of the batch's image files can be read by itself")
-            raise
-        raise bad_images from error
-    return [torch.from_dlpack(output.as_tensor()) for output in outputs]
+    return [torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream)]

@@ -1,60 +1,119 @@
 """From the config's `data` section to what the trainer and the evaluator take."""
 
+import os
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 
+from data.annotation_cache import cache_folder
 from data.coco import CocoIndex, Selection, read_index
+from data.image_files import Level
 from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
+from data.quarantine import find_bad_files, leave_out, refuse
 from ssd.categories import Categories
-from ssd.config import DataConfig, TrainConfig
+from ssd.config import Check, DataConfig, OnBadImage, TrainConfig
+from ssd.console import RunConsole
 from ssd.distributed import Ranks
 from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example
 from ssd.runtime import Runtime
+from ssd.training.session import Session
 from ssd.training.trainer import Task
 
+_DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… lists every defect"
 
-def open_training(config: TrainConfig, runtime: Runtime, ranks: Ranks) -> tuple[Task, dict[str, str]]:
+
+def open_training(
+    config: TrainConfig, saved: dict[str, Any] | None, session: Session
+) -> tuple[Task, dict[str, str]]:
     """Read both annotation files and build this rank's input; return it with rows for the start-up table.
 
+    saved: the checkpoint that the run goes on from; it says which images are left out.
     Raises DatasetError for data that can't be used, CategoryError where the two files have other classes.
     """
-    data = config.data
-    selection = Selection("train", data.limit, data.crowd, data.min_box_px)
-    train = read_index(data.locate("train_annotations"), data.locate("train_images"), selection)
+    data, ranks = config.data, session.ranks
+    train, excluded = _trainable(data, saved, session)
     loader = DaliTrainLoader(
         train,
-        _placement(data, ranks),
+        _placement(data, session.runtime, ranks),
         data.batch_size,
         config.seed,
         augment=data.augment,
-        dtype=runtime.image_dtype,
+        on_bad_image=data.on_bad_image,
     )
     timeout = timedelta(minutes=config.evaluation.timeout_minutes)
-    evaluator, val = open_evaluation(data, train.categories, timeout, runtime, ranks)
+    evaluator, val = open_evaluation(data, train.categories, timeout, session.runtime, ranks, session.console)
     examples = pick_examples(val, config.evaluation.pictures)
-    task = Task(loader, evaluator, examples, train.categories, train.fingerprint())
+    task = Task(loader, evaluator, examples, train.categories, train.fingerprint(), excluded)
     return task, {"training images": describe(train), "validation images": describe(val)}
 
 
+def _trainable(
+    data: DataConfig, saved: dict[str, Any] | None, session: Session
+) -> tuple[CocoIndex, list[int]]:
+    """Read the training annotations without the images whose files are bad; list these images' ids.
+
+    A resumed run leaves out what it left out from the start, so that it sees the same data: what has turned
+    bad since is replaced where it is met.
+    """
+    selection = Selection("train", data.limit, data.crowd, data.min_box_px)
+    index = read_index(
+        data.locate("train_annotations"), data.locate("train_images"), selection, cache_folder(data.cache)
+    )
+    excluded: list[int] = saved["excluded_images"] if saved else []
+    bad = _find_bad(index, data, session)
+    new = {image_id: why for image_id, why in bad.items() if image_id not in excluded}
+    if data.on_bad_image is OnBadImage.fail:
+        refuse(new, index, f"{_DOCTOR}, or leave them out with data.on_bad_image=quarantine")
+    if saved is None:
+        excluded = sorted(new)
+        session.console.say(*(f"left out: {why}" for why in new.values()))
+    else:
+        session.console.say(*(f"bad since the run began, replaced when met: {why}" for why in new.values()))
+    return leave_out(index, excluded) if excluded else index, excluded
+
+
+def _find_bad(index: CocoIndex, data: DataConfig, session: Session) -> dict[int, str]:
+    """Return what is bad on any machine of the run: each may have a copy of the files."""
+    bad = _bad_files(index, data, session.console)
+    merged: dict[int, str] = {}
+    for own in session.ranks.gather(bad):
+        merged |= own
+    return merged
+
+
+def _bad_files(index: CocoIndex, data: DataConfig, console: RunConsole) -> dict[int, str]:
+    if data.check is Check.off:
+        return {}
+    threads = len(os.sched_getaffinity(0)) if data.threads is None else data.threads
+    return find_bad_files(index, Level(data.check.value), threads, cache_folder(data.cache), console)
+
+
 def open_evaluation(
-    data: DataConfig, trained: Categories | None, timeout: timedelta, runtime: Runtime, ranks: Ranks
+    data: DataConfig,
+    trained: Categories | None,
+    timeout: timedelta,
+    runtime: Runtime,
+    ranks: Ranks,
+    console: RunConsole,
 ) -> tuple[Evaluator, CocoIndex]:
     """Read the validation annotations, every image of them, and build this rank's part of their evaluation.
 
     trained: what the network's labels mean; None takes the annotation file's categories in their order.
     timeout: how long other ranks wait for rank 0's numbers.
-    Raises DatasetError for data that can't be used, CategoryError where it has other classes.
+    Raises DatasetError for data that can't be used (a bad image is never left out: that would be another
+    evaluation), CategoryError where it has other classes.
     """
     file = data.locate("val_annotations")
     # Scored is the file as it stands; this cleaning is for the pictures that are shown.
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
-    index = read_index(file, data.locate("val_images"), selection)
+    index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
+    refuse(_bad_files(index, data, console), index, _DOCTOR)
     if trained is not None:
         trained.check_scored_by(index.categories, file)
     evaluator = Evaluator(
-        loader=DaliEvaluationLoader(index, _placement(data, ranks), data.batch_size, runtime.image_dtype),
+        loader=DaliEvaluationLoader(index, _placement(data, runtime, ranks), data.batch_size),
         annotation_file=file,
         image_ids=None if data.limit is None else index.image_ids.tolist(),
         images=len(index),
@@ -86,6 +145,6 @@ def _example(index: CocoIndex, image: int) -> Example:
     return Example(int(index.image_ids[image]), index.path(image), boxes_ltrb_px, labels.astype(np.int64))
 
 
-def _placement(data: DataConfig, ranks: Ranks) -> Placement:
+def _placement(data: DataConfig, runtime: Runtime, ranks: Ranks) -> Placement:
     threads = data.threads or default_threads(ranks.local_world_size)
-    return Placement(ranks.rank, ranks.world_size, ranks.device, threads)
+    return Placement(ranks.rank, ranks.world_size, ranks.device, threads, runtime.image_dtype)

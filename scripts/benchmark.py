@@ -14,17 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data.task import open_training
 from ssd.batches import TrainBatch
 from ssd.config import TrainConfig, parse, register
-from ssd.console import RunConsole
-from ssd.distributed import open_ranks
 from ssd.errors import UserError
 from ssd.evaluation.report import write_report
-from ssd.runtime import set_up
 from ssd.training.network import blank_network
+from ssd.training.session import open_session
 from ssd.training.trainer import Trainer
 
 register("train_schema", TrainConfig)
@@ -62,14 +61,15 @@ def main(composed: DictConfig) -> None:
     assert isinstance(rounds, Rounds)
     try:
         config = parse(TrainConfig, composed)
-        with open_ranks(config.runtime.device) as ranks, RunConsole(ranks.is_main) as console:
-            runtime = set_up(config.runtime, ranks.device)
-            task, summary = open_training(config, runtime, ranks)
+        with open_session(config, Path(HydraConfig.get().runtime.output_dir)) as session:
+            task, summary = open_training(config, None, session)
             network = blank_network(config.model, task.categories.num_classes, config.seed)
-            trainer = Trainer(config, network, task, runtime, ranks, console)
+            trainer = Trainer(config, network, task, session)
             figures = {name: round(value, 4) for name, value in asdict(measure(trainer, rounds)).items()}
-            console.table("benchmark", summary | {name: str(value) for name, value in figures.items()})
-            if rounds.out and ranks.is_main:
+            session.console.table(
+                "benchmark", summary | {name: str(value) for name, value in figures.items()}
+            )
+            if rounds.out and session.ranks.is_main:
                 write_report(Path(rounds.out), figures)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None

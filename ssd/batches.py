@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -49,8 +49,11 @@ class TrainLoader(Protocol):
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
         """Yield this rank's batches of steps first_step, first_step + 1, …, without end."""
 
-    def image_ids(self, step: int) -> list[int]:
-        """List the ids of the global batch of a step, rank by rank."""
+    def contents(self, step: int) -> list[dict[str, Any]]:
+        """Describe each image of a step's global batch, rank by rank, as plain values, `image_id` first."""
+
+    def bad_images(self) -> dict[int, str]:
+        """Return the images that this rank had to replace so far: why, by image id."""
 
 
 class EvaluationLoader(Protocol):

@@ -1,9 +1,12 @@
-"""Checkpoint files: written whole or not at all, read without running code, the newest few kept."""
+"""Checkpoint files: written whole or not at all, sealed by a checksum, read without running code."""
 
+import hashlib
 import os
 import re
 import shutil
+import struct
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,16 @@ FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
 PLAIN = (int, float, str, bool, type(None), Tensor)
 
+# torch.save writes a zip archive. The seal stands in the archive's comment, its very end, which every reader
+# of zip files passes over: data and checksum are one file and become visible by one rename.
+_SEAL = b"sha256:"
+_SEAL_SIZE = len(_SEAL) + 64
+_ZIP_END = b"PK\x05\x06"
+_ZIP_END_SIZE = 22
+
 
 class CheckpointError(UserError):
-    """A checkpoint that can't be read or used; the message names the file and the mend."""
+    """A checkpoint that can't be read, written or used; the message names the file and the mend."""
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -59,25 +69,53 @@ def check_plain(value: object, place: str = "checkpoint") -> None:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that the path holds it whole or what it held before, even if power fails."""
+    """Write a checkpoint so that the path holds it whole or what it held before, even if power fails.
+
+    What was written is read back and checked before it takes the name.
+    Raises OSError where the disk or the folder fails; nothing is left behind then.
+    """
     check_plain(state)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-    _publish(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+        _seal(temporary)
+        _publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def copy(source: Path, target: Path) -> None:
     """Copy a checkpoint with the same promise as `write`."""
     temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(source, temporary)
-    _publish(temporary, target)
+    try:
+        shutil.copyfile(source, temporary)
+        _publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _seal(path: Path) -> None:
+    """Append the checksum of everything before it as the zip archive's comment."""
+    with path.open("rb+") as file:
+        file.seek(-_ZIP_END_SIZE, os.SEEK_END)
+        assert file.read(len(_ZIP_END)) == _ZIP_END, "torch.save wrote no plain zip archive"
+        file.seek(-2, os.SEEK_END)  # the comment's length
+        file.write(struct.pack("<H", _SEAL_SIZE))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(_SEAL + digest.encode())
 
 
 def _publish(temporary: Path, path: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
+        if not _seal_holds(file.read()):
+            raise OSError(
+                f"{temporary} reads back other than it was written: the disk or the memory is faulty"
+            )
     temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -86,21 +124,47 @@ def _publish(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
+def _seal_holds(content: bytes) -> bool | None:
+    """Tell whether a file's content is what was sealed; None where it bears no seal."""
+    if content[-_SEAL_SIZE : -_SEAL_SIZE + len(_SEAL)] != _SEAL:
+        return None
+    digest = hashlib.sha256(memoryview(content)[:-_SEAL_SIZE]).hexdigest()
+    return content[-_SEAL_SIZE + len(_SEAL) :] == digest.encode()
+
+
 def keep_newest(folder: Path, keep: int) -> None:
-    """Delete all step checkpoints but the newest `keep`."""
+    """Delete all step checkpoints but the newest `keep`.
+
+    For right after a `write`, which checked what it wrote: the newest kept is then a good one.
+    """
     for path in saved_steps(folder)[:-keep]:
         path.unlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a broken checkpoint so that it is never taken again nor deleted; return its new path."""
+    aside = path.with_name(path.name + ".broken")
+    path.replace(aside)
+    return aside
 
 
 def load_file(path: Path) -> dict[str, Any]:
     """Read tensors and plain values; nothing else is unpickled, so a file can't run code.
 
-    Raises CheckpointError where the file is missing, broken, or holds anything else.
+    Raises CheckpointError where the file is missing, broken, holds anything else, or is one of ours and not
+    what was sealed, to the last bit.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist") from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} can't be read ({error.strerror})") from error
+    sealed = _seal_holds(content)
+    if sealed is False:
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs; give another file")
+    try:
+        state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file may raise anything at all out of the unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} can't be read ({reason}); give another file") from error
@@ -108,11 +172,13 @@ def load_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} holds a {type(state).__name__}, not a dict; give another file"
         )
+    if state.get("format") == FORMAT and sealed is None:
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
     return state
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, all of it. Raises CheckpointError for any other file."""
+    """Read a checkpoint of ours, all of it. Raises CheckpointError for any other or damaged file."""
     state = load_file(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (format {state.get('format')!r})")

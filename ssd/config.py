@@ -44,6 +44,34 @@ class Backbone(Enum):
     resnet152 = "resnet152"
 
 
+class OnBadImage(Enum):
+    """What an image file that can't be used does to a training: stop it, or be left out of it."""
+
+    fail = "fail"
+    quarantine = "quarantine"
+
+
+class Check(Enum):
+    """How closely every image file is looked at before training; the doctor looks as `full` does."""
+
+    off = "off"
+    header = "header"
+    full = "full"
+
+
+# What a checkpoint that can't be written does: stop the run, or be reported while training goes on. A class
+# can't name a member `continue`.
+OnError = Enum("OnError", {"fail": "fail", "continue": "continue"})
+
+
+class OnNonfinite(Enum):
+    """What a step with a loss or gradient that is not finite leads to; it is never taken."""
+
+    stop = "stop"
+    skip = "skip"
+    rollback = "rollback"
+
+
 def require(holds: bool, key: str, value: object, mend: str) -> None:
     """Raise ConfigError(“key=value: mend”) unless the condition holds."""
     if not holds:
@@ -65,6 +93,9 @@ class DataConfig:
     crowd: bool = True
     min_box_px: float = 1.0
     threads: int | None = None
+    cache: str | None = None
+    on_bad_image: OnBadImage = OnBadImage.fail
+    check: Check = Check.header
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -149,6 +180,7 @@ class RuntimeConfig:
     tf32: bool = False
     channels_last: bool = True
     compile: bool = False
+    deterministic: bool = False
 
 
 @dataclass
@@ -193,6 +225,7 @@ class CheckpointConfig:
     every_epochs: int | None = 1
     every_steps: int | None = None
     keep: int = 3
+    on_error: OnError = OnError.fail
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -200,6 +233,35 @@ class CheckpointConfig:
             value = getattr(self, key)
             require(value is None or value >= 1, f"checkpoint.{key}", value, "give at least 1, or null")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "give at least 1: resuming needs the newest")
+
+
+@dataclass
+class TrainingConfig:
+    """What watches over the steps."""
+
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+    nonfinite_limit: int = 10
+    compare_replicas_every: int | None = 1000
+    hang_timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(
+            self.nonfinite_limit >= 1, "training.nonfinite_limit", self.nonfinite_limit, "give at least 1"
+        )
+        every = self.compare_replicas_every
+        require(
+            every is None or every >= 1, "training.compare_replicas_every", every, "give at least 1, or null"
+        )
+        minutes = self.hang_timeout_minutes
+        require(minutes > 0, "training.hang_timeout_minutes", minutes, "give more than 0")
+
+
+@dataclass
+class ResumeConfig:
+    """Keys that a resumed run may give other values than it began with, of those that shape it."""
+
+    override: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -216,6 +278,8 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
         """Check the run's name, which is a folder's, and the seed, which is a generator's key."""

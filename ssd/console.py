@@ -1,8 +1,8 @@
 """What a person sees of a run in the terminal: the start-up table, progress, COCO's lines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,12 +10,15 @@ from rich.table import Table
 
 from .batches import EvaluationBatch, EvaluationLoader
 
+Item = TypeVar("Item")
+
 
 class RunConsole:
     """Prints on rank 0, a live progress bar in a terminal, plain lines elsewhere; other ranks are silent."""
 
     def __init__(self, is_main: bool) -> None:
-        self._console = Console(quiet=not is_main, highlight=False, soft_wrap=True)
+        # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
+        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False, markup=False, emoji=False)
         columns = (
             TextColumn("{task.fields[what]}"),
             BarColumn(),
@@ -39,7 +42,7 @@ class RunConsole:
     def say(self, *lines: str) -> None:
         """Print lines, above the progress bar where there is one."""
         for line in lines:
-            self._console.print(line, markup=False)
+            self._console.print(line)
 
     def start(self, step: int, steps: int) -> None:
         """Begin to show progress at a step."""
@@ -63,12 +66,16 @@ class RunConsole:
             self.say(f"epoch {record['epoch']} step {step}/{self._steps} · {text}")
 
     def track(self, batches: EvaluationLoader, title: str) -> Iterator[EvaluationBatch]:
-        """Pass an evaluation's batches on, showing how far it is; without a bar, say that it began."""
+        """Pass an evaluation's batches on, showing how far it is."""
+        return self.follow(batches, len(batches), title)
+
+    def follow(self, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+        """Pass items on, showing how many of the total it were; without a bar, say that it began."""
         if not self._live:
             self.say(title)
-        task = self._progress.add_task("", total=len(batches), what=title, figures="")
-        for batch in batches:
-            yield batch
+        task = self._progress.add_task("", total=total, what=title, figures="")
+        for item in items:
+            yield item
             self._progress.advance(task)
         self._progress.remove_task(task)
 

@@ -47,6 +47,14 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def highest(self, value: int) -> int:
+        """Return the highest of all ranks' values, on every rank, without waiting for a device."""
+        if self.world_size == 1:
+            return value
+        highest = torch.tensor(value)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return int(highest)
+
     def gather(self, value: Value) -> list[Value]:
         """Collect one Python object of every rank, in rank order, on every rank."""
         if self.world_size == 1:

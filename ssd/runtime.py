@@ -1,5 +1,6 @@
 """Device and number format of a run, turned into torch's settings."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ class Runtime:
     precision: Precision
     tf32: bool
     channels_last: bool
+    deterministic: bool = False
 
     @property
     def image_dtype(self) -> torch.dtype:
@@ -47,7 +49,8 @@ class Runtime:
             Precision.bf16: "bf16 mixed precision, whose range needs no loss scaling",
             Precision.fp32: "fp32 with TF32 products" if self.tf32 else "fp32 throughout",
         }[self.precision]
-        return f"{where}, {reason}, {layout}"
+        steady = ", deterministic" if self.deterministic else ""
+        return f"{where}, {reason}, {layout}{steady}"
 
 
 def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:
@@ -65,5 +68,9 @@ def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:
     products = "tf32" if config.tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = products
     torch.backends.cudnn.fp32_precision = products
-    torch.backends.cudnn.benchmark = on_gpu  # shapes never change, so the search pays once
-    return Runtime(device, config.precision, config.tf32, config.channels_last)
+    # Shapes never change, so the search pays once; which algorithm wins may differ from run to run.
+    torch.backends.cudnn.benchmark = on_gpu and not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+    torch.use_deterministic_algorithms(config.deterministic)
+    return Runtime(device, config.precision, config.tf32, config.channels_last, config.deterministic)

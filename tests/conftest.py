@@ -1,10 +1,14 @@
 """Fixtures that several test folders share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from ssd.config import Device, Precision, RuntimeConfig, TrainConfig
+from ssd.training.session import Session, open_session
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,3 +23,20 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real photographs: no folder {folder} (set SSD_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what is parsed and checked in the tests out of the user's own cache; subprocesses inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    """A run's surroundings in this one process, on the CPU in float32, its folder tmp_path/run."""
+    runtime = RuntimeConfig(device=Device.cpu, precision=Precision.fp32)
+    with open_session(TrainConfig(name="run", runtime=runtime), tmp_path / "run") as opened:
+        yield opened

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from ssd.config import Backbone, DataConfig, Device, Precision, RuntimeConfig, require
+from ssd.config import Backbone, Check, DataConfig, Device, Precision, RuntimeConfig, require
 from ssd.weights import Weights
 
 
@@ -18,6 +18,8 @@ class EvaluateDataConfig:
     batch_size: int | None = None
     limit: int | None = None
     threads: int | None = None
+    cache: str | None = None
+    check: Check = Check.header
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Running a detector over a validation set, on every rank, and scoring what all of them found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -57,9 +58,23 @@ class Evaluator:
     categories: Categories
     timeout: timedelta
 
-    def __call__(self, network: nn.Module, runtime: Runtime, ranks: Ranks, console: RunConsole) -> Evaluation:
-        """Evaluate; every rank calls this. The network is left in the mode it came in."""
-        rows = self._detect_own_share(network, runtime, console)
+    def __call__(
+        self,
+        network: nn.Module,
+        runtime: Runtime,
+        ranks: Ranks,
+        console: RunConsole,
+        before_round: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
+        """Evaluate; every rank calls this. The network is left in the mode it came in.
+
+        before_round: called equally often by all ranks, before each batch and where others have one more; what
+        it raises ends the evaluation.
+        """
+        rounds = ranks.highest(len(self.loader))
+        rows = self._detect_own_share(network, runtime, console, before_round)
+        for _ in range(rounds - len(self.loader)):
+            before_round()
         gathered = np.concatenate([np.empty((0, 7)), *ranks.gather_on_main(rows)])
         # By image, so that equal scores stand in the same order whatever rank found them.
         gathered = gathered[np.argsort(gathered[:, 0], kind="stable")]
@@ -70,7 +85,7 @@ class Evaluator:
         return Evaluation(ranks.on_main(score, self.timeout), gathered)
 
     def _detect_own_share(
-        self, network: nn.Module, runtime: Runtime, console: RunConsole
+        self, network: nn.Module, runtime: Runtime, console: RunConsole, before_round: Callable[[], None]
     ) -> NDArray[np.float64]:
         boxes = default_boxes().to(runtime.device)
         category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
@@ -79,6 +94,7 @@ class Evaluator:
         rows = [np.empty((0, 7))]
         with torch.inference_mode():
             for batch in console.track(self.loader, f"evaluating {self.images} images"):
+                before_round()
                 with runtime.autocast():
                     offsets, logits = network(runtime.arrange(batch.images))
                 rows.append(result_rows(batch, detect(offsets, logits, boxes), category_ids))

@@ -11,13 +11,16 @@ from ssd.training.metrics import MetricsFile
 
 
 class RunLog:
-    """The records of one run in its folder; rank 0 alone has one. It goes on after `first_step` steps."""
+    """The records of one run in its folder; rank 0 alone has one.
 
-    def __init__(self, folder: Path, first_step: int, config_yaml: str) -> None:
+    It goes on after `first_step` steps; cut_evaluation: with that step's evaluation, which is done once more.
+    """
+
+    def __init__(self, folder: Path, first_step: int, config_yaml: str, cut_evaluation: bool) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        self._metrics = MetricsFile(folder / "metrics.jsonl", first_step)
+        self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, cut_evaluation)
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
     def record(self, group: str, record: dict[str, Any]) -> None:

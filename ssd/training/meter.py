@@ -9,33 +9,31 @@ from torch import Tensor
 
 
 class LossMeter:
-    """Sums the loss's parts on the device; reading is the one place where the host waits for them.
+    """Sums the loss's parts of the steps taken, on the device; only reading makes the host wait for them.
 
     Its state goes into checkpoints, so that a resumed run writes the records of an uninterrupted one.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, device=device)
-        self.steps = 0
+        self._sums = torch.zeros(3, device=device)  # localisation, confidence, steps
 
-    def add(self, parts: Tensor) -> None:
-        """Count one step. parts: 2, localisation and confidence."""
-        self._sums += parts
-        self.steps += 1
+    def add(self, parts: Tensor, taken: Tensor) -> None:
+        """Count one step. parts: 2, localisation and confidence. taken: a bool on the device."""
+        counted = torch.cat([parts, torch.ones_like(parts[:1])])
+        self._sums += torch.where(taken, counted, 0.0)
 
     def read(self) -> list[float]:
-        """Wait for the device and return the sums over the steps counted."""
-        return self._sums.tolist()
+        """Wait for the device and return the sums of both parts and the number of steps they are over."""
+        sums: list[float] = self._sums.tolist()
+        return sums
 
     def reset(self) -> None:
         """Start a new interval."""
         self._sums.zero_()
-        self.steps = 0
 
-    def restore(self, sums: list[float], steps: int) -> None:
+    def restore(self, sums: list[float]) -> None:
         """Go on in the middle of an interval."""
         self._sums.copy_(torch.tensor(sums))
-        self.steps = steps
 
 
 class Stopwatch:

@@ -5,23 +5,27 @@ from pathlib import Path
 import torch
 import torchvision
 
+from ssd.categories import Categories
 from ssd.checkpoint import load_file
+from ssd.coco_categories import COCO
 from ssd.config import ConfigError, ModelConfig, require
 from ssd.model import SSD300
 from ssd.weights import load_weights
 
 
-def build_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
+def build_network(config: ModelConfig, categories: Categories, seed: int) -> tuple[SSD300, str]:
     """Make a network with its first weights: random by seed, ImageNet's backbone, or a detector's checkpoint.
 
+    Returns it and a sentence on where its weights come from.
     Raises ConfigError where weights don't exist or don't fit, CheckpointError where a file can't be read.
     """
-    network = blank_network(config, num_classes, seed)
+    network = blank_network(config, categories.num_classes, seed)
     if config.checkpoint is not None:
-        _load_detector(network, config)
-    elif config.weights is not None:
+        return network, _load_detector(network, config, categories)
+    if config.weights is not None:
         _load_imagenet(network, config)
-    return network
+        return network, f"{config.weights} (backbone), the rest random, seed {seed}"
+    return network, f"random, seed {seed}"
 
 
 def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
@@ -55,15 +59,24 @@ def _load_imagenet(network: SSD300, config: ModelConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _load_detector(network: SSD300, config: ModelConfig) -> None:
-    """Load model.checkpoint into the whole network."""
+def _load_detector(network: SSD300, config: ModelConfig, categories: Categories) -> str:
+    """Load model.checkpoint, without its class heads where it knows other classes; say what was taken.
+
+    Classes are the same if their names are, in order. A published checkpoint of 81 classes knows COCO's; of
+    another one only the number can be compared.
+    """
     path = Path(str(config.checkpoint))
     weights = load_weights(path)
     backbone = config.backbone.value
     require(weights.backbone == backbone, "model.backbone", backbone, f"{path} is a {weights.backbone}")
-    if weights.num_classes != network.num_classes:
-        raise ConfigError(
-            f"model.checkpoint={path} tells {weights.num_classes - 1} classes apart and the data set has "
-            f"{network.num_classes - 1}; give a checkpoint of these classes, or model.checkpoint=null"
-        )
-    network.load_state_dict(weights.model)
+    trained = weights.categories or (COCO if weights.num_classes == COCO.num_classes else None)
+    same_number = weights.num_classes == categories.num_classes
+    if same_number and (trained is None or trained.names == categories.names):
+        network.load_state_dict(weights.model)
+        return str(path)
+    kept = {key: value for key, value in weights.model.items() if not key.startswith("logit_heads.")}
+    network.load_state_dict(kept, strict=False)  # all but these heads: `weights` has exactly an SSD300's keys
+    return (
+        f"{path}, but for the class heads, which are new: it tells {weights.num_classes - 1} classes apart, "
+        f"and the {len(categories.ids)} of the data set are others"
+    )

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import SGD
 
@@ -58,7 +59,7 @@ def parameter_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
     """Return SGD over the two groups of RECIPE 5.
 
-    Fused: GradScaler then passes scale and overflow as tensors, and an fp16 step doesn't wait for the device.
+    Fused: it takes "skip this step" as a tensor, from GradScaler too, so no step waits for the device.
     The learning rate is set by `set_learning_rate` before each step.
     """
     decayed, undecayed = parameter_groups(model)
@@ -66,7 +67,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": list(undecayed.values()), "weight_decay": 0.0},
     ]
-    return SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    if config.momentum:
+        # Zero momentum from the start is the same as none; made by a first step that is skipped it would be
+        # uninitialised memory.
+        for parameter in (*decayed.values(), *undecayed.values()):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: SGD, rate: float) -> None:

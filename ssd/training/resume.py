@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from ssd.checkpoint import CheckpointError
+from ssd.config import require
 from ssd.distributed import Ranks
 from ssd.training.meter import LossMeter
 
@@ -18,37 +19,42 @@ SHAPING = {
     "model": None,
     "optimizer": None,
     "schedule": ("milestones", "warmup_steps"),
-    "runtime": ("precision", "tf32", "channels_last", "compile"),
+    "runtime": ("precision", "tf32", "channels_last", "compile", "deterministic"),
 }
 
 
-def shaping_values(config: dict[str, Any], world_size: int, fingerprint: str) -> dict[str, Any]:
+def shaping_values(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     """Return the values that make two runs the same trajectory, by their override key.
 
-    config: as plain values. fingerprint: of the cleaned training annotations.
+    config: as plain values. fingerprint: of the cleaned training annotations. How many ranks there are is not
+    among them: the global batch, of which each takes its share, is checked by `continued`.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"data.train_annotations": f"those of fingerprint {fingerprint}"}
     for section, keys in SHAPING.items():
         if not isinstance(config[section], dict):
             values[section] = config[section]
             continue
         for key in keys or config[section]:
             values[f"{section}.{key}"] = config[section][key]
-    values["number of ranks"] = world_size
-    values["fingerprint of the training annotations"] = fingerprint
     return values
 
 
-def check_same_run(saved: dict[str, Any], current: dict[str, Any], name: str) -> None:
-    """Raise CheckpointError naming each key that differs, both values, and the mend."""
-    differing = [key for key in current if saved.get(key) != current[key]]
+def check_same_run(saved: dict[str, Any], current: dict[str, Any], override: list[str], name: str) -> None:
+    """Raise CheckpointError naming each key that differs, both values, and the mend.
+
+    override: keys that may differ. Raises ConfigError where one of them is none that had to stay otherwise.
+    """
+    for key in override:
+        require(key in current, "resume.override", override, f"{key} is none of {', '.join(current)}")
+    differing = [key for key in current if saved.get(key) != current[key] and key not in override]
     if differing:
         lines = "\n".join(
             f"  {key}: {saved.get(key)} in the checkpoint, {current[key]} now" for key in differing
         )
         raise CheckpointError(
             f"the run {name!r} can't go on with other values of what shapes it:\n{lines}\n"
-            "give the old values, or name=… to start another run"
+            "give the old values, or name=… to start another run, or, to go on as another run than it was,\n"
+            f"'resume.override=[{','.join(differing)}]'"
         )
 
 
@@ -80,16 +86,28 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ranks": self.ranks.gather(per_rank),
-            "logged_steps": self.meter.steps,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put captured values back on every rank."""
+    def restore_learned(self, state: dict[str, Any]) -> None:
+        """Put weights, momenta and loss scale back."""
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        own = state["ranks"][self.ranks.rank]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put captured values back on every rank, of which there may be another number now."""
+        self.restore_learned(state)
+        captured = state["ranks"]
+        if len(captured) == self.ranks.world_size:
+            own = captured[self.ranks.rank]
+        else:
+            own = captured[0] | {"loss_sums": _mean([each["loss_sums"] for each in captured])}
         torch.set_rng_state(own["rng_cpu"])
         if self.ranks.device.type == "cuda" and own["rng_cuda"] is not None:
             torch.cuda.set_rng_state(own["rng_cuda"], self.ranks.device)
-        self.meter.restore(own["loss_sums"], state["logged_steps"])
+        self.meter.restore(own["loss_sums"])
+
+
+def _mean(sums: list[list[float]]) -> list[float]:
+    """Average each place over the ranks."""
+    return [sum(values) / len(sums) for values in zip(*sums, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -11,33 +11,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
-from ssd.checkpoint import FORMAT, copy, keep_newest, package_versions, step_file, write
-from ssd.config import Precision, TrainConfig, as_plain, as_yaml
-from ssd.console import RunConsole
-from ssd.distributed import Ranks
+from ssd.checkpoint import FORMAT, CheckpointError, package_versions
+from ssd.config import OnError, Precision, TrainConfig, as_plain, as_yaml
+from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example, example_pictures
 from ssd.evaluation.report import summary_lines
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
-from ssd.runtime import Runtime
 from ssd.training.batch_picture import batch_picture
-from ssd.training.guard import FiniteGuard, NonFiniteError
+from ssd.training.guard import FiniteGuard
 from ssd.training.log import RunLog
 from ssd.training.meter import LossMeter, Stopwatch
+from ssd.training.nonfinite import NonFinitePolicy
 from ssd.training.optimizer import build_optimizer, build_schedule
+from ssd.training.replicas import compare_replicas
 from ssd.training.resume import TrainState
+from ssd.training.saver import CheckpointSaver, host_copy
+from ssd.training.session import Session
 from ssd.training.step import TrainStep
 
-# Far below what fp16 training needs; there only when gradients overflow step after step.
-SMALLEST_LOSS_SCALE = 2.0**-10
+UNREADABLE = 1000  # what a rank says instead of a signal's number when it has no batch
 
 
 @dataclass(frozen=True)
 class Task:
     """What is learned: training input, how it is scored, which validation images are shown.
 
-    fingerprint: of the cleaned training annotations.
+    fingerprint: of the cleaned training annotations. excluded: ids of images left out for their bad files.
     """
 
     loader: TrainLoader
@@ -45,6 +46,7 @@ class Task:
     examples: list[Example]
     categories: Categories
     fingerprint: str
+    excluded: list[int]
 
 
 class Trainer:
@@ -54,28 +56,30 @@ class Trainer:
     evaluating and saving do leaves the trajectory as it is.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        network: SSD300,
-        task: Task,
-        runtime: Runtime,
-        ranks: Ranks,
-        console: RunConsole,
-    ) -> None:
-        self.config, self.task, self.runtime, self.ranks, self.console = config, task, runtime, ranks, console
-        self.network = runtime.place(network)
-        self.global_batch = config.data.batch_size * ranks.world_size
+    def __init__(self, config: TrainConfig, network: SSD300, task: Task, session: Session) -> None:
+        self.config, self.task, self.session = config, task, session
+        self.runtime, self.ranks, self.console = session.runtime, session.ranks, session.console
+        self.network = self.runtime.place(network)
+        self.global_batch = config.data.batch_size * self.ranks.world_size
         self.schedule = build_schedule(config.optimizer, config.schedule, self.global_batch)
-        self.guard = FiniteGuard(runtime.device)
-        self.meter = LossMeter(runtime.device)
+        self.guard = FiniteGuard(self.runtime.device)
+        self.meter = LossMeter(self.runtime.device)
         self.stopwatch = Stopwatch()
         optimizer = build_optimizer(self.network, config.optimizer)
-        scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision is Precision.fp16)
-        self.state = TrainState(self.network, optimizer, scaler, self.meter, ranks)
-        self.train_step = TrainStep(self._wrapped(), optimizer, scaler, self.guard, runtime, MultiBoxLoss())
+        scaler = torch.amp.GradScaler(
+            self.runtime.device.type, enabled=self.runtime.precision is Precision.fp16
+        )
+        self.state = TrainState(self.network, optimizer, scaler, self.meter, self.ranks)
+        self.train_step = TrainStep(
+            self._wrapped(), optimizer, scaler, self.guard, self.runtime, MultiBoxLoss()
+        )
+        self.saver = CheckpointSaver(session.folder / "checkpoints", config.checkpoint.keep)
+        self.nonfinite = NonFinitePolicy(config.training, session, self.state, self.saver)
         self.step = 0
+        self._saved_step: int | None = None
+        self._overdue = False  # the evaluation after `step` is still to be done
         self.best: dict[str, Any] | None = None  # AP and step of the best evaluation so far
+        self._known_bad: set[int] = set()
 
     @property
     def last_step(self) -> int:
@@ -86,56 +90,90 @@ class Trainer:
     def resume(self, saved: dict[str, Any]) -> None:
         """Go on where a checkpoint of this run was written."""
         self.state.restore(saved)
-        self.step, self.best = saved["step"], saved["best"]
+        self.step = self._saved_step = saved["step"]
+        self.best = saved["best"]
+        self.nonfinite.count = saved["nonfinite_steps"]
+        self._known_bad = set(saved["bad_images"])
+        self._overdue = self._evaluation_is_due() and saved["numbers"] is None
 
-    def fit(self, folder: Path) -> None:
+    def fit(self) -> None:
         """Train from the current step to the last one, leaving everything in the run's folder.
 
-        Raises NonFiniteError on every rank once a loss or gradient was not finite. Under fp16 the loss scaler
-        skips a step whose gradients overflow, and the error comes once the scale has collapsed.
+        Raises NonFiniteError, ReplicaError and CheckpointError on every rank; after saving, on every rank,
+        UserError for an image that can't be read and Preempted for a signal.
         """
-        if self.step >= self.last_step:
+        if self.step >= self.last_step and not self._overdue:
             self.console.say(
                 f"the run {self.config.name!r} is finished: {self.step} of {self.last_step} steps are done. "
                 "A new name=… starts another; larger schedule.epochs or schedule.max_steps let this one go on"
             )
             return
-        log = RunLog(folder, self.step, as_yaml(self.config)) if self.ranks.is_main else None
+        log = self._open_log()
         self.network.train()
         self.console.start(self.step, self.last_step)
+        self.session.signals.note_only()
+        if self._overdue:  # the run ended in this evaluation
+            self._evaluate(log)
         batches = self.task.loader.batches(self.step)
         self.stopwatch.restart()
         while self.step < self.last_step:
             self.take_step(batches, log)
-            if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
-                self._record(log)
-            evaluated = self._evaluation_is_due()
-            if evaluated:
-                numbers = self._evaluate(log)
-                self.stopwatch.restart()
-            if evaluated or self._save_is_due():
-                self._save(folder, numbers if evaluated else None)
-                self.stopwatch.restart()
+            self._do_what_is_due(log)
+        self._finish_saving()
         if log:
             log.close()
 
     def take_step(self, batches: Iterator[TrainBatch], log: RunLog | None) -> None:
         """Take the next step on the next batch; log, rank 0's, shows the first batch of a run."""
-        with self.stopwatch.waiting():
-            batch = next(batches)
+        batch = self._agreed_batch(batches)
         if log and self.step == 0:
             log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
         epoch = self.step // self.task.loader.steps_per_epoch
         self.learning_rate = self.schedule(self.step, epoch)
-        self.meter.add(self.train_step(batch, self.step, self.learning_rate))
+        self.meter.add(*self.train_step(batch, self.step, self.learning_rate))
         self.step += 1
+        self.session.watchdog.alive()
         self.console.advance(self.step, epoch)
+
+    def _agreed_batch(self, batches: Iterator[TrainBatch]) -> TrainBatch:
+        """Return this rank's next batch if every rank has one and none was asked to stop.
+
+        The ranks agree in every step, over a CPU group: no device is waited for. Else all save and raise.
+        """
+        batch, error = None, UserError("another rank could not read its batch; it says which file")
+        try:
+            with self.stopwatch.waiting():
+                batch = next(batches)
+        except UserError as own_error:
+            error = own_error
+        asked = self.ranks.highest(self.session.signals.received if batch else UNREADABLE)
+        if batch is not None and not asked:
+            return batch
+        if self.step != self._saved_step and (self.step or asked == UNREADABLE):
+            self._save(None)
+        self._finish_saving()
+        if asked == UNREADABLE:
+            raise error
+        raise self.session.signals.leave(self.step, asked)
+
+    def _do_what_is_due(self, log: RunLog | None) -> None:
+        every = self.config.training.compare_replicas_every
+        if every is not None and self.step % every == 0 and self.ranks.world_size > 1:
+            compare_replicas(self.network, self.state.optimizer, self.ranks)
+        if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
+            self._record(log)
+        if self._save_is_due() or self._evaluation_is_due():
+            self._save(None)  # before an evaluation too: whatever happens in it, no step is lost
+            self.stopwatch.restart()
+        if self._evaluation_is_due():
+            self._evaluate(log)
+            self.stopwatch.restart()
 
     def _record(self, log: RunLog | None) -> None:
         """Read the losses off the device, which is where training waits for it, check and record them."""
-        self._check_finite()
+        self._check_health()
         sums = torch.tensor(self.ranks.gather(self.meter.read()), dtype=torch.float64).sum(dim=0)
-        localization, confidence = (sums / (self.meter.steps * self.ranks.world_size)).tolist()
+        localization, confidence = (sums[:2] / sums[2]).tolist()
         seconds, waited = self.stopwatch.read()
         record = {
             "step": self.step,
@@ -154,31 +192,27 @@ class Trainer:
             self.meter.reset()
         self.stopwatch.restart()
 
-    def _check_finite(self) -> None:
-        """Raise NonFiniteError on all ranks if any rank met a loss or gradient that is not finite."""
-        met = {rank: bad for rank, bad in enumerate(self.ranks.gather(self.guard.read())) if bad}
-        if met:
-            step = min(bad.step for bad in met.values())
-            rate = self.schedule(step, step // self.task.loader.steps_per_epoch)
-            losses = "; ".join(f"rank {rank}: {bad}" for rank, bad in met.items() if bad.step == step)
-            images = self.task.loader.image_ids(step)
-            raise NonFiniteError(
-                f"loss or gradient not finite in the step after {step} (learning rate {rate:.3e}); {losses}; "
-                f"image ids {images}; nothing was saved since. Look at these images' boxes, "
-                "or give a lower optimizer.learning_rate or more schedule.warmup_steps"
-            )
-        scaler = self.train_step.scaler
-        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
-            raise NonFiniteError(
-                f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()} after step "
-                f"{self.step}); give runtime.precision=bf16 or a lower optimizer.learning_rate"
-            )
+    def _check_health(self) -> None:
+        """Tell all ranks what any of them met since the last time, and do what the config says about it."""
+        self.nonfinite.check(self.guard, self.task.loader, self.schedule)
+        for failure in filter(None, self.ranks.gather(self.saver.take_failure())):
+            if self.config.checkpoint.on_error is OnError["fail"]:
+                raise CheckpointError(f"{failure}; checkpoint.on_error=continue would train on without")
+            self.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
+        for bad_images in self.ranks.gather(self.task.loader.bad_images()):
+            for image_id, reason in bad_images.items():
+                if image_id not in self._known_bad:
+                    self.console.say(f"bad image, its place in the batch is taken by another: {reason}")
+                    self._known_bad.add(image_id)
 
-    def _evaluate(self, log: RunLog | None) -> dict[str, float]:
-        """Score the network and show what it finds."""
-        self._check_finite()
+    def _evaluate(self, log: RunLog | None) -> None:
+        """Score the network, show what it finds, and save with the numbers."""
+        self._check_health()
         self.ranks.take_main(list(self.network.buffers()))
-        result = self.task.evaluator(self.network, self.runtime, self.ranks, self.console)
+        result = self.task.evaluator(
+            self.network, self.runtime, self.ranks, self.console, self._leave_if_asked
+        )
+        self._overdue = False
         if log:
             log.record(
                 "evaluation", {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
@@ -187,45 +221,60 @@ class Trainer:
             for name, picture in pictures.items():
                 log.picture("validation", name, picture, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
-        return result.numbers
+        self._save(result.numbers)
 
-    def _save(self, folder: Path, numbers: dict[str, float] | None) -> None:
-        """Write a checkpoint, and best.pt where this step's evaluation is the best so far."""
-        self._check_finite()
+    def _leave_if_asked(self) -> None:
+        """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved."""
+        asked = self.ranks.highest(self.session.signals.received)
+        # Rank 0 may compute COCO's numbers next while the others wait for it.
+        self.session.watchdog.alive(timedelta(minutes=self.config.evaluation.timeout_minutes))
+        if asked:
+            self._finish_saving()
+            raise self.session.signals.leave(self.step, asked)
+
+    def _save(self, numbers: dict[str, float] | None) -> None:
+        """Copy the state and begin to write it; best.pt too where this evaluation is the best so far."""
+        self._check_health()
         is_best = numbers is not None and (self.best is None or numbers["AP"] > self.best["AP"])
         if numbers is not None and is_best:
             self.best = {"AP": numbers["AP"], "step": self.step}
-        captured = self.state.capture()
+        state = {
+            "format": FORMAT,
+            "step": self.step,
+            "epoch": self._epoch_of_last_step(),
+            "config": as_plain(self.config),
+            "world_size": self.ranks.world_size,
+            "global_batch": self.global_batch,
+            "fingerprint": self.task.fingerprint,
+            "categories": {"ids": list(self.task.categories.ids), "names": list(self.task.categories.names)},
+            "excluded_images": self.task.excluded,
+            "bad_images": sorted(self._known_bad),
+            "nonfinite_steps": self.nonfinite.count,
+            "versions": package_versions(),
+            "numbers": numbers,
+            "best": self.best,
+            **self.state.capture(),
+        }
+        self._saved_step = self.step
+        if self.ranks.is_main:
+            self.saver.save(self.step, host_copy(state), is_best)
+
+    def _finish_saving(self) -> None:
+        """Wait for the last checkpoint; raise CheckpointError on all ranks where it isn't on disk."""
+        self.saver.wait()
+        self.session.watchdog.alive()
+        for failure in filter(None, self.ranks.gather(self.saver.take_failure())):
+            raise CheckpointError(f"{failure}; the steps since the checkpoint before are lost")
+
+    def _open_log(self) -> RunLog | None:
         if not self.ranks.is_main:
-            return
-        path = step_file(folder / "checkpoints", self.step)
-        write(
-            path,
-            {
-                "format": FORMAT,
-                "step": self.step,
-                "epoch": self._epoch_of_last_step(),
-                "config": as_plain(self.config),
-                "world_size": self.ranks.world_size,
-                "fingerprint": self.task.fingerprint,
-                "categories": {
-                    "ids": list(self.task.categories.ids),
-                    "names": list(self.task.categories.names),
-                },
-                "versions": package_versions(),
-                "numbers": numbers,
-                "best": self.best,
-                **captured,
-            },
-        )
-        if is_best:
-            copy(path, path.with_name("best.pt"))
-        keep_newest(path.parent, self.config.checkpoint.keep)
+            return None
+        return RunLog(self.session.folder, self.step, as_yaml(self.config), cut_evaluation=self._overdue)
 
     def _evaluation_is_due(self) -> bool:
         epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)
         last = epochs == self.config.schedule.epochs
-        return position == 0 and (last or self.config.evaluation.due(epochs - 1))
+        return self.step > 0 and position == 0 and (last or self.config.evaluation.due(epochs - 1))
 
     def _save_is_due(self) -> bool:
         every = self.config.checkpoint
@@ -237,7 +286,7 @@ class Trainer:
         )
 
     def _epoch_of_last_step(self) -> int:
-        return (self.step - 1) // self.task.loader.steps_per_epoch
+        return max(self.step - 1, 0) // self.task.loader.steps_per_epoch
 
     def _wrapped(self) -> nn.Module:
         """Return the network as it is trained: compiled where configured, in DDP where there are ranks."""
@@ -247,4 +296,9 @@ class Trainer:
         if self.ranks.world_size == 1:
             return model
         ids = [self.runtime.device] if self.runtime.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # DDP rebuilds its buckets after a process's first step, and from then on sums over 3 and more ranks
+        # in another order: a resumed run would differ by rounding. Looking for unused parameters forbids it.
+        steady = self.config.runtime.deterministic
+        return DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=steady
+        )

@@ -26,7 +26,7 @@ def test_index_holds_what_the_file_says(data: CocoFolder) -> None:
     index = index_of(data)
     assert index.categories == Categories(ids=(7, 90, 3), names=("bird", "bus", "cup"))
     assert index.image_ids.tolist() == [30, 20]
-    assert index.file_names == ("b.png", "sub/deep/a.png")
+    assert list(index.file_names) == ["b.png", "sub/deep/a.png"]
     assert [index.path(image) for image in range(2)] == [
         str(data.image_folder / "b.png"),
         str(data.image_folder / "sub/deep/a.png"),
@@ -193,6 +193,12 @@ def test_fingerprint_tells_what_training_depends_on(
     assert int(before, 16)
     change(data)
     assert index_of(data).fingerprint() != before
+
+
+def test_fingerprint_is_that_of_runs_begun_with_earlier_versions(data: CocoFolder) -> None:
+    """Else their checkpoints could not be resumed."""
+    expected = "4e4e12a4dd301eb60f548e1433923c4eff097c75366948485f9d9705e1a6b6d5"
+    assert index_of(data).fingerprint() == expected
 
 
 def test_fingerprint_does_not_depend_on_where_the_data_lies(data: CocoFolder, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches follow from (seed, step) alone, whatever the ranks, threads and first step; bad input is named."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 import data.loader
+from data.bad_image import replace_bad
 from data.coco import CocoIndex, read_index
 from data.errors import DatasetError
 from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
 from ssd.batches import EvaluationBatch, TrainBatch
+from ssd.config import OnBadImage
 from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise_folder
 
 pytestmark = pytest.mark.unit
@@ -29,6 +32,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
 
 def place(rank: int = 0, world_size: int = 1, threads: int = 1) -> Placement:
     return Placement(rank, world_size, CPU, threads)
+
+
+def ids(loader: DaliTrainLoader, step: int) -> list[int]:
+    return [content["image_id"] for content in loader.contents(step)]
 
 
 def take(loader: DaliTrainLoader, first_step: int, steps: int) -> list[TrainBatch]:
@@ -51,7 +58,7 @@ def expected(index: CocoIndex) -> list[TrainBatch]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_batch_is_as_promised(index: CocoIndex, dtype: torch.dtype) -> None:
-    (batch,) = take(DaliTrainLoader(index, place(), batch_size=4, seed=0, dtype=dtype), 0, 1)
+    (batch,) = take(DaliTrainLoader(index, replace(place(), dtype=dtype), batch_size=4, seed=0), 0, 1)
     assert batch.images.shape == (4, 3, 300, 300)
     assert batch.images.dtype == dtype
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -82,14 +89,14 @@ def test_ranks_share_the_batch_of_one_rank_to_the_bit(
     for alone, *shares in zip(expected, *(take(loader, 0, 5) for loader in loaders), strict=True):
         together = [torch.cat(parts) for parts in zip(*map(tensors, shares), strict=True)]
         assert equal(TrainBatch(*together), alone)
-    assert all(loader.image_ids(3) == loaders[0].image_ids(3) for loader in loaders)
+    assert all(ids(loader, 3) == ids(loaders[0], 3) for loader in loaders)
 
 
 def test_each_seed_and_epoch_shows_each_image_differently(index: CocoIndex) -> None:
     def shown(seed: int, epoch: int) -> dict[int, Tensor]:
         loader = DaliTrainLoader(index, place(), batch_size=IMAGES, seed=seed)
         (batch,) = take(loader, epoch, 1)
-        return dict(zip(loader.image_ids(epoch), batch.images, strict=True))
+        return dict(zip(ids(loader, epoch), batch.images, strict=True))
 
     first, next_epoch, other_seed = shown(0, 0), shown(0, 1), shown(1, 0)
     assert sorted(first) == sorted(next_epoch) == sorted(other_seed) == index.image_ids.tolist()
@@ -124,7 +131,7 @@ def test_an_epoch_shows_each_image_once_over_all_ranks(numbered: CocoIndex, worl
     assert loaders[0].steps_per_epoch == 2
     shown = [[ids_in(batch.images) for batch in take(loader, 0, 4)] for loader in loaders]
     steps = [[image for ids in step for image in ids] for step in zip(*shown, strict=True)]
-    assert steps == [loaders[0].image_ids(step) for step in range(4)]
+    assert steps == [ids(loaders[0], step) for step in range(4)]
     for epoch in (steps[0] + steps[1], steps[2] + steps[3]):
         assert len(epoch) == len(set(epoch)) == 12
     assert steps[0] + steps[1] != steps[2] + steps[3]
@@ -135,7 +142,7 @@ def test_pictures_without_augmentation_are_those_of_an_evaluation(index: CocoInd
     (batch,) = take(trained, 0, 1)
     (evaluated,) = DaliEvaluationLoader(index, place(), batch_size=IMAGES)
     by_id = dict(zip(evaluated.image_ids, evaluated.images, strict=True))
-    for image_id, image in zip(trained.image_ids(0), batch.images, strict=True):
+    for image_id, image in zip(ids(trained, 0), batch.images, strict=True):
         assert torch.equal(image, by_id[image_id])
 
 
@@ -221,7 +228,7 @@ def test_unreadable_picture_is_named_with_its_step(tmp_path: Path, content: byte
     folder = noise_folder(tmp_path, 8)
     index = read_index(folder.annotation_file, folder.image_folder)
     loader = DaliTrainLoader(index, place(), batch_size=2, seed=0)
-    bad_id = loader.image_ids(2)[1]
+    bad_id = ids(loader, 2)[1]
     path = folder.image_folder / f"{bad_id}.png"
     if content is None:
         path.unlink()
@@ -241,12 +248,52 @@ def test_unreadable_picture_is_named_with_its_step(tmp_path: Path, content: byte
         list(DaliEvaluationLoader(index, place(), 3))
 
 
+@pytest.mark.parametrize("content", [*BAD_FILES.values(), "truncated"], ids=[*BAD_FILES, "truncated"])
+def test_quarantine_puts_the_image_before_in_the_place_of_an_unreadable_one(
+    tmp_path: Path, content: bytes | str | None
+) -> None:
+    folder = noise_folder(tmp_path, 8)
+    index = read_index(folder.annotation_file, folder.image_folder)
+    whole = take(DaliTrainLoader(index, place(), batch_size=4, seed=0), 0, 3)
+    loader = DaliTrainLoader(index, place(), batch_size=4, seed=0, on_bad_image=OnBadImage.quarantine)
+    bad_id = ids(loader, 1)[2]
+    path = folder.image_folder / f"{bad_id}.png"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if content == "truncated" else content)
+
+    for step, batch in enumerate(take(loader, 0, 2)):
+        seen = [0, 1, 1, 3] if step == 1 else [0, 1, 2, 3]
+        assert equal(batch, TrainBatch(*(part[seen] for part in tensors(whole[step]))))
+    assert list(loader.bad_images()) == [bad_id]
+    assert str(path) in loader.bad_images()[bad_id]
+    # Another process, begun at another step, comes to the same batch.
+    seen = [0, 1, 1, 3]
+    assert equal(take(loader, 1, 1)[0], TrainBatch(*(part[seen] for part in tensors(whole[1]))))
+
+
+def test_quarantine_takes_the_last_image_where_none_stands_before() -> None:
+    assert replace_bad([5, 6, 7, 8], {5, 7}) == [8, 6, 6, 8]
+    assert replace_bad([5, 6], {5, 6}) is None
+
+
+def test_quarantine_of_a_whole_batch_is_an_error(tmp_path: Path) -> None:
+    folder = noise_folder(tmp_path, 2)
+    index = read_index(folder.annotation_file, folder.image_folder)
+    for path in folder.image_folder.iterdir():
+        path.unlink()
+    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0, on_bad_image=OnBadImage.quarantine)
+    with pytest.raises(DatasetError, match=r"step 0: DALI cannot read .*; .*image id"):
+        next(loader.batches(0))
+
+
 def test_failure_that_no_file_explains_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = noise_folder(tmp_path, 2)
     index = read_index(folder.annotation_file, folder.image_folder)
     loader = DaliTrainLoader(index, place(), batch_size=2, seed=0)
     (folder.image_folder / "100.png").unlink()
-    monkeypatch.setattr(data.loader, "find_bad_images", lambda *_: None)
+    monkeypatch.setattr(data.loader, "find_bad_images", lambda *_: {})
     with pytest.raises(RuntimeError, match="File mapping failed") as caught:
         next(loader.batches(0))
     assert caught.value.__notes__ == ["step 0: each of the batch's image files can be read by itself"]

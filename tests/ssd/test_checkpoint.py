@@ -1,4 +1,6 @@
 import os
+import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from ssd.checkpoint import (
     load_file,
     load_run,
     saved_steps,
+    set_aside,
     step_file,
     write,
 )
@@ -41,6 +44,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         write(path, {"format": 1, "step": 2})
     assert load_run(path)["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -93,3 +97,58 @@ def test_another_programs_checkpoint_is_no_run(tmp_path: Path):
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this trainer"):
         load_run(tmp_path / "other.pt")
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "x.pt"
+    write(path, {"format": 1, "step": 7, "model": {"weight": torch.arange(300.0)}})
+    return path
+
+
+def test_torch_and_zip_read_a_sealed_file_like_any_other(written: Path):
+    assert torch.load(written, weights_only=True)["step"] == 7
+    with zipfile.ZipFile(written) as archive:
+        assert archive.testzip() is None
+
+
+def test_every_flipped_bit_is_noticed(written: Path):
+    content = written.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 1000):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        written.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"x\.pt"):
+            load_run(written)
+    written.write_bytes(content)
+    assert load_run(written)["step"] == 7
+
+
+def test_every_truncation_is_noticed(written: Path):
+    content = written.read_bytes()
+    for length in [*random.Random(0).sample(range(len(content)), 200), len(content) - 1]:
+        written.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"x\.pt"):
+            load_run(written)
+
+
+def test_one_of_ours_saved_again_without_its_checksum_is_refused(written: Path):
+    torch.save(load_run(written), written)
+    with pytest.raises(CheckpointError, match="its checksum is missing"):
+        load_run(written)
+
+
+def test_what_reads_back_wrong_does_not_take_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.pt"
+    write(path, {"format": 1, "step": 1})
+    monkeypatch.setattr(checkpoint, "_seal_holds", lambda _: False)
+    with pytest.raises(OSError, match="reads back other than it was written"):
+        write(path, {"format": 1, "step": 2})
+    monkeypatch.undo()
+    assert load_run(path)["step"] == 1
+
+
+def test_a_broken_checkpoint_set_aside_is_no_step_any_more(tmp_path: Path):
+    write(step_file(tmp_path, 3), {"format": 1})
+    assert set_aside(step_file(tmp_path, 3)).read_bytes()
+    assert saved_steps(tmp_path) == []

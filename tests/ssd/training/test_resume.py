@@ -1,10 +1,15 @@
-import copy
+from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import torch
 
-from ssd.checkpoint import CheckpointError
-from ssd.config import TrainConfig, as_plain
+from ssd.checkpoint import CheckpointError, copy, saved_steps, step_file, write
+from ssd.config import ConfigError, DataConfig, TrainConfig, as_plain
+from ssd.distributed import Ranks
 from ssd.training.resume import check_same_run, shaping_values
+from ssd.training.run import continued, newest_checkpoint
+from ssd.training.session import Session
 
 pytestmark = pytest.mark.unit
 
@@ -12,7 +17,7 @@ CONFIG = as_plain(TrainConfig(name="x"))
 
 
 def changed(key: str, value: object) -> dict:
-    config = copy.deepcopy(CONFIG)
+    config = deepcopy(CONFIG)
     *sections, last = key.split(".")
     place = config
     for section in sections:
@@ -21,8 +26,9 @@ def changed(key: str, value: object) -> dict:
     return config
 
 
-def compare(config: dict, world_size: int = 1, fingerprint: str = "f") -> None:
-    check_same_run(shaping_values(CONFIG, 1, "f"), shaping_values(config, world_size, fingerprint), "x")
+def compare(config: dict, fingerprint: str = "f", override: tuple[str, ...] = ()) -> None:
+    saved, now = shaping_values(CONFIG, "f"), shaping_values(config, fingerprint)
+    check_same_run(saved, now, list(override), "x")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def compare(config: dict, world_size: int = 1, fingerprint: str = "f") -> None:
 def test_a_key_that_shapes_the_trajectory_must_stay(key: str, value: object):
     with pytest.raises(CheckpointError) as caught:
         compare(changed(key, value))
-    old = shaping_values(CONFIG, 1, "f")[key]
+    old = shaping_values(CONFIG, "f")[key]
     assert f"{key}: {old} in the checkpoint, {value} now" in str(caught.value)
     assert "name=" in str(caught.value)
 
@@ -70,10 +76,88 @@ def test_other_keys_are_free(key: str, value: object):
     compare(changed(key, value))
 
 
-def test_other_ranks_or_other_data_are_another_run():
-    with pytest.raises(CheckpointError, match="number of ranks: 1 in the checkpoint, 2 now"):
-        compare(CONFIG, world_size=2)
-    with pytest.raises(
-        CheckpointError, match="fingerprint of the training annotations: f in the checkpoint, g now"
-    ):
+def test_other_data_is_another_run():
+    with pytest.raises(CheckpointError, match=r"data\.train_annotations: .*fingerprint f in the .* g now"):
         compare(CONFIG, fingerprint="g")
+
+
+def test_named_keys_may_differ_and_no_others():
+    changed_twice = changed("optimizer.momentum", 0.5)
+    changed_twice["seed"] = 9
+    with pytest.raises(CheckpointError, match=r"seed: 0 in") as caught:
+        compare(changed_twice, override=("optimizer.momentum",))
+    assert "momentum" not in str(caught.value)
+    compare(changed_twice, override=("optimizer.momentum", "seed"))
+    compare(CONFIG, fingerprint="g", override=("data.train_annotations",))
+
+
+def test_an_override_that_means_nothing_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"
+    ):
+        compare(CONFIG, override=("optimizer.momentun",))
+
+
+def checkpoint_of(world_size: int, global_batch: int) -> dict:
+    return {"world_size": world_size, "global_batch": global_batch}
+
+
+def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks():
+    config = TrainConfig(name="x", data=DataConfig(batch_size=32))
+    for world_size, share in ((1, 12), (3, 4), (6, 2)):
+        ranks = Ranks(torch.device("cpu"), world_size=world_size)
+        assert continued(config, checkpoint_of(2, 12), ranks).data.batch_size == share
+    same = Ranks(torch.device("cpu"), world_size=2)
+    assert continued(config, checkpoint_of(2, 12), same) is config
+    assert continued(config, None, same) is config
+
+
+@pytest.mark.parametrize("world_size", [5, 12, 24])
+def test_ranks_that_cannot_share_the_global_batch_are_told_which_numbers_can(world_size: int):
+    ranks = Ranks(torch.device("cpu"), world_size=world_size)
+    with pytest.raises(ConfigError, match=r"Numbers of ranks that work: 1, 2, 3, 4, 6$"):
+        continued(TrainConfig(name="x"), checkpoint_of(2, 12), ranks)
+
+
+def save_steps(folder: Path, steps: list[int]) -> None:
+    for step in steps:
+        write(step_file(folder / "checkpoints", step), {"format": 1, "step": step})
+
+
+def test_the_newest_good_checkpoint_is_taken_and_damaged_ones_are_kept_aside(session: Session):
+    folder = session.folder / "checkpoints"
+    save_steps(session.folder, [2, 4, 6, 8])
+    for step in (6, 8):
+        path = step_file(folder, step)
+        path.write_bytes(path.read_bytes()[:-1])
+    saved = newest_checkpoint(session)
+    assert saved is not None
+    assert saved["step"] == 4
+    assert [path.name for path in saved_steps(folder)] == ["step_00000002.pt", "step_00000004.pt"]
+    assert sorted(path.name for path in folder.glob("*.broken")) == [
+        "step_00000006.pt.broken",
+        "step_00000008.pt.broken",
+    ]
+
+
+def test_the_best_checkpoint_is_the_last_resort(session: Session):
+    folder = session.folder / "checkpoints"
+    save_steps(session.folder, [2, 4])
+    copy(step_file(folder, 2), folder / "best.pt")
+    for step in (2, 4):
+        step_file(folder, step).write_bytes(b"")
+    saved = newest_checkpoint(session)
+    assert saved is not None
+    assert saved["step"] == 2
+
+
+def test_a_run_without_a_good_checkpoint_does_not_start_over(session: Session):
+    save_steps(session.folder, [2])
+    step_file(session.folder / "checkpoints", 2).write_bytes(b"")
+    for _ in range(2):  # not the second time either
+        with pytest.raises(CheckpointError, match=r"no checkpoint of the run is good: .*step_00000002\.pt"):
+            newest_checkpoint(session)
+
+
+def test_a_run_that_has_not_begun_has_no_checkpoint(session: Session):
+    assert newest_checkpoint(session) is None

@@ -1,0 +1,65 @@
+"""Picture files: which lie in a folder, and what their headers say. No pixel is decoded here."""
+
+import os
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from data.convert.dataset import Header
+from data.convert.findings import Findings
+from data.errors import DatasetError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ORIENTATION_TAG = 0x0112
+UPRIGHT = 1
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the names of a folder's files, relative to it and sorted; sub-folders count, hidden files don't.
+
+    suffixes: in lower case; those of the files may be in any case.
+    """
+    found = []
+    for directory, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        relative = Path(directory).relative_to(folder)
+        found += [
+            (relative / name).as_posix()
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def read_header(file: Path, findings: Findings) -> Header:
+    """Return what the picture's header says; raise DatasetError where it is missing or no picture.
+
+    Boxes are of the pixels as stored, as training reads them: an EXIF rotation is told to the findings.
+    """
+    try:
+        # Pillow warns of large pictures; an absurd size it refuses.
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            if _orientation(image) != UPRIGHT:
+                findings.count("pictures are to be shown turned (EXIF); boxes are taken as unturned", file)
+            return Header(image.width, image.height, len(image.getbands()))
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{file} is no picture that can be read; replace or remove it") from error
+    except Exception as error:  # Pillow's readers raise almost anything on a broken header
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{file} cannot be read ({reason}); replace or remove it") from error
+
+
+def _orientation(image: Image.Image) -> object:
+    if image.format == "PNG" and "exif" not in image.info:
+        return UPRIGHT  # getexif() would decode the picture to look behind the pixels
+    return image.getexif().get(ORIENTATION_TAG, UPRIGHT)
+
+
+def check_size(header: Header, width: int, height: int) -> None:
+    """Raise DatasetError where an annotation was made for another size than the picture has."""
+    if (header.width, header.height) != (width, height):
+        raise DatasetError(
+            f"says the picture has {width}×{height} pixels, its file has {header.width}×{header.height}; "
+            "correct the size, or put the picture there that the boxes were drawn on"
+        )

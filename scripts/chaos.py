@@ -1,0 +1,219 @@
+"""Kill and preempt real training runs at random moments, and see whether they end as if nothing had happened.
+
+python scripts/chaos.py --kills 100 --terminations 40: runs of the embedded set under torchrun are hit by
+SIGKILL (one rank, torchrun alone, or all of them) and by SIGTERM, SIGUSR1 or SIGINT (one rank or torchrun),
+each at a random moment of its life, start-up, evaluations and saves included, and started again until they
+end. Every run must end with the weights, momenta and metrics of the run that nobody touched; after a signal
+to stop the newest checkpoint must be of the very step that the run had come to.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from data.demo import generate
+from ssd.checkpoint import load_run, saved_steps
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("images_per_second", "data_wait")
+TERMINATIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+GONE_WITHIN_S = 60.0
+
+
+@dataclass
+class Tally:
+    """What was done and what came of it."""
+
+    hits: dict[str, int] = field(default_factory=dict)
+    runs: int = 0
+    preempted: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def count(self, kind: str) -> None:
+        """Count one hit."""
+        self.hits[kind] = self.hits.get(kind, 0) + 1
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where the runs are made, with how many ranks each."""
+
+    folder: Path
+    ranks: int
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """Start a run, or go on with it."""
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"),
+            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+            *(f"--nproc_per_node={self.ranks}", str(ROOT / "train.py"), "experiment=demo", f"name={name}"),
+            *(f"hydra.run.dir={self.folder / name}", f"data.path={self.folder / 'demo'}"),
+            *(f"data.batch_size={12 // self.ranks}", "data.threads=1", "schedule.epochs=3"),
+            *("schedule.milestones=[2]", "schedule.warmup_steps=2", "logging.every_steps=3"),
+            *("evaluation.every=1", "evaluation.pictures=1", "checkpoint.every_steps=2", "checkpoint.keep=2"),
+            f"runtime.deterministic={str(self.ranks > 2).lower()}",
+        ]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def outcome(self, name: str) -> tuple[str, list[dict[str, Any]]]:
+        """Return the hash of weights and momenta at the end, and the metrics but for times."""
+        saved = load_run(saved_steps(self.folder / name / "checkpoints")[-1])
+        momenta = [entry["momentum_buffer"] for entry in saved["optimizer"]["state"].values()]
+        digest = hashlib.sha256()
+        for tensor in (*saved["model"].values(), *momenta):
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+        return digest.hexdigest(), records
+
+
+def main() -> None:
+    """Hit runs until enough hits were made; print what came of it; exit with 1 if any run ended otherwise."""
+    options = parse_options()
+    chance = random.Random(options.seed)
+    tally = Tally()
+    with TemporaryDirectory(prefix="chaos-") as folder:
+        arena = Arena(Path(folder), options.ranks)
+        generate(arena.folder / "demo", 60, 5)
+        started = time.monotonic()
+        if arena.start("untouched").wait() != 0:
+            raise SystemExit("error: the run that nobody touched failed: " + log_tail(arena, "untouched"))
+        lifetime = time.monotonic() - started
+        expected = arena.outcome("untouched")
+        print(f"untouched: {lifetime:.0f} s, weights and momenta {expected[0][:16]}", flush=True)
+        left = ["kill"] * options.kills + ["terminate"] * options.terminations
+        chance.shuffle(left)
+        while left:
+            name = f"run_{tally.runs}"
+            torment(arena, name, left, chance, lifetime, tally)
+            if arena.outcome(name) != expected:
+                tally.failures.append(f"{name} ended with other weights or metrics")
+            tally.runs += 1
+            print(f"{name}: ended as expected: {arena.outcome(name) == expected}; {tally.hits}", flush=True)
+    print(json.dumps({"ranks": options.ranks, **vars(tally)}, indent=2))
+    raise SystemExit(bool(tally.failures))
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs to send")
+    parser.add_argument("--terminations", type=int, default=40, help="SIGTERM, SIGUSR1 and SIGINT to send")
+    parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
+    return parser.parse_args()
+
+
+def torment(
+    arena: Arena, name: str, left: list[str], chance: random.Random, lifetime: float, tally: Tally
+) -> None:
+    """Start a run and hit it, again and again while hits are left, at most four times; let it end then."""
+    for _ in range(chance.randint(1, 4)):
+        if not left:
+            break
+        process = arena.start(name)
+        if ends_within(process, chance.uniform(0, lifetime)):
+            break  # it was quicker
+        hit(process, left.pop(), chance, tally)
+        ends_within(process, GONE_WITHIN_S)
+        wait_until_all_are_gone(process)
+        check_preempted(arena, name, tally)
+    status = arena.start(name).wait()
+    if status != 0:
+        tally.failures.append(f"{name} ended with status {status}: {log_tail(arena, name)}")
+
+
+def hit(process: subprocess.Popen[bytes], kind: str, chance: random.Random, tally: Tally) -> None:
+    """Send one signal to a target of the kind."""
+    workers = children(process.pid)
+    if kind == "kill":
+        number = signal.SIGKILL
+        target = chance.choice(["all", "torchrun", "one rank"])
+    else:
+        number = chance.choice(TERMINATIONS)
+        target = chance.choice(["torchrun", "one rank"])
+    if target == "one rank" and not workers:
+        target = "torchrun"  # it has not started any yet
+    tally.count(f"{number.name} to {target}")
+    try:
+        if target == "all":
+            os.killpg(process.pid, number)
+            for worker in workers:  # torchrun puts them into sessions of their own
+                os.kill(worker, number)
+        else:
+            os.kill(process.pid if target == "torchrun" else chance.choice(workers), number)
+    except ProcessLookupError:
+        pass  # it ended in the meantime
+
+
+def check_preempted(arena: Arena, name: str, tally: Tally) -> None:
+    """Where the run says that it was preempted, its newest checkpoint must be of that step."""
+    path = arena.folder / name / "preempted"
+    if not path.exists():
+        return
+    tally.preempted += 1
+    step = json.loads(path.read_text())["step"]
+    steps = saved_steps(arena.folder / name / "checkpoints")
+    newest = load_run(steps[-1])["step"] if steps else 0
+    if newest != step:
+        tally.failures.append(f"{name} was preempted at step {step}, its newest checkpoint is of {newest}")
+
+
+def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait so long for a process; tell whether it ended."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def wait_until_all_are_gone(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a run that ends too slowly, and say so."""
+    if process.poll() is None:
+        print(
+            f"torchrun {process.pid} did not end within {GONE_WITHIN_S:.0f} s of a signal; killed", flush=True
+        )
+        for worker in children(process.pid):
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def children(process: int) -> list[int]:
+    """List the processes that a process has started (Linux)."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def log_tail(arena: Arena, name: str) -> str:
+    """Return the end of what a run printed."""
+    return (arena.folder / f"{name}.log").read_text(errors="replace")[-2000:]
+
+
+if __name__ == "__main__":
+    main()

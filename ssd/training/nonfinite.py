@@ -1,0 +1,98 @@
+"""What a step whose loss or gradients are not finite leads to, once the host gets to know of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssd.batches import TrainLoader
+from ssd.checkpoint import load_run, saved_steps
+from ssd.config import OnNonfinite, TrainingConfig
+from ssd.training.guard import BadSteps, FiniteGuard, NonFiniteError
+from ssd.training.optimizer import Schedule
+from ssd.training.resume import TrainState
+from ssd.training.saver import CheckpointSaver
+from ssd.training.session import Session
+
+# Far below what fp16 training needs; there only when gradients overflow step after step.
+SMALLEST_LOSS_SCALE = 2.0**-10
+
+
+class NonFinitePolicy:
+    """Stops, goes on, or takes back the newest checkpoint's weights, as training.on_nonfinite has it.
+
+    The steps themselves were not taken (ssd.training.step). `count` is of the run, over its restarts.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, session: Session, state: TrainState, saver: CheckpointSaver
+    ) -> None:
+        self._config, self._session, self._state, self._saver = config, session, state, saver
+        self.count = 0
+
+    def check(self, guard: FiniteGuard, loader: TrainLoader, schedule: Schedule) -> None:
+        """Look at what all ranks' guards saw since the last check; every rank calls this.
+
+        Raises NonFiniteError on all of them.
+        """
+        seen = self._session.ranks.gather(guard.read())
+        met = {rank: bad for rank, bad in enumerate(seen) if bad}
+        if met:
+            self.count += max(bad.count for bad in met.values())
+            step = min(bad.step for bad in met.values())
+            message = self._report(step, {rank: bad for rank, bad in met.items() if bad.step == step}, loader)
+            message += f"; learning rate {schedule(step, step // loader.steps_per_epoch):.3e}"
+            self._act(message)
+        scaler = self._state.scaler
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
+            raise NonFiniteError(
+                f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()}); "
+                "give runtime.precision=bf16 or a lower optimizer.learning_rate"
+            )
+
+    def _report(self, step: int, met: dict[int, BadSteps], loader: TrainLoader) -> str:
+        """Write what the step consisted of into the run's folder, on rank 0, and return a line about it."""
+        contents = loader.contents(step)
+        losses = "; ".join(
+            f"rank {rank}: localisation {bad.localization}, confidence {bad.confidence}"
+            for rank, bad in met.items()
+        )
+        path = self._session.folder / "nonfinite" / f"step_{step:08d}.json"
+        if self._session.ranks.is_main:
+            _write(path, {"step": step, "losses": losses, "images": contents})
+        ids = [image["image_id"] for image in contents]
+        return (
+            f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
+            f"image ids {ids}; their boxes stand in {path})"
+        )
+
+    def _act(self, message: str) -> None:
+        mend = "Look at these boxes, or give a lower optimizer.learning_rate or more schedule.warmup_steps"
+        if self._config.on_nonfinite is OnNonfinite.stop:
+            raise NonFiniteError(f"{message}. Nothing was saved since. {mend}")
+        if self.count > self._config.nonfinite_limit:
+            limit = f"training.nonfinite_limit={self._config.nonfinite_limit}"
+            raise NonFiniteError(f"{message}. {self.count} such steps are more than {limit}. {mend}")
+        if self._config.on_nonfinite is OnNonfinite.rollback:
+            message += f"; weights and momenta are those of {self._roll_back()} again"
+        self._session.console.say(f"{message}; going on ({self.count} such steps so far)")
+
+    def _roll_back(self) -> Path:
+        """Take back what was learned up to the newest checkpoint, on all ranks; return its file.
+
+        The step stays: the images between are not seen again, since the same ones would lead to the same end.
+        """
+        self._saver.wait()
+        self._session.ranks.barrier()
+        checkpoints = saved_steps(self._session.folder / "checkpoints")
+        if not checkpoints:
+            raise NonFiniteError(
+                "training.on_nonfinite=rollback: there is no checkpoint yet; give a smaller "
+                "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
+            )
+        self._state.restore_learned(load_run(checkpoints[-1]))
+        return checkpoints[-1]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,45 @@
+"""What a run has around it on this process, opened and closed as one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from ssd.config import TrainConfig
+from ssd.console import RunConsole
+from ssd.distributed import Ranks, open_ranks
+from ssd.runtime import Runtime, set_up
+from ssd.training.folder import own_folder
+from ssd.training.stop import StopSignals, end_with_parent, leave_if_preempted
+from ssd.training.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where it computes, with whom, what it shows, where it writes, what may end it."""
+
+    runtime: Runtime
+    ranks: Ranks
+    console: RunConsole
+    folder: Path
+    signals: StopSignals
+    watchdog: Watchdog
+
+
+@contextmanager
+def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
+    """Join the ranks, set the device up, and take over the signals until the end.
+
+    Raises ConfigError where the device can't do what is asked, Preempted where the run isn't to go on.
+    """
+    with (
+        open_ranks(config.runtime.device) as ranks,
+        own_folder(folder) if ranks.is_main else nullcontext(),
+        RunConsole(ranks.is_main) as console,
+        StopSignals(folder, ranks.is_main) as signals,
+        Watchdog(timedelta(minutes=config.training.hang_timeout_minutes)) as watchdog,
+    ):
+        leave_if_preempted(folder, ranks.is_main)
+        end_with_parent()
+        yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog)

@@ -1,0 +1,37 @@
+"""No silent wait: a process that makes no progress shows where it stands and ends."""
+
+import faulthandler
+import signal
+import sys
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+GRACE = timedelta(seconds=5)  # between the stacks and the end: every rank gets to print its own
+
+
+class Watchdog:
+    """Prints all threads' stacks when `alive` was not called for `timeout`, and then kills the process.
+
+    Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        self._timeout = timeout
+
+    def alive(self, extra: timedelta = timedelta(0)) -> None:
+        """Start waiting anew. extra: how much longer the next thing may take."""
+        seconds = (self._timeout + extra).total_seconds()
+        faulthandler.dump_traceback_later(seconds, file=sys.stderr)
+        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE.total_seconds())
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+        self.alive()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,94 @@
+"""Whatever an annotation file holds: a working index that equals a literal reading, or an error of ours."""
+
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from data.coco import CocoIndex, Selection, read_index
+from ssd.errors import UserError
+from tests.data.annotation_mutations import VALID, damaged_texts, literal_boxes, mutated_texts
+
+pytestmark = pytest.mark.unit
+
+# The same examples in every run: the suite does not fail by chance.
+FUZZ = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+
+Outcome = CocoIndex | str
+Read = Callable[[bytes, Selection], tuple[Outcome, Outcome]]
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
+    """Return what reads a text as an annotation file, without and with the cache: an index or the message."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    file, times = folder / "annotations.json", itertools.count(10**18)
+
+    def read_once(selection: Selection, cache: Path | None) -> Outcome:
+        try:
+            return read_index(file, folder, selection, cache)
+        except UserError as error:
+            return str(error)
+
+    def read_both(text: bytes, selection: Selection) -> tuple[Outcome, Outcome]:
+        file.write_bytes(text)
+        os.utime(file, ns=(0, next(times)))
+        with warnings.catch_warnings(action="error"):
+            return read_once(selection, None), read_once(selection, folder / "cache")
+
+    return read_both
+
+
+def check(text: bytes, outcomes: tuple[Outcome, Outcome]) -> None:
+    plain, cached = outcomes
+    if isinstance(plain, str):
+        assert plain == cached
+        assert plain.startswith(("data.train_annotations=", "data.val_annotations="))
+        assert len(plain.encode()) < 6000 + 1000
+        return
+    assert isinstance(cached, CocoIndex)
+    assert plain.fingerprint() == cached.fingerprint()
+    assert plain.dropped == cached.dropped
+    assert all("\0" not in plain.path(image) and plain.path(image).encode() for image in range(len(plain)))
+    assert plain.box_starts.tolist() == sorted(plain.box_starts)
+    assert (plain.box_starts[0], plain.box_starts[-1]) == (0, len(plain.labels))
+    expected = literal_boxes(text)
+    image_ids = np.repeat(plain.image_ids, np.diff(plain.box_starts)).tolist()
+    assert list(zip(image_ids, plain.labels.tolist(), strict=True)) == [each[:2] for each in expected]
+    np.testing.assert_allclose(
+        plain.boxes_ltrb, np.reshape([each[2] for each in expected], (-1, 4)), rtol=1e-6
+    )
+
+
+TRAINING = Selection()
+EVERY_IMAGE = Selection("val", images_without_boxes=True)
+
+
+@FUZZ
+@given(mutated_texts(), st.sampled_from([TRAINING, EVERY_IMAGE]))
+@example(json.dumps(VALID).encode(), TRAINING)
+def test_mutated_document_is_read_as_it_stands_or_refused(
+    read: Read, text: bytes, selection: Selection
+) -> None:
+    check(text, read(text, selection))
+
+
+@FUZZ
+@given(damaged_texts())
+def test_damaged_text_is_read_as_it_stands_or_refused(read: Read, text: bytes) -> None:
+    check(text, read(text, TRAINING))
+
+
+@FUZZ
+@given(st.binary(max_size=40) | st.text(alphabet='{}[]":,0eE-.ntf \\u', max_size=40).map(str.encode))
+def test_bytes_that_are_no_annotation_file_are_refused(read: Read, text: bytes) -> None:
+    plain, cached = read(text, TRAINING)
+    assert isinstance(plain, str)
+    assert plain == cached
