@@ -62,7 +62,7 @@ def unpack(
     except _RefusedError as error:
         raise ArchiveError(f"{archive}: {error}; get the archive from another source") from error
     except DAMAGED as error:
-        reason = f"not a whole zip archive ({error or type(error).__name__})"
+        reason = f"not a whole zip archive ({str(error) or type(error).__name__})"
         raise ArchiveError(f"{archive}: {reason}; delete it and get it again") from error
     except OSError as error:
         mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"

@@ -6,27 +6,20 @@ that DALI has refused.
 """
 
 import os
-import re
 import stat
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn
-from nvidia.dali.fn.io import file as fn_file
-from nvidia.dali.pipeline import Pipeline
 from PIL import Image, UnidentifiedImageError
 
-from data.graph import encode_path
+from data.trial_process import Result, TrialProcess
 
 MAX_PIXELS = 178_956_970
 """Pixels from which on Pillow, too, takes a picture for an attack on the memory of whoever opens it."""
@@ -38,12 +31,6 @@ DALI_FORMATS = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 _CHUNK_HEADERS, _CHUNK_DECODED = 4096, 256
 _BATCH_HEADERS, _BATCH_DECODED = 128, 16
 _BATCH_PIXELS = 2**26  # decoded, 200 MB: some phone pictures, or one that is larger
-
-_COLOURS = re.compile(r"\x1b\[[\d;]*m")
-_SOURCE = re.compile(
-    r"(\[[^\]]*\]\s*)+(global \S+ \S+ )?(.* error: \([^)]*\) )?"
-)  # [library], OpenCV's lines
-_MESSAGE_CHARACTERS = 120
 
 Kind = Literal[
     "missing",
@@ -92,21 +79,22 @@ def inspect_all(
     Level header opens each file and reads its header alone: it must be a regular file of a kind that DALI
     reads, of the annotation file's size and of at most MAX_PIXELS. Level full decodes it as well: what passes
     is decoded in training.
-    What decoders print on the standard error stream meanwhile, without a file's name, goes into the details.
+    DALI runs in a process of its own, so that a file that crashes a decoder is found, too. To start it takes
+    a second or two, so ask about many files at once.
     """
     chunk = _CHUNK_HEADERS if level is Level.header else _CHUNK_DECODED
     defects: dict[int, ImageDefect] = {}
-    for start in range(0, len(paths), chunk):
-        places = range(start, min(start + chunk, len(paths)))
-        found = _find_no_files(paths, places, workers)
-        with _decoder_messages() as messages:
-            judge = _Judge(paths, sizes_px, workers, messages)
-            found |= judge.judge_headers([place for place in places if place not in found])
+    with TrialProcess(workers) as trial:
+        for start in range(0, len(paths), chunk):
+            places = range(start, min(start + chunk, len(paths)))
+            found = _find_no_files(paths, places, workers)
+            found |= _judge_headers(trial, paths, sizes_px, [place for place in places if place not in found])
             if level is Level.full:
-                found |= judge.judge_pixels([place for place in places if place not in found])
-        defects |= dict(sorted(found.items()))
-        if report is not None:
-            report(len(places))
+                left = [place for place in places if place not in found]
+                found |= _judge_pixels(trial, paths, sizes_px, left)
+            defects |= dict(sorted(found.items()))
+            if report is not None:
+                report(len(places))
     return defects
 
 
@@ -141,76 +129,38 @@ def _file_defect(path: str) -> ImageDefect | None:
     return ImageDefect("no file", "it is a folder or a device, not a regular file")
 
 
-class _Judge:
-    """DALI's verdict on files by their place in `paths`: batches first, those that fail file by file."""
+def _judge_headers(
+    trial: TrialProcess, paths: Sequence[str], sizes_px: NDArray[np.integer], places: Sequence[int]
+) -> dict[int, ImageDefect]:
+    """Find what DALI does not read, what is too large, and what has another size than sizes_px."""
+    defects: dict[int, ImageDefect] = {}
+    groups = [places[start : start + _BATCH_HEADERS] for start in range(0, len(places), _BATCH_HEADERS)]
+    for place, result in _try(trial, paths, groups, Level.header):
+        if isinstance(result, str):
+            defects[place] = _refused_header(paths[place], result)
+        elif defect := _size_defect(result, tuple(sizes_px[place].tolist())):
+            defects[place] = defect
+    return defects
 
-    def __init__(
-        self, paths: Sequence[str], sizes_px: NDArray[np.integer], threads: int, messages: "_Messages"
-    ) -> None:
-        self._paths = paths
-        self._sizes_px = sizes_px
-        self._threads = threads
-        self._messages = messages
 
-    def judge_headers(self, places: Sequence[int]) -> dict[int, ImageDefect]:
-        """Find what DALI does not read, what is too large, and what has another size than sizes_px."""
-        defects: dict[int, ImageDefect] = {}
-        groups = [places[start : start + _BATCH_HEADERS] for start in range(0, len(places), _BATCH_HEADERS)]
-        for place, found in self._shapes(groups, Level.header):
-            if isinstance(found, str):
-                defects[place] = _refused_header(self._paths[place], found)
-            elif defect := _size_defect(found, tuple(self._sizes_px[place].tolist())):
-                defects[place] = defect
-        return defects
+def _judge_pixels(
+    trial: TrialProcess, paths: Sequence[str], sizes_px: NDArray[np.integer], places: Sequence[int]
+) -> dict[int, ImageDefect]:
+    """Decode files whose sizes_px are true; find those that DALI cannot decode."""
+    return {
+        place: ImageDefect("undecodable", f"it is cut short or damaged: DALI cannot decode it ({result})")
+        for place, result in _try(trial, paths, [*_by_memory(places, sizes_px)], Level.full)
+        if isinstance(result, str)
+    }
 
-    def judge_pixels(self, places: Sequence[int]) -> dict[int, ImageDefect]:
-        """Decode files whose sizes_px are true; find those that DALI cannot decode."""
-        return {
-            place: ImageDefect("undecodable", f"it is cut short or damaged: DALI cannot decode it ({found})")
-            for place, found in self._shapes(list(_by_memory(places, self._sizes_px)), Level.full)
-            if isinstance(found, str)
-        }
 
-    def _shapes(
-        self, groups: Sequence[Sequence[int]], level: Level
-    ) -> Iterator[tuple[int, tuple[int, int] | str]]:
-        """Yield each place with (width, height), or with what the decoders say where DALI fails."""
-        graph = self._graph(groups, level)
-        for group in groups:
-            self._messages.clear()
-            try:
-                (shapes,) = graph.run()
-            except RuntimeError as error:
-                if len(group) == 1:
-                    yield group[0], self._messages.reason(error)
-                else:
-                    yield from self._shapes([[place] for place in group], level)
-            else:
-                for place, (height, width, _) in zip(
-                    group, np.asarray(shapes.as_cpu().as_array()).tolist(), strict=True
-                ):
-                    yield place, (width, height)
-
-    def _graph(self, groups: Sequence[Sequence[int]], level: Level) -> Pipeline:
-        """Build the graph that puts out the shapes (height, width, channels) of a group's pictures."""
-        batches = (([encode_path(self._paths[place]) for place in group],) for group in groups)
-        pipeline = Pipeline(
-            batch_size=max(map(len, groups), default=1),
-            num_threads=self._threads,
-            device_id=None,
-            prefetch_queue_depth=1,  # nothing is read ahead, so that messages are the current group's
-        )
-        with pipeline:
-            (paths,) = fn.external_source(source=batches, num_outputs=1)
-            files = fn_file.read(paths)
-            if level is Level.header:
-                shapes = fn.peek_image_shape(files, adjust_orientation=False)
-            else:  # as in data.graph; what follows there, resizing, fails on no picture
-                shapes = fn.decoders.image_slice(
-                    files, device="cpu", rel_start=[0.0, 0.0], rel_shape=[1.0, 1.0], adjust_orientation=False
-                ).shape()
-            pipeline.set_outputs(shapes)
-        return pipeline
+def _try(
+    trial: TrialProcess, paths: Sequence[str], groups: Sequence[Sequence[int]], level: Level
+) -> Iterator[tuple[int, Result]]:
+    """Yield each place with DALI's result."""
+    groups_of_paths = [[paths[place] for place in group] for group in groups]
+    for group, results in zip(groups, trial.read(groups_of_paths, level is Level.full), strict=True):
+        yield from zip(group, results, strict=True)
 
 
 def _by_memory(places: Sequence[int], sizes_px: NDArray[np.integer]) -> Iterator[list[int]]:
@@ -258,38 +208,3 @@ def _refused_header(path: str, reason: str) -> ImageDefect:
     if kind not in DALI_FORMATS:
         return ImageDefect("unsupported format", f"DALI does not read {kind}; save it as JPEG or PNG")
     return ImageDefect("undecodable", f"its header is cut short or damaged ({reason})")
-
-
-class _Messages:
-    """What libraries in C have printed on the standard error stream."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def clear(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-
-    def reason(self, error: RuntimeError) -> str:
-        """Return the first line without colours and its source; where none was printed, DALI's own words."""
-        self._file.seek(0)
-        printed = _COLOURS.sub("", self._file.read().decode(errors="replace")).strip()
-        # DALI's stand between where the operator stands in our code and a trace of its own.
-        own = str(error).rpartition("encountered:")[2].partition("Current pipeline object")[0]
-        own = own.partition("C++ context")[0].strip(" :\n")
-        line = (printed or own).partition("\n")[0]
-        return _SOURCE.sub("", line, count=1)[:_MESSAGE_CHARACTERS]
-
-
-@contextmanager
-def _decoder_messages() -> Iterator[_Messages]:
-    """Send the standard error stream of the process into a file meanwhile."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        standard_error = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield _Messages(file)
-        finally:
-            os.dup2(standard_error, 2)
-            os.close(standard_error)

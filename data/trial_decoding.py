@@ -1,6 +1,6 @@
 """Read picture files with DALI as training does, in a process that may be lost: a damaged file can crash it.
 
-OpenJPEG's decoder inside DALI does (a segmentation fault on a JPEG 2000 header). data.trial_process starts this
+OpenJPEG does, inside DALI: a segmentation fault on a broken JPEG 2000 header. data.trial_process starts this
 module, `python -m data.trial_decoding FILE_DESCRIPTOR`, and outlives it. It imports no more than it needs,
 since it is started anew after each crash.
 """
@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection
 from typing import BinaryIO
@@ -18,29 +19,32 @@ from nvidia.dali import fn
 from nvidia.dali.fn.io import file as fn_file
 from nvidia.dali.pipeline import Pipeline
 
-Result = tuple[int, int] | str
-"""Of one file: (width, height), or what the decoders say where DALI can't read it."""
-
-READY = "ready"
-"""What the process says when it is up."""
+from data.trial_process import READY, Result
 
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
-_SOURCE = re.compile(r"^(\[[^\]]*\]\s*)+(global \S+ \S+ )?(.* error: \([^)]*\) )?")  # [library], OpenCV's line
+_SOURCE = re.compile(
+    r"^(\[[^\]]*\]\s*)+(global \S+ \S+ )?(.* error: \([^)]*\) )?"
+)  # [library], OpenCV's line
 _MESSAGE_CHARACTERS = 120
 
 
 def main() -> None:
-    """Answer requests (groups of paths, decode, threads), each with one message a group, until told None."""
+    """Answer requests (groups of paths, decode, threads), each with a message a group, until killed."""
     connection = Connection(int(sys.argv[1]))
     connection.send(READY)
     with tempfile.TemporaryFile() as messages:
         for standard_stream in (1, 2):  # where libraries in C print what is wrong, without the file's name
             os.dup2(messages.fileno(), standard_stream)
-        while request := connection.recv():
-            groups, decode, threads = request
-            reader = _Reader(decode, threads, messages)
-            for results in reader.read(groups):
-                connection.send(results)
+        try:
+            while True:
+                groups, decode, threads = connection.recv()
+                for results in _Reader(decode, threads, messages).read(groups):
+                    connection.send(results)
+        except EOFError:
+            return  # the process that asked is gone
+        except Exception:
+            connection.send(traceback.format_exc())
+            raise
 
 
 class _Reader:

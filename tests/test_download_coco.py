@@ -137,8 +137,7 @@ def test_result_is_the_layout_that_data_path_takes(
 
 
 def test_parts_and_archives_as_asked_for(site: Site, folder: Path) -> None:
-    run(folder, site, "--parts", "annotations,val2017", "--keep-archives", "--source", f"{site.url}/")
-    assert "/zips/val2017.zip" in [path for path, _ in site.requests]
+    run(folder, site, "--parts", "annotations,val2017", "--keep-archives")
     kept = ["annotations", "annotations.sha256", "annotations_trainval2017.zip"]
     assert visible(folder) == [*kept, "val2017", "val2017.sha256", "val2017.zip"]
     assert (folder / "val2017.zip").read_bytes() == ARCHIVES["val2017"]
@@ -379,6 +378,12 @@ def test_verify_after_damage_and_its_mend_is_content(site: Site, folder: Path) -
     (folder / "val2017").rmdir()
     run(folder, site, "--parts", "val2017")
     run(folder, site, "--parts", "val2017", "--verify")
+
+
+def test_slash_behind_the_source_is_not_doubled(site: Site, folder: Path) -> None:
+    site.files = {f"/mirror{path}": body for path, body in site.files.items()}
+    run(folder, site, "--source", f"{site.url}/mirror/")
+    assert_whole(folder)
 
 
 def test_folder_of_files_is_a_mirror(tmp_path: Path, folder: Path) -> None:

@@ -29,7 +29,6 @@ KINDS = {
 ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
-_AT_ONCE = 1024  # files between two looks of different kinds, so that the second finds them in memory
 
 
 @dataclass(frozen=True)
@@ -42,16 +41,13 @@ class ImageFile:
 
 def check_files(files: Sequence[ImageFile], threads: int, report: Callable[[int], None]) -> Iterator[Finding]:
     """Decode every picture; yield what is wrong, by file. report: called with how many more are done."""
-    for start in range(0, len(files), _AT_ONCE):
-        some = files[start : start + _AT_ONCE]
-        sizes_px = np.array([file.image.size_px for file in some], dtype=np.int64)
-        defects = inspect_all([file.path for file in some], sizes_px, Level.full, threads, report)
-        for place, file in enumerate(some):
-            defect = defects.get(place)
-            if defect is not None:
-                yield _finding(file, defect)
-            else:
-                yield from _peculiarities(file)
+    sizes_px = np.array([file.image.size_px for file in files], dtype=np.int64).reshape(-1, 2)
+    defects = inspect_all([file.path for file in files], sizes_px, Level.full, threads, report)
+    for place, file in enumerate(files):
+        if place in defects:
+            yield _finding(file, defects[place])
+        else:
+            yield from _peculiarities(file)
 
 
 def check_links(files: Sequence[ImageFile], folder: Path) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from ..coco_categories import COCO
 from ..model import SSD300
 from ..weights import Weights, load_weights
 from .errors import HubError
-from .places import Place, is_url
+from .places import Place, local_file
 from .weight_files import nvidia_weights, weight_file
 
 MODEL_MATHS = ("fp32", "fp16")
@@ -53,7 +53,8 @@ def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: P
 def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Place | None) -> HubSSD300:
     """Do what hubconf.ssd300 says."""
     if checkpoint is None:
-        return HubSSD300(backbone or "resnet50", _default_names(81 if num_classes is None else num_classes))
+        names = _default_names(COCO.num_classes if num_classes is None else num_classes)
+        return HubSSD300("resnet50" if backbone is None else backbone, names)
     weights = _read(checkpoint, force_reload=False)
     for name, wanted, found in (
         ("backbone", backbone, weights.backbone),
@@ -77,7 +78,7 @@ def _read(place: Place, force_reload: bool) -> Weights:
     try:
         return load_weights(path)
     except CheckpointError as error:
-        if not is_url(place):
+        if local_file(place) is not None:
             raise
         raise HubError(
             f"{error}. It is what {place} gave; delete it to have that downloaded again"

@@ -71,7 +71,7 @@ class Predictor:
         return [self._in_pixels(each, size) for each, size in zip(found, sizes_px, strict=True)]
 
     def _in_pixels(self, found: Detections, size_px: tuple[int, int]) -> Found:
-        best = torch.isin(found.labels, self._labels).nonzero()[:, 0]
+        best = torch.isin(found.labels, self._labels).nonzero()[: self._max_detections, 0]
         scale = torch.tensor(size_px, dtype=torch.float64).repeat(2)
         boxes_ltrb_px: Tensor = found.boxes[best].cpu().double() * scale
         return Found(boxes_ltrb_px.numpy(), found.scores[best].tolist(), found.labels[best].tolist())

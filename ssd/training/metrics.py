@@ -1,12 +1,13 @@
 """metrics.jsonl: one json object a record, in the order of steps, also after a resume."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 
 class MetricsFile:
-    """Appends records to a run's metrics.jsonl, each on disk when `write` returns."""
+    """Appends records to a run's metrics.jsonl, each handed to the system when `write` returns."""
 
     def __init__(self, path: Path, first_step: int, cut_evaluation: bool = False) -> None:
         """Open the file to go on after `first_step` steps; records of later ones will come anew and are cut.
@@ -14,27 +15,45 @@ class MetricsFile:
         cut_evaluation: that step's evaluation will come anew too. A last line that a killed process left half
         written goes as well.
         """
-        kept = []
+        kept = b""
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not line.endswith("\n"):
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n") or _comes_anew(json.loads(line), first_step, cut_evaluation):
                     break
-                record = json.loads(line)
-                if record["step"] > first_step or (
-                    cut_evaluation and record["step"] == first_step and "AP" in record
-                ):
-                    break
-                kept.append(line)
+                kept += line
             temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(kept)
             temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._size = len(kept)
+        self._unwritten = b""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append one record, numbers that are none as null, and before it what could not be written so far.
+
+        Raises OSError where the disk doesn't take it; nothing is lost then, and no half line stays.
+        """
+        self._unwritten += json.dumps(_strict(record), allow_nan=False).encode() + b"\n"
+        self._file.truncate(self._size)
+        written = self._file.write(self._unwritten)
+        if written != len(self._unwritten):  # the disk took only a part
+            self._file.truncate(self._size)
+            raise OSError(f"{self._file.name}: {written} of {len(self._unwritten)} bytes were written")
+        self._size += written
+        self._unwritten = b""
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _strict(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def _comes_anew(record: dict[str, Any], first_step: int, cut_evaluation: bool) -> bool:
+    step: int = record["step"]
+    return step > first_step or (cut_evaluation and step == first_step and "AP" in record)

@@ -269,7 +269,10 @@ class Trainer:
     def _open_log(self) -> RunLog | None:
         if not self.ranks.is_main:
             return None
-        return RunLog(self.session.folder, self.step, as_yaml(self.config), cut_evaluation=self._overdue)
+        complain = None if self.config.checkpoint.on_error is OnError["fail"] else self.console.say
+        log = RunLog(self.session.folder, self.step, self._overdue, complain)
+        log.config(as_yaml(self.config))
+        return log
 
     def _evaluation_is_due(self) -> bool:
         epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)

@@ -2,12 +2,13 @@
 
 import faulthandler
 import signal
-import sys
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 GRACE = timedelta(seconds=5)  # between the stacks and the end: every rank gets to print its own
+
+_STANDARD_ERROR = 2
 
 
 class Watchdog:
@@ -22,7 +23,7 @@ class Watchdog:
     def alive(self, extra: timedelta = timedelta(0)) -> None:
         """Start waiting anew. extra: how much longer the next thing may take."""
         seconds = (self._timeout + extra).total_seconds()
-        faulthandler.dump_traceback_later(seconds, file=sys.stderr)
+        faulthandler.dump_traceback_later(seconds, file=_STANDARD_ERROR)
         signal.setitimer(signal.ITIMER_REAL, seconds + GRACE.total_seconds())
 
     def __enter__(self) -> Self:

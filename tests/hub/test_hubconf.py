@@ -1,4 +1,5 @@
 import inspect
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,11 @@ import pytest
 import torch
 
 import hubconf
+from ssd.checkpoint import write
+from ssd.model import SSD300
+from tests.golden_inputs import forward_images
+from tests.hub.checkpoints import our_checkpoint, saved
+from tests.web_site import serving
 
 pytestmark = pytest.mark.unit
 
@@ -79,3 +85,32 @@ def test_another_clones_package_is_replaced(tmp_path: Path):
     third = load("nvidia_ssd_processing_utils")
     assert third.__file__ == first.__file__
     assert third is not first
+
+
+def test_the_arguments_arrive(tmp_path: Path):
+    network = SSD300("resnet18", 3)
+    write(tmp_path / "best.pt", our_checkpoint(network, ["cell", "platelet"]))
+    half = load("nvidia_ssd", weights=tmp_path / "best.pt", model_math="fp16")
+    assert half.category_names == ("cell", "platelet")
+    assert half.backbone.conv1.weight.dtype == torch.float16
+    ours = load("ssd300", "resnet18", num_classes=3, checkpoint=tmp_path / "best.pt").eval()
+    restored = torch.load(io.BytesIO(saved(ours)), weights_only=False)
+    with torch.no_grad():
+        expected, found = network.eval()(forward_images()), restored(forward_images())
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match="leave num_classes out"):
+        load("ssd300", "resnet18", 4, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="leave one out"):
+        load("nvidia_ssd", False, weights=tmp_path / "best.pt")
+
+
+def test_force_reload_passes_torch_hub_by_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = SSD300("resnet18", 2)
+    with serving() as site:
+        for name in ("old", "new"):
+            write(tmp_path / "w.pt", our_checkpoint(network, [name]))
+            site.files["/w.pt"] = (tmp_path / "w.pt").read_bytes()
+            place = f"{site.url}/w.pt"
+            assert load("nvidia_ssd", weights=place).category_names == ("old",)
+        assert load("nvidia_ssd", True, "fp32", True, place).category_names == ("new",)

@@ -141,6 +141,6 @@ def _label_file(source: Path, picture: Path) -> Path:
     base = source if picture.is_relative_to(source) else Path(picture.anchor)
     parts = list(picture.relative_to(base).with_suffix(".txt").parts)
     if "images" in parts[:-1]:
-        last = len(parts) - 2 - len(parts) - 2 - parts.index("images")
+        last = len(parts) - 2 - parts[:-1][::-1].index("images")
         parts[last] = "labels"
     return base.joinpath(*parts)

@@ -137,6 +137,22 @@ def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_folder_in_the_way_is_told_before_anything_is_read(source: Path, tmp_path: Path) -> None:
+    (source / "labels" / "train" / "a.txt").write_text("broken")
+    with pytest.raises(DatasetError, match="is no empty folder"):
+        to_coco(source, "yolo", tmp_path)
+
+
+def test_source_may_be_relative_where_a_list_is_absolute(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (source / "train.txt").write_text(f"images/train/a.png\n{source}/images/train/b.png\n")
+    to_coco(Path(source.name), "yolo", Path("out"), Options(link=Link.symlink))
+    assert list(rows(tmp_path / "out", "train")) == ["a.png", "b.png"]
+    assert (tmp_path / "out" / "train2017" / "a.png").is_file()
+
+
 def test_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         to_coco(source, "yolo", tmp_path / name)

@@ -10,6 +10,7 @@ from data.convert.conversion import Format, Options, convert
 from data.convert.dataset import Header
 from data.convert.folder import Link
 from data.convert.voc.corners import to_corners, to_ltwh
+from ssd.errors import UserError
 from tests.data.convert.folders import category_names, coco_folder, content, from_coco, picture, rows, to_coco
 
 pytestmark = pytest.mark.unit
@@ -190,6 +191,13 @@ def test_coco_picture_of_another_size_than_its_entry_is_named(source: Path, tmp_
     with pytest.raises(
         ValueError, match=r"instances_train2017.json: images\[0\] \(id 70\): says .*200×100.*100×200"
     ):
+        from_coco(source, tmp_path / "voc", "voc")
+
+
+def test_coco_splits_with_different_categories_are_refused(source: Path, tmp_path: Path) -> None:
+    file = source / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text().replace('"name": "ant"', '"name": "bee"'))
+    with pytest.raises(UserError, match=r"instances_val2017.json: 1 categories differ .*'ant' .*'bee'"):
         from_coco(source, tmp_path / "voc", "voc")
 
 

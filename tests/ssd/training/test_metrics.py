@@ -39,3 +39,46 @@ def test_a_half_written_last_line_is_cut(tmp_path: Path):
     path.write_text(path.read_text()[:-3])
     MetricsFile(path, first_step=20).close()
     assert steps(path) == [10]
+
+
+def test_what_is_no_number_is_null_and_the_file_stays_json(tmp_path: Path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write({"step": 1, "loss": float("nan"), "learning_rate": 0.1})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "learning_rate": 0.1}\n'
+
+
+def test_an_evaluation_that_will_be_done_again_is_cut(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    for record in ({"step": 5, "AP": 0.1}, {"step": 9, "loss": 1.0}, {"step": 9, "AP": 0.2}):
+        metrics.write(record)
+    metrics.close()
+    MetricsFile(path, first_step=9, cut_evaluation=False).close()
+    assert steps(path) == [5, 9, 9]
+    MetricsFile(path, first_step=9, cut_evaluation=True).close()
+    assert steps(path) == [5, 9]
+
+
+def test_records_that_a_full_disk_refused_come_when_it_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    metrics.write({"step": 1})
+    whole = metrics._file
+
+    class Full:
+        """Takes five bytes of anything."""
+
+        name, truncate = whole.name, whole.truncate
+
+        def write(self, text: bytes) -> int:
+            return whole.write(text[:5])
+
+    monkeypatch.setattr(metrics, "_file", Full())
+    for step in (2, 3):
+        with pytest.raises(OSError, match="5 of"):
+            metrics.write({"step": step})
+        assert steps(tmp_path / "metrics.jsonl") == [1]
+    monkeypatch.undo()
+    metrics.write({"step": 4})
+    assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]

@@ -92,9 +92,7 @@ def test_named_keys_may_differ_and_no_others():
 
 
 def test_an_override_that_means_nothing_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"
-    ):
+    with pytest.raises(ConfigError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"):
         compare(CONFIG, override=("optimizer.momentun",))
 
 

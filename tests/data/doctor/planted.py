@@ -1,0 +1,249 @@
+"""A COCO-format data set with every defect that the doctor knows planted into it, each in an entry of its own."""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data.doctor.findings import Kind
+from data.doctor.ids import entry_name
+
+Entry = dict[str, Any]
+Expected = set[tuple[str, Kind, str]]
+
+
+@dataclass
+class Split:
+    """One split's annotation file and folder; `expected` grows with each defect planted: split, kind, where."""
+
+    name: str
+    annotation_file: Path
+    folder: Path
+    document: dict[str, list[Any]]
+    expected: Expected = field(default_factory=set)
+    used_images: int = 0
+    used_annotations: int = 0
+
+    @staticmethod
+    def read(root: Path, name: str) -> "Split":
+        file = root / f"annotations/instances_{name}2017.json"
+        return Split(name, file, root / f"{name}2017", json.loads(file.read_text()))
+
+    def write(self) -> None:
+        self.annotation_file.write_text(json.dumps(self.document))
+
+    def expect(self, kind: Kind, where: str) -> None:
+        self.expected.add((self.name, kind, where))
+
+    def file(self, kind: Kind, spoil: Callable[[Path], None]) -> None:
+        """Spoil the next picture's file."""
+        path = self.folder / self.next_image()["file_name"]
+        spoil(path)
+        self.expect(kind, os.path.abspath(path))
+
+    def next_image(self) -> Entry:
+        """Return an entry of an image into which nothing is planted yet."""
+        self.used_images += 1
+        entry: Entry = self.document["images"][self.used_images - 1]
+        return entry
+
+    def edit_image(self, kind: Kind, **values: Any) -> None:
+        """Append a copy of the next image, its file too, under an id of its own, with these values."""
+        entry = self.copy_image() | values
+        place = len(self.document["images"])
+        self.document["images"].append(entry)
+        self.expect(kind, entry_name("images", place, entry["id"]))
+
+    def copy_image(self) -> Entry:
+        entry = copy.deepcopy(self.next_image())
+        number = len(self.document["images"])
+        source = self.folder / entry["file_name"]
+        entry |= {"id": 1_000_000 + number, "file_name": f"copy_{number}{source.suffix}"}
+        (self.folder / entry["file_name"]).write_bytes(source.read_bytes())
+        return entry
+
+    def annotate(self, *kinds: Kind, without: str = "", **values: Any) -> Entry:
+        """Append an annotation of the last image that has these values and is sound but for them."""
+        image = self.document["images"][-1]
+        entry = {
+            "id": 5_000_000 + len(self.document["annotations"]),
+            "image_id": image["id"],
+            "category_id": self.document["categories"][0]["id"],
+            "bbox": [1, 1, image["width"] / 2, image["height"] / 2],
+        } | values
+        entry.pop(without, None)
+        place = len(self.document["annotations"])
+        self.document["annotations"].append(entry)
+        for kind in kinds:
+            self.expect(kind, entry_name("annotations", place, entry["id"]))
+        return entry
+
+
+def plant_all(root: Path) -> Expected:
+    """Plant every defect into the data set; return what the doctor must find, errors and warnings alone.
+
+    The set must have at least 31 images in train2017 and 5 in val2017, JPEG files, and nothing wrong with it.
+    """
+    train, val = Split.read(root, "train"), Split.read(root, "val")
+    plant_files(train)
+    plant_images(train)
+    plant_annotations(train)
+    plant_ids(train)
+    val.file(Kind.undecodable, lambda path: cut(path, -1))
+    val.annotate(Kind.box_clipped, Kind.truth_lost, bbox=[-20, 5, 40, 30])
+    between = plant_categories(train, val)
+    for split in (train, val):
+        split.write()
+    train.expect(Kind.no_standard_json, str(train.annotation_file))  # NaN
+    train.expect(Kind.truth_unscored, str(train.annotation_file))
+    return train.expected | val.expected | between
+
+
+def plant_files(split: Split) -> None:
+    split.file(Kind.file_missing, Path.unlink)
+    split.file(Kind.file_missing, dangle)
+    split.file(Kind.file_empty, lambda path: path.write_bytes(b"") and None)
+    split.file(Kind.undecodable, lambda path: cut(path, path.stat().st_size // 2))
+    split.file(Kind.undecodable, lambda path: cut(path, -1))
+    split.file(Kind.undecodable, lambda path: cut(path, -2))
+    split.file(Kind.undecodable, lambda path: cut(path, 150))
+    split.file(Kind.not_an_image, lambda path: path.write_text("<html>404</html>") and None)
+    split.file(Kind.unsupported_format, lambda path: save_as(path, "GIF"))
+    split.file(Kind.unsupported_format, lambda path: save_moving(path, "GIF"))
+    split.file(Kind.animated, lambda path: save_moving(path, "PNG"))
+    split.file(Kind.animated, lambda path: save_moving(path, "WEBP"))
+    split.file(Kind.exif_rotation, rotate)
+    split.file(Kind.too_many_pixels, claim_absurd_size)
+    split.file(Kind.file_unreadable, replace_by_folder)
+    split.file(Kind.link_leaves_folder, link_outside)
+    entry = split.next_image()
+    split.expect(Kind.size_unlike, os.path.abspath(split.folder / entry["file_name"]))
+    entry["width"] += 1
+
+
+def plant_images(split: Split) -> None:
+    split.edit_image(Kind.path_leaves_folder, file_name="../outside.jpg")
+    split.edit_image(Kind.path_leaves_folder, file_name="/etc/passwd.jpg")
+    split.edit_image(Kind.file_name_duplicate, file_name=split.document["images"][-1 - 2]["file_name"])
+    split.edit_image(Kind.image_size, width=0)
+    split.edit_image(Kind.field_type, height="240")
+    split.edit_image(Kind.field_type, file_name=None)
+    entry = split.copy_image()
+    del entry["width"]
+    split.expect(Kind.field_missing, entry_name("images", len(split.document["images"]), entry["id"]))
+    split.document["images"] += [entry, None]
+    split.expect(Kind.no_object, f"images[{len(split.document['images']) - 1}]")
+
+
+def plant_ids(split: Split) -> None:
+    split.edit_image(Kind.id_duplicate, id=split.document["images"][0]["id"])
+    split.edit_image(Kind.id_text, id="17")
+    split.edit_image(Kind.id_fraction, id=0.5)
+    split.edit_image(Kind.id_negative, id=-3)
+    split.edit_image(Kind.id_beyond_32_bits, id=2**31 + 7)
+    split.edit_image(Kind.id_beyond_64_bits, id=2**64 + 7)
+    split.edit_image(Kind.id_type, id=True)
+    split.edit_image(Kind.id_type, id=None)
+
+
+def plant_annotations(split: Split) -> None:
+    split.document["images"].append(split.copy_image())
+    width, height = split.document["images"][-1]["width"], split.document["images"][-1]["height"]
+    nan, infinity = float("nan"), float("inf")
+    split.annotate(Kind.box_outside, bbox=[width + 5, 5, 10, 10])
+    split.annotate(Kind.box_outside, bbox=[5, -30, 10, 20])
+    split.annotate(Kind.box_clipped, bbox=[width - 10, 5, 10.01, 10])
+    split.annotate(Kind.box_inverted, bbox=[20, 20, -10, 10])
+    split.annotate(Kind.box_empty, bbox=[20, 20, 0, 10])
+    split.annotate(Kind.box_small, bbox=[20, 20, 0.5, 10])
+    split.annotate(Kind.box_small, bbox=[-9.5, 5, 10, 10])
+    split.annotate(Kind.box_not_finite, bbox=[nan, 1, 5, 5])
+    split.annotate(Kind.box_not_finite, bbox=[1, 1, 5, infinity])
+    split.annotate(Kind.box_not_finite, bbox=[1, 1, 5, 10**400])
+    split.annotate(Kind.box_length, bbox=[1, 2, 3])
+    split.annotate(Kind.box_length, bbox=[1, 2, "3", 4])
+    split.annotate(Kind.box_length, bbox=None)
+    split.annotate(Kind.field_missing, without="bbox")
+    split.annotate(Kind.field_missing, without="category_id")
+    split.annotate(Kind.field_type, iscrowd="yes")
+    split.annotate(Kind.field_type, area="large")
+    split.annotate(Kind.unknown_image, image_id=987_654)
+    split.annotate(Kind.unknown_category, category_id=987_654)
+    split.annotate(Kind.id_text, Kind.unknown_image, image_id="1")
+    split.annotate(Kind.id_text, id="5000")
+    split.annotate(Kind.id_fraction, id=1.5)
+    split.annotate(Kind.annotation_id_duplicate, id=split.annotate()["id"])
+    split.document["annotations"].append(7)
+    split.expect(Kind.no_object, f"annotations[{len(split.document['annotations']) - 1}]")
+
+
+def plant_categories(train: Split, val: Split) -> Expected:
+    """Change categories of one split alone, so that the two differ."""
+    for split in (train, val):
+        split.document["categories"] += [
+            {"id": 801, "name": f"renamed in {split.name}"},
+            {"id": 802 + (split is val), "name": "renumbered"},
+            {"id": 810 + (split is val), "name": f"only in {split.name}"},
+        ]
+    place = len(train.document["categories"])
+    first = train.document["categories"][0]["name"]
+    train.document["categories"].append({"id": 820, "name": first})
+    train.expect(Kind.category_name_duplicate, entry_name("categories", place, 820))
+    return {
+        ("both", Kind.category_renamed, "category 'renamed in train'"),
+        ("both", Kind.category_renumbered, "category 'renumbered'"),
+        ("both", Kind.category_missing, "category 'only in train'"),
+        ("both", Kind.category_missing, "category 'only in val'"),
+    }
+
+
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.jpg")
+
+
+def link_outside(path: Path) -> None:
+    path.symlink_to(path.rename(path.parent.parent / f"outside_{path.name}"))
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def save_as(path: Path, picture_format: str) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+    picture.save(path, picture_format)
+
+
+def save_moving(path: Path, picture_format: str) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+    other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture.save(path, picture_format, save_all=True, append_images=[other])
+
+
+def rotate(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as picture:
+        picture.load()
+    picture.save(path, "JPEG", exif=exif)
+
+
+def claim_absurd_size(path: Path) -> None:
+    """Write a PNG whose header promises 10 gigapixels."""
+    save_as(path, "PNG")
+    text = bytearray(path.read_bytes())
+    text[16:24] = (100_000).to_bytes(4, "big") * 2
+    path.write_bytes(text)

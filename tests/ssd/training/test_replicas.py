@@ -1,0 +1,80 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ssd.config import OptimizerConfig
+from ssd.distributed import Ranks
+from ssd.training.optimizer import build_optimizer
+from ssd.training.replicas import ReplicaError, checksum, compare_replicas
+
+pytestmark = pytest.mark.unit
+
+
+class Replicas(Ranks):
+    """Three ranks of which one or another saw something else."""
+
+    def __init__(self, others: dict[int, list[int]]) -> None:
+        super().__init__(torch.device("cpu"), world_size=3)
+        self.others = others
+
+    def gather(self, value: Any) -> list[Any]:
+        return [self.others.get(rank, value) for rank in range(3)]
+
+
+def replica(seed: int = 0) -> tuple[nn.Module, torch.optim.SGD]:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return network, build_optimizer(network, OptimizerConfig())
+
+
+def checksums(network: nn.Module, optimizer: torch.optim.SGD) -> list[int]:
+    """What a rank with this replica would send."""
+    sent = []
+
+    class Spy(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            sent.extend(value)
+            return [value]
+
+    compare_replicas(network, optimizer, Spy(torch.device("cpu")))
+    return sent
+
+
+def test_equal_replicas_pass():
+    compare_replicas(*replica(), Replicas({}))
+    compare_replicas(*replica(), Replicas({1: checksums(*replica())}))
+
+
+def test_the_first_tensor_that_differs_and_its_rank_are_named():
+    network, optimizer = replica()
+    with torch.no_grad():
+        network[1].weight[2] = torch.nextafter(network[1].weight[2], torch.tensor(9.0))
+        optimizer.state[network[1].bias]["momentum_buffer"][0] = 1.0
+    with pytest.raises(ReplicaError, match=r"1\.weight of rank 2 differs from rank 0's"):
+        compare_replicas(*replica(), Replicas({2: checksums(network, optimizer)}))
+
+
+def test_momenta_are_compared_and_statistics_are_not():
+    network, optimizer = replica()
+    network[1].running_mean += 1
+    compare_replicas(*replica(), Replicas({1: checksums(network, optimizer)}))
+    optimizer.state[network[0].bias]["momentum_buffer"][0] = -0.0
+    with pytest.raises(ReplicaError, match=r"0\.bias \(momentum\) of rank 1"):
+        compare_replicas(*replica(), Replicas({1: checksums(network, optimizer)}))
+
+
+def test_a_checksum_sees_every_bit_and_every_exchange():
+    values = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    expected = int(checksum(values))
+    assert int(checksum(values.clone())) == expected
+    bits = values.view(torch.int32)
+    for place in range(35):
+        for bit in (0, 13, 31):
+            flipped = bits.clone().flatten()
+            flipped[place] ^= torch.tensor(1 << bit if bit < 31 else -(2**31), dtype=torch.int32)
+            assert int(checksum(flipped.view(torch.float32))) != expected
+    assert int(checksum(values.flip(0))) != expected
+    layout = torch.randn(2, 3, 4, 4)
+    assert int(checksum(layout)) == int(checksum(layout.to(memory_format=torch.channels_last)))
