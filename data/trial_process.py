@@ -17,8 +17,9 @@ Result = tuple[int, int] | str
 READY = "ready"
 """What the process says when it is up."""
 
-TIMEOUT_S = 300.0
-"""What takes longer, the start or a group of files on whatever disk, hangs."""
+START_TIMEOUT_S = 300.0
+GROUP_TIMEOUT_S = 300.0
+"""A group of files that takes longer, from whatever disk, hangs."""
 
 
 class _LostError(Exception):
@@ -81,7 +82,7 @@ class TrialProcess:
         self._connection = ours
         self._untouched = True
         try:
-            started = ours.poll(TIMEOUT_S) and ours.recv() == READY
+            started = ours.poll(START_TIMEOUT_S) and ours.recv() == READY
         except EOFError:
             started = False
         if not started:
@@ -101,8 +102,8 @@ class TrialProcess:
     def _receive(self) -> list[Result]:
         assert self._connection is not None
         try:
-            if not self._connection.poll(TIMEOUT_S):
-                raise _LostError(f"has not come to an end after {TIMEOUT_S:.0f} s")
+            if not self._connection.poll(GROUP_TIMEOUT_S):
+                raise _LostError(f"has not come to an end after {GROUP_TIMEOUT_S:g} s")
             results = self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise _LostError(self._end()) from error
@@ -113,7 +114,7 @@ class TrialProcess:
     def _end(self) -> str:
         """Say how the process ended."""
         assert self._process is not None
-        status = self._process.wait(TIMEOUT_S)
+        status = self._process.wait()
         return f"crashes ({signal.Signals(-status).name if status < 0 else f'exit status {status}'})"
 
     def _stop(self) -> None:

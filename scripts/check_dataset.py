@@ -2,7 +2,6 @@
 
 Reads both annotation files and decodes every picture; prints figures and all that is wrong, and writes it as
 json. Exit status 0 where training takes the set as it is, 1 elsewhere.
-
 Keys and their values: conf/check_dataset.yaml.
 """
 

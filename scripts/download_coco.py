@@ -96,7 +96,7 @@ def verify(folder: Path, parts: Sequence[Published]) -> None:
                 f"not unpacked by this script: there is no {checksum_file(place).name} to compare it with"
             )
             raise DatasetError(f"{place} was {reason}; move it away and run without --verify to have it anew")
-        with _progress(f"{part.folder}: reading {len(sums):,} files", in_bytes=False) as report:
+        with _progress(f"{part.folder}: reading", in_bytes=False) as report:
             damaged += [f"{part.folder}/{name}" for name in changed_files(place, sums, report)]
         archive = folder / part.archive
         if archive.is_file() and not _is_published(archive, part):
@@ -188,7 +188,7 @@ def _fetch(folder: Path, part: Published, source: str) -> Path:
         if not _is_published(archive, part):
             raise DatasetError(f"{archive} is not the published archive; delete it and run again")
         return archive
-    with _progress(f"{part.archive}: fetching and checking {_gigabytes(part.size)}") as report:
+    with _progress(f"{part.archive}: fetching") as report:
         url = f"{source.rstrip('/')}/{part.path}"
         download(url, archive, sha256=part.sha256, size=part.size, report=report)
     return archive
@@ -197,7 +197,7 @@ def _fetch(folder: Path, part: Published, source: str) -> Path:
 def _unpack(folder: Path, part: Published, archive: Path) -> None:
     place, unpacking = folder / part.folder, _unpacking(folder, part)
     unpacking.mkdir()
-    with _progress(f"{part.archive}: unpacking {part.files:,} files") as report:
+    with _progress(f"{part.archive}: unpacking") as report:
         sums = unpack(archive, part.folder, unpacking, part.limits, report)
     # In this order, and all of it on the disk first: the folder's name stands for files that are whole.
     write_checksums(place, sums)

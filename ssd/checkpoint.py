@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-import shutil
 import struct
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -75,53 +75,49 @@ def write(path: Path, state: dict[str, Any]) -> None:
     Raises OSError where the disk or the folder fails; nothing is left behind then.
     """
     check_plain(state)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-        _seal(temporary)
-        _publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # In memory first: torch.save into a file that can't grow raises no OSError.
+    content = BytesIO()
+    torch.save(state, content)
+    _publish(_sealed(content.getbuffer()), path)
 
 
 def copy(source: Path, target: Path) -> None:
     """Copy a checkpoint with the same promise as `write`."""
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        shutil.copyfile(source, temporary)
-        _publish(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _publish(source.read_bytes(), target)
 
 
-def _seal(path: Path) -> None:
+def _sealed(archive: memoryview) -> bytes:
     """Append the checksum of everything before it as the zip archive's comment."""
-    with path.open("rb+") as file:
-        file.seek(-_ZIP_END_SIZE, os.SEEK_END)
-        assert file.read(len(_ZIP_END)) == _ZIP_END, "torch.save wrote no plain zip archive"
-        file.seek(-2, os.SEEK_END)  # the comment's length
-        file.write(struct.pack("<H", _SEAL_SIZE))
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0, os.SEEK_END)
-        file.write(_SEAL + digest.encode())
+    assert archive[-_ZIP_END_SIZE:][: len(_ZIP_END)] == _ZIP_END, "torch.save wrote no plain zip archive"
+    announced = bytes(archive[:-2]) + struct.pack("<H", _SEAL_SIZE)  # the comment's length
+    return announced + _SEAL + hashlib.sha256(announced).hexdigest().encode()
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-        if not _seal_holds(file.read()):
-            raise OSError(
-                f"{temporary} reads back other than it was written: the disk or the memory is faulty"
-            )
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def _publish(content: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        os.fsync(folder)  # the rename itself must reach the disk
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_bytes() != content:
+            raise OSError(f"{temporary} reads back other than it was written: disk or memory is faulty")
+        temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
-        os.close(folder)
+        # The failure that led here is the one to be told.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename itself to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _seal_holds(content: bytes) -> bool | None:

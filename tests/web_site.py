@@ -1,6 +1,7 @@
 """A server on 127.0.0.1 that serves files as a good one does, and misbehaves as it is told to."""
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import patch
 
 
 class Request(BaseHTTPRequestHandler):
@@ -62,8 +64,9 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving() -> Iterator[Site]:
-    """Serve in a thread of this process."""
-    with _Server(("127.0.0.1", 0), Request) as server:
+    """Serve in a thread of this process; a proxy of this machine is passed by."""
+    environment = patch.dict(os.environ, {"no_proxy": "127.0.0.1"})
+    with environment, _Server(("127.0.0.1", 0), Request) as server:
         server.site = Site(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

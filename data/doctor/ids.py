@@ -29,7 +29,7 @@ def check_twice(value: object, where: str, first: dict[object, str], kind: Kind)
 
 def comparable(value: object) -> bool:
     """Tell whether entries can refer to each other by this value, be it what an id should be or not."""
-    return isinstance(value, int | float | str)
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
 def _kind(value: object) -> Kind:

@@ -37,7 +37,7 @@ class Summary:
 
     def check(self) -> None:
         """Raise UnreadError where pictures weren't read."""
-        if False:
+        if self.unread:
             failed = f"{len(self.unread)} of {counted(self.pictures, 'picture')} could not be read"
             raise UnreadError("\n  ".join([f"{failed}:", *self.unread]))
 

@@ -129,7 +129,8 @@ def plant_files(split: Split) -> None:
 def plant_images(split: Split) -> None:
     split.edit_image(Kind.path_leaves_folder, file_name="../outside.jpg")
     split.edit_image(Kind.path_leaves_folder, file_name="/etc/passwd.jpg")
-    split.edit_image(Kind.file_name_duplicate, file_name=split.document["images"][-1 - 2]["file_name"])
+    same_file = {key: split.document["images"][-3][key] for key in ("file_name", "width", "height")}
+    split.edit_image(Kind.file_name_duplicate, **same_file)
     split.edit_image(Kind.image_size, width=0)
     split.edit_image(Kind.field_type, height="240")
     split.edit_image(Kind.field_type, file_name=None)
