@@ -10,8 +10,7 @@ Names = Mapping[object, str]
 
 def compare_categories(train: Names, val: Names) -> Iterator[Finding]:
     """Yield a finding for each category that one split lacks, or that has another id or name there."""
-    train_ids = {name: id_ for id_, name in reversed([*train.items()])}
-    val_ids = {name: id_ for id_, name in reversed([*val.items()])}
+    train_ids, val_ids = _ids(train), _ids(val)
     for name, id_ in train_ids.items():
         where = f"category {name!r}"
         if name in val_ids:
@@ -30,3 +29,11 @@ def compare_categories(train: Names, val: Names) -> Iterator[Finding]:
             yield Finding(
                 Kind.category_missing, f"category {name!r}", f"id {id_!r} in val, missing from train"
             )
+
+
+def _ids(names: Names) -> dict[str, object]:
+    """Return name → id, the first of each name."""
+    ids: dict[str, object] = {}
+    for id_, name in names.items():
+        ids.setdefault(name, id_)
+    return ids

@@ -21,9 +21,10 @@ from ssd.evaluation.errors import EvaluationError
 def check_as_training_does(
     source: Source, entries: Entries, boxes: ReadBoxes, min_box_px: float, cache: Path
 ) -> float | None:
-    """Open the file as training does, score its ground truth; add what is wrong to `entries.findings`.
+    """Open the file as training does and score its ground truth; what is wrong joins `entries.findings`.
 
-    """Open the file as training does, score its ground truth; add what is wrong to entries.findings.
+    Returns the AP of the ground truth, None where training refuses the file. Raises UserError for an unusable
+    cache.
     """
     findings, where = entries.findings, str(source.annotation_file)
     try:

@@ -111,14 +111,14 @@ def test_kinds_that_dali_does_not_read_are_named(tmp_path: Path, level: Level) -
         assert f"DALI does not read {name}; save it as JPEG or PNG" in defects[place].detail
 
 
-@pytest.mark.parametrize(
-    "kind", ["jpeg", "progressive", "restart markers", "grey jpeg", "cmyk jpeg", "png", "webp", "bmp"]
-)
-def test_a_file_cut_at_any_byte_is_found(tmp_path: Path, kind: str) -> None:
-    whole = GOOD[kind]
-    lengths = sorted({*range(1, len(whole), 37), *range(len(whole) - 20, len(whole))})
-    defects = judge(tmp_path, [whole[:length] for length in lengths])
-    assert [*defects] == [*range(len(lengths))]
+def test_a_file_cut_at_any_byte_is_found(tmp_path: Path) -> None:
+    texts = []
+    for kind in ("jpeg", "progressive", "restart markers", "grey jpeg", "cmyk jpeg", "png", "webp", "bmp"):
+        whole = GOOD[kind]
+        lengths = sorted({*range(1, len(whole), 37), *range(len(whole) - 20, len(whole))})
+        texts += [whole[:length] for length in lengths]
+    defects = judge(tmp_path, texts)
+    assert [*defects] == [*range(len(texts))]
     assert {defect.kind for defect in defects.values()} <= {"undecodable", "not an image"}
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_picture_is_said_to_be_what_it_is(
     assert detail.replace("\\\\", "\\") in defect.detail
 
 
-@pytest.mark.parametrize("name", ["a\0b.jpg", "\udc80.jpg", "\ud800.jpg", "x" * 300])
+@pytest.mark.parametrize("name", ["a\0b.jpg", "\ud800.jpg", "x" * 300])
 def test_name_that_no_file_can_have_is_reported(tmp_path: Path, name: str) -> None:
     defect = inspect(tmp_path / name, (WIDTH, HEIGHT), Level.header)
     assert defect is not None

@@ -1,4 +1,4 @@
-"""A COCO-format data set with every defect that the doctor knows planted into it, each in an entry of its own."""
+"""Every defect that the doctor knows, planted into a COCO-format data set, each in an entry of its own."""
 
 import copy
 import json
@@ -15,11 +15,12 @@ from data.doctor.ids import entry_name
 
 Entry = dict[str, Any]
 Expected = set[tuple[str, Kind, str]]
+"""Name of the split, kind, where."""
 
 
 @dataclass
 class Split:
-    """One split's annotation file and folder; `expected` grows with each defect planted: split, kind, where."""
+    """One split's annotation file and folder; `expected` grows with each planted defect."""
 
     name: str
     annotation_file: Path
@@ -154,7 +155,7 @@ def plant_ids(split: Split) -> None:
 
 def plant_annotations(split: Split) -> None:
     split.document["images"].append(split.copy_image())
-    width, height = split.document["images"][-1]["width"], split.document["images"][-1]["height"]
+    width = split.document["images"][-1]["width"]
     nan, infinity = float("nan"), float("inf")
     split.annotate(Kind.box_outside, bbox=[width + 5, 5, 10, 10])
     split.annotate(Kind.box_outside, bbox=[5, -30, 10, 20])

@@ -1,18 +1,19 @@
 """One run of the doctor finds everything that is wrong with a data set, and accuses nothing that is sound."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from data.doctor.config import CheckDataConfig, CheckDatasetConfig, Split
+from data.doctor.config import CheckDataConfig, CheckDatasetConfig
+from data.doctor.config import Split as SplitName
 from data.doctor.examination import examine
 from data.doctor.findings import Kind, Severity
 from data.doctor.report import DatasetReport
-from tests.data.coco_folder import CocoFolder, noise
-from tests.data.doctor.planted import Expected, plant_all
+from tests.data.doctor.planted import Expected, Split, plant_all, rotate
+from tests.data.doctor.sound_set import sound_set
 
 pytestmark = pytest.mark.unit
 
@@ -37,25 +38,7 @@ def found(report: DatasetReport, *severities: Severity) -> Expected:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A sound data set of small JPEG files in COCO's layout: 45 images to train on, 8 to evaluate."""
-    root = tmp_path / "set"
-    rng = np.random.default_rng(3)
-    for split, images in (("train", 45), ("val", 8)):
-        data = CocoFolder(root / split)
-        for number in range(images):
-            width, height = (int(side) for side in rng.integers(60, 120, 2))
-            data.add(1 + number, noise(rng, width, height), [(5, 5, width / 2, 20), (2, 2, 9, 9), (3, 9, 30, 9)])
-            picture = data.image_folder / data.images[-1]["file_name"]
-            data.images[-1]["file_name"] = picture.with_suffix(".jpg").name
-            with Image.open(picture) as opened:
-                opened.save(picture.with_suffix(".jpg"), quality=95)
-            picture.unlink()
-        data.write()
-        (root / "annotations").mkdir(exist_ok=True)
-        data.annotation_file.rename(root / f"annotations/instances_{split}2017.json")
-        data.image_folder.rename(root / f"{split}2017")
-        data.folder.rmdir()
-    return root
+    return sound_set(tmp_path / "set")
 
 
 def test_sound_set_is_fit(root: Path) -> None:
@@ -88,3 +71,138 @@ def test_every_defect_planted_among_photographs_is_found(tmp_path: Path, test_da
     assert examined(root).findings() == []
     expected = plant_all(root)
     assert found(examined(root)) == expected
+
+
+def only_finding(root: Path, kind: Kind, **data: object) -> str:
+    """Examine; return where the one thing wrong is, which is of that kind, notes aside."""
+    ((_, found_kind, where),) = found(examined(root, **data))
+    assert found_kind is kind
+    return where
+
+
+def test_splits_can_be_looked_at_alone_and_paths_given_one_by_one(root: Path) -> None:
+    plant_all(root)
+    sound = sound_set(root.parent / "other")
+    report = examine(
+        CheckDatasetConfig(
+            splits=[SplitName.val],
+            data=CheckDataConfig(
+                val_images=str(sound / "val2017"),
+                val_annotations=str(sound / "annotations/instances_val2017.json"),
+                cache=str(root.parent / "cache"),
+                threads=1,
+            ),
+        ),
+        lambda *_: None,
+    )
+    assert report.is_fit
+    assert [split.split for split in report.splits] == [SplitName.val]
+
+
+def test_missing_folder_is_one_finding_not_one_a_file(root: Path) -> None:
+    shutil.rmtree(root / "val2017")
+    assert only_finding(root, Kind.folder_missing) == str(root / "val2017")
+
+
+def test_missing_annotation_file_is_reported_and_the_other_split_looked_at(root: Path) -> None:
+    (root / "annotations/instances_train2017.json").unlink()
+    val = Split.read(root, "val")
+    val.file(Kind.exif_rotation, rotate)
+    report = found(examined(root, train_images=str(root / "val2017")))
+    kinds = {(split, kind) for split, kind, _ in report}
+    assert val.expected <= report
+    assert ("train", Kind.unreadable_file) in kinds
+
+
+def test_files_listed_by_one_split_are_not_missing_from_the_other(root: Path) -> None:
+    """Train and val may share a folder."""
+    for path in (root / "val2017").iterdir():
+        path.rename(root / "train2017" / f"val_{path.name}")
+    val = Split.read(root, "val")
+    for image in val.document["images"]:
+        image["file_name"] = f"val_{image['file_name']}"
+    val.write()
+    (root / "train2017/forgotten.jpg").write_text("")
+    notes = found(examined(root, val_images=str(root / "train2017")), Severity.info)
+    assert {(kind, Path(where).name) for _, kind, where in notes} == {(Kind.file_not_listed, "forgotten.jpg")}
+
+
+def test_link_within_the_folder_and_a_linked_folder_are_sound(root: Path) -> None:
+    picture = next((root / "train2017").iterdir())
+    picture.rename(picture.parent / "real.jpg")
+    picture.symlink_to("real.jpg")
+    (root / "train2017").rename(root / "elsewhere")
+    (root / "train2017").symlink_to(root / "elsewhere")
+    assert not found(examined(root))
+
+
+def test_parsed_copy_that_differs_from_the_file_is_found(root: Path) -> None:
+    """A file changed by a tool that sets its time back is taken for the old one by its size and time."""
+    assert examined(root).is_fit
+    file = root / "annotations/instances_train2017.json"
+    status = file.stat()
+    file.write_text(file.read_text().replace("[5, 5, ", "[6, 5, "))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert only_finding(root, Kind.stale_cache) == str(file)
+
+
+def test_what_no_check_knows_but_training_refuses_is_an_error(root: Path) -> None:
+    train = Split.read(root, "train")
+    train.document["annotations"].clear()
+    train.write()
+    report = found(examined(root))
+    assert ("train", Kind.refused, str(train.annotation_file)) in report
+
+
+def test_ground_truth_that_scores_badly_without_a_reason_is_an_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.doctor.training_view.score_truth", lambda index: 0.5)
+    report = examined(root)
+    assert {kind for _, kind, _ in found(report)} == {Kind.truth_unlike}
+    assert not report.is_fit
+
+
+def test_more_boxes_than_are_scored_are_the_reason_of_a_low_score(root: Path) -> None:
+    val = Split.read(root, "val")
+    for number in range(101):
+        val.annotate(bbox=[5 + 0.1 * number, 5, 20, 20])
+    val.write()
+    report = examined(root)
+    ((_, finding),) = report.findings()
+    assert finding.kind is Kind.truth_lost
+    assert "boxes of category 7; at most 100 are scored" in finding.detail
+    truth_ap = report.splits[1].truth_ap
+    assert truth_ap is not None
+    assert truth_ap < 0.999
+    assert report.is_fit
+
+
+def test_only_bad_files_are_what_quarantine_can_do_without(root: Path) -> None:
+    train = Split.read(root, "train")
+    train.file(Kind.file_missing, Path.unlink)
+    assert "data.on_bad_image=quarantine would train without" in examined(root).verdict()
+    train.annotate(Kind.unknown_image, image_id=-1)
+    train.write()
+    assert "quarantine" not in examined(root).verdict()
+
+
+def test_unreadable_exif_is_a_warning(root: Path) -> None:
+    train = Split.read(root, "train")
+    train.file(Kind.exif_rotation, rotate)
+    (_, _, where) = train.expected.pop()
+    path = Path(where)
+    text = bytearray(path.read_bytes())
+    start = text.index(b"Exif\0\0") + 6
+    text[start : start + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(text)
+    assert only_finding(root, Kind.exif_unreadable) == where
+
+
+def test_report_is_plain_json_with_every_finding(root: Path) -> None:
+    expected = plant_all(root)
+    report = json.loads(json.dumps(examined(root).as_json()))
+    assert report["fit"] is False
+    listed = {(entry["split"], entry["kind"], entry["where"]) for entry in report["findings"]}
+    assert {(split, kind.value.title, where) for split, kind, where in expected} <= listed
+    assert report["splits"]["val"]["boxes_of_class"]["bird"] > 0

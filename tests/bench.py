@@ -1,0 +1,86 @@
+"""train.py and evaluate.py started as a user starts them, on the embedded set, for the tests of whole runs."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+IMAGES, STEPS_PER_EPOCH, LAST_STEP = 26, 6, 12  # global batches of 4, the last two images of an epoch dropped
+LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder with the embedded set, where runs are made."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "demo"
+
+    def command(self, script: str, *overrides: str, ranks: int = 1) -> list[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        return [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *overrides]
+
+    def train_command(self, name: str, *overrides: str, ranks: int = 1) -> list[str]:
+        return self.command(
+            "train.py",
+            f"name={name}",
+            f"hydra.run.dir={self.folder / name}",
+            "experiment=demo",
+            f"data.path={self.data}",
+            f"data.batch_size={4 // ranks}",
+            "schedule.epochs=2",
+            "schedule.milestones=[1]",
+            "schedule.warmup_steps=2",
+            "logging.every_steps=5",
+            "evaluation.every=1",
+            "evaluation.pictures=2",
+            *overrides,
+            ranks=ranks,
+        )
+
+    def train(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        return run(self.train_command(name, *overrides, ranks=ranks))
+
+    def evaluate(self, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        return run(self.command("evaluate.py", f"data.path={self.data}", *overrides, ranks=ranks))
+
+    def checkpoint(self, name: str, step: int = LAST_STEP) -> Path:
+        return self.folder / name / "checkpoints" / f"step_{step:08d}.pt"
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT, check=False)
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def state_hash(checkpoint: Path) -> str:
+    """Hash every tensor of the weights and of the optimizer's state."""
+    state = torch.load(checkpoint, weights_only=True)
+    momenta = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
+    digest = hashlib.sha256()
+    for tensor in (*state["model"].values(), *momenta):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in record.items() if key not in ("images_per_second", "data_wait")}
+        for record in records
+    ]

@@ -1,0 +1,150 @@
+"""Whole runs that are asked to end, lose torchrun, or go on with other ranks; random moments: scripts/chaos.py."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.coco import read_index
+from data.demo import generate
+from data.loader import DaliTrainLoader, Placement
+from ssd.checkpoint import load_run, saved_steps
+from ssd.config import DataConfig, TrainConfig
+from ssd.distributed import Ranks
+from ssd.training.folder import FolderInUseError, own_folder
+from ssd.training.run import continued
+from tests.bench import IMAGES, LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("survival")
+    generate(folder / "demo", IMAGES, 5)
+    return Bench(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bench: Bench) -> str:
+    succeeded(bench.train("uninterrupted", ranks=2))
+    return "uninterrupted"
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not file.exists():
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def ranks_of(torchrun: subprocess.Popen[bytes]) -> list[int]:
+    return [
+        int(pid) for pid in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    ]
+
+
+def preempted_step(bench: Bench, name: str, number: signal.Signals) -> int:
+    """Check what a run that was asked to end has left; return its step."""
+    left = json.loads((bench.folder / name / "preempted").read_text())
+    assert left["signal"] == number.name
+    newest = load_run(saved_steps(bench.folder / name / "checkpoints")[-1])
+    assert newest["step"] == left["step"]
+    step: int = left["step"]
+    return step
+
+
+def test_asked_to_end_by_any_signal_to_any_process_it_ends_as_if_it_had_not_been(
+    bench: Bench, uninterrupted: str
+):
+    name, every = "preempted", ("checkpoint.every_steps=3", "checkpoint.keep=20")
+    command = bench.train_command(name, *every, ranks=2)
+    place = command.index("--standalone")
+    command[place:place] = ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", "--max-restarts=2"]
+    signals = ((3, signal.SIGTERM, False), (6, signal.SIGUSR1, True), (9, signal.SIGINT, True))
+    for step, number, to_torchrun in signals:
+        process = start(command)
+        wait_for(bench.checkpoint(name, step), process)
+        os.kill(process.pid if to_torchrun else ranks_of(process)[1], number)
+        assert process.wait(60) != 0
+        assert preempted_step(bench, name, number) >= step
+    succeeded(bench.train(name, *every, ranks=2))
+    assert not (bench.folder / name / "preempted").exists()
+    assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
+    assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_end_and_the_next_launch_goes_on(
+    bench: Bench, uninterrupted: str
+):
+    name, every = "orphaned", ("checkpoint.every_steps=3",)
+    process = start(bench.train_command(name, *every, ranks=2))
+    wait_for(bench.checkpoint(name, 3), process)
+    process.kill()
+    process.wait()
+    succeeded(bench.train(name, *every, ranks=2))  # it waits until the folder is free
+    assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
+    assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
+
+
+def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("ssd.training.folder.WAIT_S", 0.1)
+    refused = pytest.raises(FolderInUseError, match="another process trains there")
+    with own_folder(tmp_path), refused, own_folder(tmp_path):
+        pass
+    with own_folder(tmp_path):
+        pass
+
+
+def test_on_another_number_of_ranks_the_global_batch_stays(bench: Bench):
+    name = "elastic"
+    succeeded(bench.train(name, "schedule.max_steps=4", ranks=2))
+    output = succeeded(bench.train(name, "data.batch_size=4", "schedule.max_steps=7", ranks=1))
+    assert "saved by 2 ranks: its global batch of 4 stays, 4 images each for 1" in " ".join(output.split())
+    output = succeeded(bench.train(name, "data.batch_size=16", ranks=2))  # wins over it
+    assert "global batch      │ 4: 2 × 2" in output
+    assert [record["step"] for record in bench.records(name)] == [4, 5, 6, 7, 10, 12, 12]
+
+
+def digest(tensors: list[torch.Tensor]) -> list[str]:
+    return [hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for tensor in tensors]
+
+
+def test_every_input_stays_the_same_over_two_one_three_and_two_ranks_of_an_epoch(tmp_path: Path):
+    """What each rank is fed, put together in rank order, is what one rank would have been fed."""
+    generate(tmp_path, 62, 2)
+    index = read_index(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "train2017")
+    config = TrainConfig(name="x", data=DataConfig(batch_size=6))
+    saved = {"world_size": 2, "global_batch": 12}
+
+    def fed(world_size: int, step: int) -> tuple[list[int], list[str]]:
+        ranks = Ranks(torch.device("cpu"), world_size=world_size)
+        batch_size = continued(config, saved, ranks).data.batch_size
+        loaders = [
+            DaliTrainLoader(index, Placement(rank, world_size, ranks.device, threads=1), batch_size, seed=3)
+            for rank in range(world_size)
+        ]
+        batches = [next(loader.batches(step)) for loader in loaders]
+        parts = ("images", "target_offsets", "labels")
+        joined = [torch.cat([getattr(batch, part) for batch in batches]) for part in parts]
+        return [image["image_id"] for image in loaders[0].contents(step)], digest(joined)
+
+    steps = len(index) // 12
+    assert steps >= 4
+    changing = [fed(world_size, step) for world_size, step in zip((2, 1, 3, 2), range(4), strict=True)]
+    assert changing == [fed(1, step) for step in range(4)]
+    seen = [image for ids, _ in [fed(2, step) for step in range(steps)] for image in ids]
+    assert len(seen) == len(set(seen)) == 12 * steps
