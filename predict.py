@@ -32,7 +32,7 @@ def main(composed: DictConfig) -> None:
         weights = load_weights(Path(config.checkpoint))
         categories = categories_of(weights, config.checkpoint)
         labels = config.resolve_classes(categories)
-        runtime_config = config.resolve_runtime(weights)
+        runtime_config = config.runtime.as_trained(weights)
         runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))
         predictor = Predictor(weights.network(), runtime, config.threshold, config.max_detections, labels)
         output = Output(Path(config.out), files, categories)

@@ -43,7 +43,7 @@ def unpack(
 
     Before anything is written ArchiveError refuses every archive with a member that is not a plain file right
     under PREFIX/ (absolute, `..`, elsewhere, link, device, encrypted, a name twice), with members that share
-    bytes, or that announces more than the limits; while writing, bytes over the limits or unlike their CRC.
+    bytes, or that announces more than the limits; while writing, bytes unlike the announced size or CRC.
     What was written by then stays: the folder is the caller's to throw away.
     """
     try:
@@ -54,9 +54,8 @@ def unpack(
             written = 0
             for member in members:
                 name = Path(member.filename).name
-                room = min(limits.file_bytes, limits.total_bytes - written)
-                sums[name], size = _write(opened, member, folder / name, room)
-                written += size
+                sums[name] = _write(opened, member, folder / name)
+                written += member.file_size
                 report(written, total)
             return sums
     except _RefusedError as error:
@@ -134,17 +133,19 @@ def _check_overlaps(members: list[zipfile.ZipInfo], end: int) -> None:
         raise _RefusedError("a member begins in front of it")
 
 
-def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, room: int) -> tuple[str, int]:
-    """Write one member; return its sha256 and size. What the header claims is not relied on."""
+def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> str:
+    """Write one member, no byte more than its header announced; return its sha256."""
     digest = hashlib.sha256()
     written = 0
     with opened.open(member) as source, path.open("xb") as file:
         while chunk := source.read(CHUNK_BYTES):
             written += len(chunk)
-            if written > room:
-                raise _RefusedError(f"{member.filename!r} unpacks to more than the {room} bytes left for it")
+            if written > member.file_size:
+                break
             file.write(chunk)
             digest.update(chunk)
     if written != member.file_size:
-        raise _RefusedError(f"{member.filename!r} has {written} bytes, its header says {member.file_size}")
-    return digest.hexdigest(), written
+        raise _RefusedError(
+            f"{member.filename!r} does not have the {member.file_size} bytes that its header says"
+        )
+    return digest.hexdigest()

@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             install(options.folder, parts, options.source, options.keep_archives)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename}: {error.strerror}; mend that and run again") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None
 
@@ -92,10 +94,8 @@ def verify(folder: Path, parts: Sequence[Published]) -> None:
             raise DatasetError(f"{place} is not there; run without --verify to download it")
         sums = read_checksums(place)
         if sums is None:
-            reason = (
-                f"not unpacked by this script: there is no {checksum_file(place).name} to compare it with"
-            )
-            raise DatasetError(f"{place} was {reason}; move it away and run without --verify to have it anew")
+            reason = f"there is no {checksum_file(place).name} to compare it with"
+            raise DatasetError(f"{place}: {reason}; move it away and run without --verify to have it anew")
         with _progress(f"{part.folder}: reading", in_bytes=False) as report:
             damaged += [f"{part.folder}/{name}" for name in changed_files(place, sums, report)]
         archive = folder / part.archive

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py started as a user starts them, on the embedded set, for the tests of whole runs."""
+"""train.py and evaluate.py started as a user starts them, on the embedded set, for tests of whole runs."""
 
 import hashlib
 import json

@@ -8,9 +8,11 @@ from hydra.errors import HydraException
 
 from ssd.categories import Categories
 from ssd.config import (
+    Check,
     ConfigError,
     DataConfig,
     EvaluationConfig,
+    OnError,
     Precision,
     TrainConfig,
     parse,
@@ -42,7 +44,24 @@ def train_config(*overrides: str) -> TrainConfig:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_valid_and_has_a_run_folder_of_its_own_name(experiment: str):
-    assert train_config(f"experiment={experiment}").name == experiment
+    needed = ["model.checkpoint=x.pt"] if experiment == "finetune" else []
+    assert train_config(f"experiment={experiment}", *needed).name == experiment
+
+
+def test_finetuning_without_a_checkpoint_names_the_key():
+    with pytest.raises(ConfigError, match=r"model\.checkpoint is not set: give model\.checkpoint="):
+        train_config("experiment=finetune")
+
+
+@pytest.mark.parametrize(("given", "value"), [("data.check=off", Check.off), ("data.check=full", Check.full)])
+def test_off_on_the_command_line_is_a_word(given: str, value: Check):
+    assert train_config(given).data.check is value
+
+
+def test_a_refusal_to_save_may_be_survived():
+    assert train_config("checkpoint.on_error=continue").checkpoint.on_error is OnError["continue"]
+    with pytest.raises(ConfigError, match=r"checkpoint\.on_error"):
+        train_config("checkpoint.on_error=ignore")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -1,5 +1,6 @@
 """download_coco.py against a server on 127.0.0.1 of a small COCO: whole folders or none, always."""
 
+import errno
 import hashlib
 import io
 import os
@@ -407,6 +408,19 @@ script.COCO_2017 = {table!r}\nscript.main([{str(folder)!r}, '--source', {site.ur
 def test_place_that_cannot_be_written_is_named(site: Site, folder: Path) -> None:
     folder.write_text("a file")
     assert failure(folder, site).startswith(f"error: {folder} cannot be written (File exists)")
+
+
+def test_folder_that_cannot_be_read_is_named(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "val2017").mkdir(parents=True)
+
+    def denied(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    message = failure(folder, site, "--verify", "--parts", "val2017")
+    assert message == f"error: {folder / 'val2017'}: Permission denied; mend that and run again"
 
 
 @pytest.mark.parametrize("parts", ["train2014", "", "val2017,", "val2017, annotations"])

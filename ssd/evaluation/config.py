@@ -38,6 +38,15 @@ class EvaluateRuntimeConfig:
     tf32: bool | None = None
     channels_last: bool | None = None
 
+    def as_trained(self, weights: Weights) -> RuntimeConfig:
+        """Fill what is null from the training config in the checkpoint; a published one has none: float32."""
+        trained = (weights.config or {"runtime": {"precision": "fp32"}})["runtime"]
+        runtime = {key: value for key, value in vars(self).items() if value is not None}
+        runtime.setdefault("precision", Precision(trained["precision"]))
+        for key in ("tf32", "channels_last"):
+            runtime.setdefault(key, trained.get(key, getattr(RuntimeConfig, key)))
+        return RuntimeConfig(**runtime)
+
 
 @dataclass
 class EvaluateConfig:
@@ -67,11 +76,7 @@ class EvaluateConfig:
             given and given.value,
             f"the checkpoint is a {weights.backbone}; leave the key out",
         )
-        trained = weights.config or {"data": {}, "runtime": {"precision": "fp32"}}
+        trained = (weights.config or {"data": {}})["data"]
         data = {key: value for key, value in vars(self.data).items() if value is not None}
-        data.setdefault("batch_size", trained["data"].get("batch_size", DataConfig.batch_size))
-        runtime = {key: value for key, value in vars(self.runtime).items() if value is not None}
-        runtime.setdefault("precision", Precision(trained["runtime"]["precision"]))
-        for key in ("tf32", "channels_last"):
-            runtime.setdefault(key, trained["runtime"].get(key, getattr(RuntimeConfig, key)))
-        return DataConfig(**data), RuntimeConfig(**runtime)
+        data.setdefault("batch_size", trained.get("batch_size", DataConfig.batch_size))
+        return DataConfig(**data), self.runtime.as_trained(weights)

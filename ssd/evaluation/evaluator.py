@@ -68,8 +68,8 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluate; every rank calls this. The network is left in the mode it came in.
 
-        before_round: called equally often by all ranks, before each batch and where others have one more; what
-        it raises ends the evaluation.
+        before_round: called equally often by all ranks, before each batch and where others have one more;
+        what it raises ends the evaluation.
         """
         rounds = ranks.highest(len(self.loader))
         rows = self._detect_own_share(network, runtime, console, before_round)

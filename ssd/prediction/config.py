@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from ssd.categories import Categories, CategoryError
 from ssd.coco_categories import COCO
-from ssd.config import ConfigError, Precision, RuntimeConfig, require
+from ssd.config import ConfigError, require
 from ssd.detect import MAX_DETECTIONS
 from ssd.evaluation.config import EvaluateRuntimeConfig
 from ssd.evaluation.pictures import SHOWN_SCORE
@@ -52,15 +52,6 @@ class PredictConfig:
             )
         require(given != [], "images", given, "give at least one picture, folder or glob")
         return [str(place) for place in given]
-
-    def resolve_runtime(self, weights: Weights) -> RuntimeConfig:
-        """Fill what is null from the training config in the checkpoint; a published one has none: float32."""
-        trained = (weights.config or {"runtime": {"precision": "fp32"}})["runtime"]
-        runtime = {key: value for key, value in vars(self.runtime).items() if value is not None}
-        runtime.setdefault("precision", Precision(trained["precision"]))
-        for key in ("tf32", "channels_last"):
-            runtime.setdefault(key, trained.get(key, getattr(RuntimeConfig, key)))
-        return RuntimeConfig(**runtime)
 
     def resolve_classes(self, categories: Categories) -> frozenset[int]:
         """Return the labels of `classes`, of all where that is null.

@@ -74,7 +74,7 @@ class RunLog:
             self._attempt(self._board.close)
 
     def _show(self, work: Callable[[SummaryWriter], None]) -> None:
-        """Have TensorBoard's writer do something; one that failed, perhaps in its own thread, is made anew."""
+        """Have TensorBoard's writer do something; one that failed, maybe in its own thread, is made anew."""
 
         def attempt() -> None:
             board, self._board = self._board, None

@@ -56,7 +56,9 @@ def mutated_texts(draw: st.DrawFn) -> bytes:
     document = deepcopy(VALID)
     for _ in range(draw(st.integers(1, 4))):
         if places := list(_places(document)):
-            draw(st.sampled_from([_replace, _give_box, _delete, _repeat, _swap]))(draw, document, places)
+            draw(st.sampled_from([_alter, _alter, _replace, _give_box, _delete, _repeat, _swap]))(
+                draw, document, places
+            )
     depth = draw(st.sampled_from([3, 300, 200_000]))
     text = json.dumps(document).replace(f'"{DEEP}"', "[" * depth + "]" * depth)
     return text.encode()
@@ -94,6 +96,13 @@ def literal_boxes(text: bytes) -> list[tuple[int, int, list[float]]]:
                 ltrb = [left / width, top / height, right / width, bottom / height]
                 found.append((image["id"], label_of[each["category_id"]], ltrb))
     return found
+
+
+def _alter(draw: st.DrawFn, _: Any, places: list[Place]) -> None:
+    """Keep the type: only what a value means goes wrong."""
+    alike = [place for place in places if isinstance(place[0][place[1]], str | int | float)]
+    for holder, key in alike and [draw(st.sampled_from(alike))]:
+        holder[key] = draw(st.sampled_from(ODD_TEXTS if isinstance(holder[key], str) else ODD_NUMBERS))
 
 
 def _replace(draw: st.DrawFn, _: Any, places: list[Place]) -> None:

@@ -74,6 +74,7 @@ EVERY_IMAGE = Selection("val", images_without_boxes=True)
 @FUZZ
 @given(mutated_texts(), st.sampled_from([TRAINING, EVERY_IMAGE]))
 @example(json.dumps(VALID).encode(), TRAINING)
+@example(json.dumps(VALID).replace("b.png", r"b\u0000.png").encode(), TRAINING)
 def test_mutated_document_is_read_as_it_stands_or_refused(
     read: Read, text: bytes, selection: Selection
 ) -> None:

@@ -304,11 +304,11 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(
     derandomize=True,
-    max_examples=12,
+    max_examples=6,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(texts=st.lists(damaged(), min_size=25, max_size=40))
+@given(texts=st.lists(damaged(), min_size=40, max_size=60))
 def test_damaged_bytes_are_judged_and_what_passes_trains(tmp_path: Path, texts: list[bytes]) -> None:
     paths = write_all(tmp_path, texts)
     sizes_px = np.tile((WIDTH, HEIGHT), (len(paths), 1))

@@ -235,12 +235,12 @@ def save_moving(path: Path, picture_format: str) -> None:
     picture.save(path, picture_format, save_all=True, append_images=[other])
 
 
-def rotate(path: Path) -> None:
+def rotate(path: Path, picture_format: str = "JPEG") -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(path) as picture:
         picture.load()
-    picture.save(path, "JPEG", exif=exif)
+    picture.save(path, picture_format, exif=exif)
 
 
 def claim_absurd_size(path: Path) -> None:

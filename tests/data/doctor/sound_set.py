@@ -9,7 +9,7 @@ from tests.data.coco_folder import CocoFolder, noise
 
 
 def sound_set(root: Path) -> Path:
-    """Write small JPEG files and their annotations: 45 images to train on, 8 to evaluate. Return the folder."""
+    """Write small JPEG files with boxes, 45 to train on and 8 to evaluate. Return the folder."""
     rng = np.random.default_rng(3)
     for split, images in (("train", 45), ("val", 8)):
         data = CocoFolder(root / split)

@@ -157,7 +157,7 @@ def test_what_no_check_knows_but_training_refuses_is_an_error(root: Path) -> Non
 def test_ground_truth_that_scores_badly_without_a_reason_is_an_error(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.doctor.training_view.score_truth", lambda index: 0.5)
+    monkeypatch.setattr("data.doctor.training_view.score_truth", lambda _: 0.5)
     report = examined(root)
     assert {kind for _, kind, _ in found(report)} == {Kind.truth_unlike}
     assert not report.is_fit
@@ -188,15 +188,19 @@ def test_only_bad_files_are_what_quarantine_can_do_without(root: Path) -> None:
 
 
 def test_unreadable_exif_is_a_warning(root: Path) -> None:
-    train = Split.read(root, "train")
-    train.file(Kind.exif_rotation, rotate)
-    (_, _, where) = train.expected.pop()
-    path = Path(where)
-    text = bytearray(path.read_bytes())
-    start = text.index(b"Exif\0\0") + 6
-    text[start : start + 4] = b"\xff\xff\xff\xff"
-    path.write_bytes(text)
-    assert only_finding(root, Kind.exif_unreadable) == where
+    path = next((root / "val2017").iterdir())
+    rotate(path, "WEBP")
+    text = path.read_bytes()
+    assert text.count(b"MM\0*") == 1
+    path.write_bytes(text.replace(b"MM\0*", b"MM!*"))
+    assert only_finding(root, Kind.exif_unreadable) == str(path)
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP"])
+def test_rotation_is_seen_in_every_kind_of_file(root: Path, picture_format: str) -> None:
+    path = next((root / "val2017").iterdir())
+    rotate(path, picture_format)
+    assert only_finding(root, Kind.exif_rotation) == str(path)
 
 
 def test_report_is_plain_json_with_every_finding(root: Path) -> None:

@@ -85,14 +85,14 @@ def test_a_senseless_value_is_refused_by_its_key(override: str):
 
 
 def test_a_checkpoint_of_ours_runs_as_trained_where_nothing_is_given():
-    runtime = predict_config("images=a").resolve_runtime(TRAINED)
+    runtime = predict_config("images=a").runtime.as_trained(TRAINED)
     assert (runtime.precision, runtime.channels_last) == (Precision.bf16, False)
-    runtime = predict_config("images=a", "runtime.precision=fp32").resolve_runtime(TRAINED)
+    runtime = predict_config("images=a", "runtime.precision=fp32").runtime.as_trained(TRAINED)
     assert runtime.precision is Precision.fp32
 
 
 def test_a_published_checkpoint_runs_in_float32():
-    assert predict_config("images=a").resolve_runtime(published(81)).precision is Precision.fp32
+    assert predict_config("images=a").runtime.as_trained(published(81)).precision is Precision.fp32
 
 
 def test_classes_are_chosen_by_name_and_all_where_none_is():
