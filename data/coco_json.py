@@ -12,6 +12,8 @@ from data.errors import DatasetError
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
+Text = bytes | mmap.mmap
+
 REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for a text that it does not take; RecursionError for brackets nested too deeply."""
 
@@ -111,12 +113,12 @@ def read_document(source: Source) -> Document:
             try:
                 return msgspec.json.decode(text, type=Document)
             except REFUSALS as error:
-                raise source.error(_explain(bytes(text), error)) from error
+                raise source.error(_explain(text, error)) from error
     except OSError as error:
         raise source.unreadable(error) from error
 
 
-def _explain(text: bytes, error: Exception) -> str:
+def _explain(text: Text, error: Exception) -> str:
     """Take the slow second look at a file that was refused: what is wrong, where, and what to do."""
     if isinstance(error, msgspec.ValidationError):
         return f"{_at_entry(text, error)}; edit the file"
@@ -138,7 +140,7 @@ def _explain(text: bytes, error: Exception) -> str:
     )
 
 
-def _at_entry(text: bytes, error: msgspec.ValidationError) -> str:
+def _at_entry(text: Text, error: msgspec.ValidationError) -> str:
     """Turn "… - at `$.annotations[17].bbox`" into "annotations[17].bbox (id 4711): …"."""
     what, _, place = str(error).partition(" - at `$")
     place = place.strip(".`")
@@ -153,7 +155,7 @@ def _at_entry(text: bytes, error: msgspec.ValidationError) -> str:
     return f"{place} (id {getattr(bad, 'id', None)}): {what}"
 
 
-def _at_nan(text: bytes) -> str:
+def _at_nan(text: Text) -> str:
     """Name the entry of the first NaN or Infinity: written as null it is refused by its place."""
     what = "it holds NaN or Infinity, which is no JSON number"
     with_null = re.sub(rb"-?\b(NaN|Infinity)\b", b"null", text)
