@@ -265,6 +265,29 @@ def test_file_that_hangs_the_decoder_is_accused_alone(
     assert results == [[(WIDTH, HEIGHT), "the decoder has not come to an end after 0.5 s", (WIDTH, HEIGHT)]]
 
 
+def test_file_is_accused_only_as_the_first_that_a_process_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a damaged file leaves behind in memory can make the next one crash, which is sound by itself."""
+    paths = write_all(tmp_path, [GOOD["jpeg"], GOOD["png"]])
+    Path(paths[1]).unlink()
+    os.mkfifo(paths[1])
+    monkeypatch.setattr("data.trial_process.GROUP_TIMEOUT_S", 0.5)
+    with TrialProcess(threads=1) as trial:
+        results = trial.read([[paths[0]], [paths[1]]], decode=True)
+        assert next(results) == [(WIDTH, HEIGHT)]
+        stop = trial._stop
+
+        def stop_and_heal() -> None:
+            stop()
+            Path(paths[1]).unlink()
+            Path(paths[1]).write_bytes(GOOD["png"])
+
+        monkeypatch.setattr(trial, "_stop", stop_and_heal)
+        assert next(results) == [(WIDTH, HEIGHT)]
+        monkeypatch.undo()
+
+
 def test_mistake_of_the_trial_process_is_no_verdict(tmp_path: Path) -> None:
     (path,) = write_all(tmp_path, [GOOD["jpeg"]])
     with TrialProcess(threads="two") as trial, pytest.raises(RuntimeError, match="reading pictures on trial"):
