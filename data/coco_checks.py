@@ -14,6 +14,10 @@ from data.coco_json import Annotation, Category, Image, Source
 from ssd.categories import Categories
 
 
+LARGEST_SIDE_PX = 2**20
+"""Up to here a tenth of a pixel can be told in float32 relative to the image, so that no box becomes a line."""
+
+
 @dataclass(frozen=True)
 class Boxes:
     """A row a box: its image's place in the file B, label B, ltwh_px B×4 float64, crowd mark B."""
@@ -44,11 +48,11 @@ def check_images(entries: Sequence[Image], source: Source) -> tuple[NDArray[np.i
     ids = np.array([entry.id for entry in entries], dtype=np.int64)
     sizes_px = np.array([(entry.width, entry.height) for entry in entries], dtype=np.int64)
     _refuse_duplicates(ids, "images", source)
-    for place in _first(sizes_px.min(axis=1) < 1):
+    for place in _first((sizes_px.min(axis=1) < 1) | (sizes_px.max(axis=1) > LARGEST_SIDE_PX)):
         width, height = sizes_px[place]
         raise source.error(
-            f"images[{place}] (id {ids[place]}): width {width} and height {height} must be 1 or more; "
-            "write the picture's size into the file"
+            f"images[{place}] (id {ids[place]}): width {width} and height {height} must be 1 or more and at "
+            f"most {LARGEST_SIDE_PX}; write the picture's size into the file"
         )
     for place in _first(np.array([_leaves_folder(entry.file_name) for entry in entries])):
         raise source.error(

@@ -21,8 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from data.demo import generate
 from ssd.checkpoint import load_run, saved_steps
 
@@ -81,7 +79,7 @@ class Arena:
         momenta = [entry["momentum_buffer"] for entry in saved["optimizer"]["state"].values()]
         digest = hashlib.sha256()
         for tensor in (*saved["model"].values(), *momenta):
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().tobytes())
         lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
         records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
         return digest.hexdigest(), records

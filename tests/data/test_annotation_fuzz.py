@@ -59,12 +59,14 @@ def check(text: bytes, outcomes: tuple[Outcome, Outcome]) -> None:
     assert all("\0" not in plain.path(image) and plain.path(image).encode() for image in range(len(plain)))
     assert plain.box_starts.tolist() == sorted(plain.box_starts)
     assert (plain.box_starts[0], plain.box_starts[-1]) == (0, len(plain.labels))
+    assert (plain.boxes_ltrb[:, :2] < plain.boxes_ltrb[:, 2:]).all()
+    assert ((plain.boxes_ltrb >= 0) & (plain.boxes_ltrb <= 1)).all()
     expected = literal_boxes(text)
     image_ids = np.repeat(plain.image_ids, np.diff(plain.box_starts)).tolist()
     assert list(zip(image_ids, plain.labels.tolist(), strict=True)) == [each[:2] for each in expected]
-    np.testing.assert_allclose(
-        plain.boxes_ltrb, np.reshape([each[2] for each in expected], (-1, 4)), rtol=1e-6
-    )
+    expected_ltrb = np.reshape([each[2] for each in expected], (-1, 4))
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_allclose(plain.boxes_ltrb, expected_ltrb, rtol=1e-6, atol=tiny)
 
 
 TRAINING = Selection()

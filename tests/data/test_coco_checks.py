@@ -55,6 +55,10 @@ BAD_ENTRIES = {
     ),
     "width 0": (edited(images__1__width=0), r"images\[1\] \(id 10\): width 0 and height 100 .* write"),
     "height negative": (edited(images__1__height=-1), r"images\[1\] \(id 10\): width 200 and height -1"),
+    "height absurd": (
+        edited(images__1__height=2**20 + 1),
+        r"images\[1\] \(id 10\): .* at most 1048576; write",
+    ),
     "absolute file name": (
         edited(images__1__file_name="/etc/c.png"),
         r"images\[1\] \(id 10\): file_name '/etc/c",
