@@ -36,6 +36,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     TORCH_HOME=/app/runs/.torch \
+    XDG_CACHE_HOME=/app/runs/.cache \
     TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor
 
 # Any user may make files here (runs/, demo/, a report), and none but root may change the code.

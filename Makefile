@@ -1,10 +1,11 @@
 # make        the environment (.venv), from the pinned requirements
 # make demo   generate the embedded set, train on it, evaluate, draw
 # make test   lint, types and tests
+# make chaos  runs killed and preempted at random moments
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all help demo test lint types format clean
+.PHONY: all help demo test chaos lint types format clean
 
 all: .venv/made ## Make .venv with everything that training, evaluating and testing need
 	@echo "ready: 'source .venv/bin/activate', or 'make help' for what there is"
@@ -27,6 +28,9 @@ demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, dra
 
 test: lint types ## Lint, types and tests
 	$(BIN)/python -m pytest
+
+chaos: .venv/made ## 100 random SIGKILLs and 40 signals to stop over real runs; about an hour on two cores
+	$(BIN)/python scripts/chaos.py
 
 lint: .venv/made ## ruff
 	$(BIN)/ruff check .

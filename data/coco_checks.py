@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from data.coco_json import Annotation, Category, Image, Source
 from ssd.categories import Categories
 
-
 LARGEST_SIDE_PX = 2**20
-"""Up to here a tenth of a pixel can be told in float32 relative to the image, so that no box becomes a line."""
+"""Relative to the image, float32 tells tenths of a pixel apart up to here: no box becomes a line."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example
 from ssd.runtime import Runtime
 from ssd.training.session import Session
-from ssd.training.trainer import Task
+from ssd.training.task import Task
 
 _DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… lists every defect"
 

@@ -11,7 +11,8 @@ from ssd.distributed import Ranks
 from ssd.training.network import blank_network, build_network
 from ssd.training.resume import check_same_run, shaping_values
 from ssd.training.session import Session
-from ssd.training.trainer import Task, Trainer
+from ssd.training.task import Task
+from ssd.training.trainer import Trainer
 
 CHOOSING_TIMEOUT = timedelta(minutes=10)
 

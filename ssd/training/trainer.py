@@ -1,7 +1,6 @@
 """The training loop: steps, and what is due after a step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -9,13 +8,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssd.batches import TrainBatch, TrainLoader
-from ssd.categories import Categories
+from ssd.batches import TrainBatch
 from ssd.checkpoint import FORMAT, CheckpointError, package_versions
 from ssd.config import OnError, Precision, TrainConfig, as_plain, as_yaml
 from ssd.errors import UserError
-from ssd.evaluation.evaluator import Evaluator
-from ssd.evaluation.pictures import Example, example_pictures
+from ssd.evaluation.pictures import example_pictures
 from ssd.evaluation.report import summary_lines
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
@@ -30,23 +27,9 @@ from ssd.training.resume import TrainState
 from ssd.training.saver import CheckpointSaver, host_copy
 from ssd.training.session import Session
 from ssd.training.step import TrainStep
+from ssd.training.task import Task
 
 UNREADABLE = 1000  # what a rank says instead of a signal's number when it has no batch
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned: training input, how it is scored, which validation images are shown.
-
-    fingerprint: of the cleaned training annotations. excluded: ids of images left out for their bad files.
-    """
-
-    loader: TrainLoader
-    evaluator: Evaluator
-    examples: list[Example]
-    categories: Categories
-    fingerprint: str
-    excluded: list[int]
 
 
 class Trainer:
@@ -150,7 +133,7 @@ class Trainer:
         if batch is not None and not asked:
             return batch
         if self.step != self._saved_step and (self.step or asked == UNREADABLE):
-            self._save(None)
+            self.save(None)
         self._finish_saving()
         if asked == UNREADABLE:
             raise error
@@ -163,7 +146,7 @@ class Trainer:
         if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
             self._record(log)
         if self._save_is_due() or self._evaluation_is_due():
-            self._save(None)  # before an evaluation too: whatever happens in it, no step is lost
+            self.save(None)  # before an evaluation too: whatever happens in it, no step is lost
             self.stopwatch.restart()
         if self._evaluation_is_due():
             self._evaluate(log)
@@ -221,7 +204,7 @@ class Trainer:
             for name, picture in pictures.items():
                 log.picture("validation", name, picture, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
-        self._save(result.numbers)
+        self.save(result.numbers)
 
     def _leave_if_asked(self) -> None:
         """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved."""
@@ -232,7 +215,7 @@ class Trainer:
             self._finish_saving()
             raise self.session.signals.leave(self.step, asked)
 
-    def _save(self, numbers: dict[str, float] | None) -> None:
+    def save(self, numbers: dict[str, float] | None) -> None:
         """Copy the state and begin to write it; best.pt too where this evaluation is the best so far."""
         self._check_health()
         is_best = numbers is not None and (self.best is None or numbers["AP"] > self.best["AP"])

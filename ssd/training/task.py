@@ -1,0 +1,23 @@
+"""What a trainer is given to learn."""
+
+from dataclasses import dataclass
+
+from ssd.batches import TrainLoader
+from ssd.categories import Categories
+from ssd.evaluation.evaluator import Evaluator
+from ssd.evaluation.pictures import Example
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: training input, how it is scored, which validation images are shown.
+
+    fingerprint: of the cleaned training annotations. excluded: ids of images left out for their bad files.
+    """
+
+    loader: TrainLoader
+    evaluator: Evaluator
+    examples: list[Example]
+    categories: Categories
+    fingerprint: str
+    excluded: list[int]
