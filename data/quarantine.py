@@ -17,6 +17,7 @@ from data.coco import CocoIndex
 from data.errors import DatasetError
 from data.image_files import Level, inspect_all
 from ssd.console import RunConsole
+from ssd.errors import UserError
 
 NAMED_FILES = 5
 """Bad files that a message lists."""
@@ -30,16 +31,25 @@ def find_bad_files(
     """Look at every image file, or take the verdict of an earlier look; return why, by the bad images' ids.
 
     The processes of one machine take turns: the first looks, the others find its verdict.
+    Raises UserError where the cache folder can't be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"files-{_key(index, level)}.json"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            bad = _inspect(index, level, threads, console)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(bad), encoding="utf-8")
-            temporary.replace(path)
-        return {int(image_id): why for image_id, why in json.loads(path.read_text(encoding="utf-8")).items()}
+    place = f"{index.source.annotation_file.resolve()} {index.source.image_folder.resolve()} {level.value}"
+    path = cache / f"files-{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
+    key = _key(index, level)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            known = _read(path, key)
+            if known is None:
+                known = _inspect(index, level, threads, console)
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(json.dumps({"key": key, "bad": known}), encoding="utf-8")
+                temporary.replace(path)
+            return known
+    except OSError as error:
+        raise UserError(
+            f"data.cache={cache}: can't be written ({error.strerror or error}); give data.cache=DIR"
+        ) from error
 
 
 def refuse(bad: dict[int, str], index: CocoIndex, mend: str) -> None:
@@ -69,6 +79,17 @@ def leave_out(index: CocoIndex, image_ids: list[int]) -> CocoIndex:
         labels=index.labels[kept_boxes],
         dropped=index.dropped | {"images with bad files (data.on_bad_image)": int((~kept).sum())},
     )
+
+
+def _read(path: Path, key: str) -> dict[int, str] | None:
+    """Return the verdict that was kept under the key; None where there is none or a damaged one."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            return {int(image_id): why for image_id, why in kept["bad"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # it is made anew
+    return None
 
 
 def _inspect(index: CocoIndex, level: Level, threads: int, console: RunConsole) -> dict[int, str]:

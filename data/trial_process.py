@@ -70,10 +70,10 @@ class TrialProcess:
 
     def _start(self) -> Connection:
         ours, theirs = Pipe()
-        # Whatever this process can import, that one must.
+        # That one must import what this one does, from the same places: -P passes over a `data` of the user's.
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "data.trial_decoding", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "data.trial_decoding", str(theirs.fileno())],
             env=os.environ | {"PYTHONPATH": path},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

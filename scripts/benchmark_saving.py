@@ -1,9 +1,9 @@
-"""Measure what saving beside training costs: python scripts/benchmark_saving.py data.path=… ….
+"""Measure what saving beside training costs: python scripts/benchmark_saving.py data.path=….
 
-In one process, rounds of N steps that begin with a checkpoint, written in the background meanwhile, take turns
+In one process, rounds of N steps that begin with a checkpoint, which is written in the background, take turns
 with rounds of N steps without; which comes first changes from pair to pair. Printed are the median and the
-quartiles of the ratios within pairs, and how long training stood still for the copy.
-+benchmark.pairs=10 and +benchmark.steps=20 are the defaults.
+quartiles of the ratios within pairs, and how long training stood still for the copy. It takes the keys of
+train.py and +benchmark.pairs= (10), +benchmark.steps= (20).
 """
 
 import statistics

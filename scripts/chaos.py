@@ -191,9 +191,7 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def wait_until_all_are_gone(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a run that ends too slowly, and say so."""
     if process.poll() is None:
-        print(
-            f"torchrun {process.pid} did not end within {GONE_WITHIN_S:.0f} s of a signal; killed", flush=True
-        )
+        print(f"torchrun {process.pid} still runs {GONE_WITHIN_S:.0f} s after a signal; killed", flush=True)
         for worker in children(process.pid):
             os.kill(worker, signal.SIGKILL)
         process.kill()

@@ -36,7 +36,10 @@ def examine(config: CheckDatasetConfig, watch: Watch) -> DatasetReport:
 
     Raises ConfigError for paths that are not given, UserError for an unusable cache.
     """
-    readings = [_read(split, config) for split in config.splits]
+    readings = []
+    for split in config.splits:
+        watch(f"{split.value}: reading annotations, scoring the ground truth", 0, 1)
+        readings.append(_read(split, config))
     listed = {os.path.normpath(file.path) for reading in readings for file in reading.files}
     for reading in readings:
         reading.report.findings.extend(_look_at_pictures(reading, listed, config.data.workers, watch))

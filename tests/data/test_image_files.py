@@ -288,6 +288,24 @@ def test_file_is_accused_only_as_the_first_that_a_process_reads(
         monkeypatch.undo()
 
 
+def test_a_package_of_the_users_called_data_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/__init__.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert judge(tmp_path, [GOOD["jpeg"]]) == {}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
+def test_forbidden_file_is_reported(tmp_path: Path) -> None:
+    (path,) = write_all(tmp_path, [GOOD["jpeg"]])
+    Path(path).chmod(0)
+    defect = inspect(Path(path), (WIDTH, HEIGHT), Level.header)
+    assert defect is not None
+    assert (defect.kind, "permissions forbid it" in defect.detail) == ("unreadable", True)
+
+
 def test_mistake_of_the_trial_process_is_no_verdict(tmp_path: Path) -> None:
     (path,) = write_all(tmp_path, [GOOD["jpeg"]])
     with TrialProcess(threads="two") as trial, pytest.raises(RuntimeError, match="reading pictures on trial"):

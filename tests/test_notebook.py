@@ -1,0 +1,79 @@
+"""scripts/inference.ipynb as Jupyter runs it, in a kernel of its own, on a run of a few steps."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+from data.demo import generate
+from ssd.checkpoint import load_run, write
+from ssd.evaluation.report import summary_lines
+from tests.bench import ROOT, Bench, succeeded
+
+pytestmark = pytest.mark.slow
+
+NOTEBOOK = ROOT / "scripts" / "inference.ipynb"
+FIGURES = ["hub-show", "curves", "pictures-show", "classes-ap", "extremes-show"]
+LIMIT_S = 300
+NOWHERE = "http://127.0.0.1:9"
+
+
+def notebook() -> NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def execute(run: Path, data: Path, home: Path) -> NotebookNode:
+    """Run all cells from the notebook's own folder, on a CPU; who fetches anything meets a closed door."""
+    environment = {
+        "SSD_RUN": str(run),
+        "SSD_DATA": str(data),
+        "CUDA_VISIBLE_DEVICES": "",
+        "IPYTHONDIR": str(home / "ipython"),
+        "TORCH_HOME": str(home / "torch"),
+        "http_proxy": NOWHERE,
+        "https_proxy": NOWHERE,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        client = NotebookClient(
+            notebook(), timeout=LIMIT_S, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        )
+        return client.execute()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Two epochs of two steps, and a best checkpoint that finds its first class on every picture."""
+    bench = Bench(tmp_path_factory.mktemp("notebook"))
+    generate(bench.data, 10, 4)
+    succeeded(bench.train("tiny", "logging.every_steps=1"))
+    best = bench.folder / "tiny" / "checkpoints" / "best.pt"
+    state = load_run(best)
+    # After so few steps nothing would be drawn.
+    boxes_of_last_map, first_label = 4, 1
+    bias = state["model"]["logit_heads.5.bias"]
+    bias[first_label * boxes_of_last_map :][:boxes_of_last_map] = 20
+    write(best, state)
+    return bench
+
+
+def test_every_cell_runs_and_every_figure_comes_out(bench: Bench, tmp_path: Path):
+    executed = execute(bench.folder / "tiny", bench.data, tmp_path)
+    outputs = {cell.id: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
+    drawn = [name for name, found in outputs.items() for one in found if "image/png" in one.get("data", {})]
+    assert drawn == FIGURES
+    assert not (tmp_path / "torch").exists()  # torch.hub's folder
+
+
+def test_without_a_run_it_says_to_make_one(bench: Bench, tmp_path: Path):
+    with pytest.raises(CellExecutionError, match=r"no .*best\.pt: run `make demo` first"):
+        execute(tmp_path / "missing", bench.data, tmp_path)
+
+
+def test_it_is_committed_without_outputs():
+    code = [cell for cell in notebook().cells if cell.cell_type == "code"]
+    assert not [cell.id for cell in code if cell.outputs or cell.execution_count is not None]
