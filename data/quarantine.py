@@ -22,8 +22,6 @@ from ssd.errors import UserError
 NAMED_FILES = 5
 """Bad files that a message lists."""
 
-_AT_ONCE = 8192  # files between two movements of the progress bar
-
 
 def find_bad_files(
     index: CocoIndex, level: Level, threads: int, cache: Path, console: RunConsole
@@ -93,16 +91,13 @@ def _read(path: Path, key: str) -> dict[int, str] | None:
 
 
 def _inspect(index: CocoIndex, level: Level, threads: int, console: RunConsole) -> dict[int, str]:
-    bad = {}
-    starts = range(0, len(index), _AT_ONCE)
+    paths = [index.path(image) for image in range(len(index))]
     title = f"checking {len(index)} image files of {index.source.image_folder} (data.check={level.value})"
-    for start in console.follow(starts, len(starts), title):
-        images = range(start, min(start + _AT_ONCE, len(index)))
-        paths = [index.path(image) for image in images]
-        found = inspect_all(paths, index.sizes_px[start : images.stop], level, threads)
-        for place, defect in found.items():
-            bad[int(index.image_ids[start + place])] = f"{paths[place]}: {defect.detail}"
-    return bad
+    with console.counting(len(index), title) as report:
+        found = inspect_all(paths, index.sizes_px, level, threads, report)
+    return {
+        int(index.image_ids[place]): f"{paths[place]}: {defect.detail}" for place, defect in found.items()
+    }
 
 
 def _key(index: CocoIndex, level: Level) -> str:

@@ -70,7 +70,7 @@ class TrialProcess:
 
     def _start(self) -> Connection:
         ours, theirs = Pipe()
-        # That one must import what this one does, from the same places: -P passes over a `data` of the user's.
+        # That one must import what this one does, from the same places; -P passes over a user's own `data`.
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "data.trial_decoding", str(theirs.fileno())],

@@ -1,6 +1,7 @@
 """What a person sees of a run in the terminal: the start-up table, progress, COCO's lines."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -71,12 +72,18 @@ class RunConsole:
 
     def follow(self, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
         """Pass items on, showing how many of the total it were; without a bar, say that it began."""
+        with self.counting(total, title) as count:
+            for item in items:
+                yield item
+                count(1)
+
+    @contextmanager
+    def counting(self, total: int, title: str) -> Iterator[Callable[[int], None]]:
+        """Show how many of the total are done; the function given is told how many more they are."""
         if not self._live:
             self.say(title)
         task = self._progress.add_task("", total=total, what=title, figures="")
-        for item in items:
-            yield item
-            self._progress.advance(task)
+        yield lambda more: self._progress.advance(task, more)
         self._progress.remove_task(task)
 
     def __enter__(self) -> Self:
