@@ -29,9 +29,9 @@ def main(composed: DictConfig) -> None:
         config = parse(EvaluateConfig, composed)
         weights = load_weights(Path(config.checkpoint))
         data, runtime_config = config.resolve(weights)
-        with open_ranks(runtime_config.device) as ranks, RunConsole(ranks.is_main) as console:
+        timeout = timedelta(minutes=config.timeout_minutes)
+        with open_ranks(runtime_config.device, timeout) as ranks, RunConsole(ranks.is_main) as console:
             runtime = set_up(runtime_config, ranks.device)
-            timeout = timedelta(minutes=config.timeout_minutes)
             evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
             evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
             network = runtime.place(weights.network())

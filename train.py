@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from data.task import open_training
 from ssd.config import TrainConfig, parse, register
 from ssd.errors import UserError
-from ssd.training.run import continued, derived_numbers, newest_checkpoint, start_or_resume
+from ssd.training.checkpoints import newest_checkpoint
+from ssd.training.run import derived_numbers, start_or_resume
 from ssd.training.session import open_session
 
 register("train_schema", TrainConfig)
@@ -27,7 +28,6 @@ def main(composed: DictConfig) -> None:
         config = parse(TrainConfig, composed)
         with open_session(config, folder) as session:
             saved = newest_checkpoint(session)
-            config = continued(config, saved, session.ranks)
             task, summary = open_training(config, saved, session)
             trainer, origin = start_or_resume(config, saved, task, session)
             session.console.table(f"{config.name} → {folder}", summary | derived_numbers(trainer, origin))

@@ -18,6 +18,7 @@ from ssd.distributed import Ranks
 from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example
 from ssd.runtime import Runtime
+from ssd.training.resume import images_per_rank
 from ssd.training.session import Session
 from ssd.training.task import Task
 
@@ -33,11 +34,12 @@ def open_training(
     Raises DatasetError for data that can't be used, CategoryError where the two files have other classes.
     """
     data, ranks = config.data, session.ranks
+    batch_size = images_per_rank(config, saved, ranks)
     train, excluded = _trainable(data, saved, session)
     loader = DaliTrainLoader(
         train,
         _placement(data, session.runtime, ranks),
-        data.batch_size,
+        batch_size,
         config.seed,
         augment=data.augment,
         on_bad_image=data.on_bad_image,
@@ -45,7 +47,7 @@ def open_training(
     timeout = timedelta(minutes=config.evaluation.timeout_minutes)
     evaluator, val = open_evaluation(data, train.categories, timeout, session.runtime, ranks, session.console)
     examples = pick_examples(val, config.evaluation.pictures)
-    task = Task(loader, evaluator, examples, train.categories, train.fingerprint(), excluded)
+    task = Task(loader, batch_size, evaluator, examples, train.categories, train.fingerprint(), excluded)
     return task, {"training images": describe(train), "validation images": describe(val)}
 
 

@@ -83,7 +83,7 @@ def measure(trainer: Trainer, rounds: Rounds) -> Figures:
     wait = trainer.guard.read  # reading a value off the device waits for all that was queued
 
     def trainers_step() -> None:
-        trainer.take_step(batches, None)
+        trainer.take_step(batches)
 
     bare_step = bare_loop(trainer, next(batches))
     for _ in range(rounds.warmup):

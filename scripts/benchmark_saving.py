@@ -62,7 +62,7 @@ def measure(trainer: Trainer, pairs: Pairs) -> dict[str, str]:
 
     def steps(count: int) -> None:
         for _ in range(count):
-            trainer.take_step(batches, None)
+            trainer.take_step(batches)
         trainer.guard.read()  # waits for the device
 
     def steps_beside_a_save() -> None:

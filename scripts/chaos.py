@@ -37,6 +37,7 @@ class Tally:
     hits: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     preempted: int = 0
+    restarted_by_torchrun: int = 0
     failures: list[str] = field(default_factory=list)
 
     def count(self, kind: str) -> None:
@@ -135,7 +136,8 @@ def torment(
         if ends_within(process, chance.uniform(0, lifetime)):
             break  # it was quicker
         hit(process, left.pop(), chance, tally)
-        ends_within(process, GONE_WITHIN_S)
+        if ends_within(process, GONE_WITHIN_S) and process.returncode == 0:
+            tally.restarted_by_torchrun += 1
         wait_until_all_are_gone(process)
         check_preempted(arena, name, tally)
     status = arena.start(name).wait()
@@ -171,8 +173,10 @@ def check_preempted(arena: Arena, name: str, tally: Tally) -> None:
     path = arena.folder / name / "preempted"
     if not path.exists():
         return
-    tally.preempted += 1
     step = json.loads(path.read_text())["step"]
+    if step is None:
+        return  # it had not begun to train
+    tally.preempted += 1
     steps = saved_steps(arena.folder / name / "checkpoints")
     newest = load_run(steps[-1])["step"] if steps else 0
     if newest != step:

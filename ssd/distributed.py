@@ -113,11 +113,23 @@ def choose_device(choice: Device, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _of_this_attempt(store: Store) -> Store:
+    """Keep what ranks say to each other apart from what they said before torchrun restarted them.
+
+    torchrun has one store for all attempts, in which the new ranks would find the dead ones' addresses. It
+    makes a store an attempt where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts need: each host's
+    torchrun counts its restarts for itself.
+    """
+    if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+        return store
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 @contextmanager
-def open_ranks(choice: Device) -> Iterator[Ranks]:
+def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
     """Join the process group of torchrun's variables (NCCL on GPUs, gloo on CPUs), and leave it at the end.
 
-    Without these variables, or with one process, no group is made.
+    Without these variables, or with one process, no group is made. timeout: of each exchange between ranks.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -127,13 +139,15 @@ def open_ranks(choice: Device) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(device)
         return
-    store, rank, _ = next(rendezvous("env://"))
+    shared_store, rank, _ = next(rendezvous("env://"))
+    store = _of_this_attempt(shared_store)
     on_gpu = device.type == "cuda"
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
         store=PrefixStore("process_group", store),
         rank=rank,
         world_size=world_size,
+        timeout=timeout,
         device_id=device if on_gpu else None,
     )
     try:
@@ -144,7 +158,9 @@ def open_ranks(choice: Device) -> Iterator[Ranks]:
             world_size=world_size,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             store=PrefixStore("ranks", store),
-            cpu_group=cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if on_gpu else None,
+            cpu_group=cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+            if on_gpu
+            else None,
         )
     finally:
         dist.destroy_process_group()

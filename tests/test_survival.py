@@ -18,7 +18,7 @@ from ssd.checkpoint import load_run, saved_steps
 from ssd.config import DataConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.training.folder import FolderInUseError, own_folder
-from ssd.training.run import continued
+from ssd.training.resume import images_per_rank
 from tests.bench import IMAGES, LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -100,6 +100,52 @@ def test_ranks_whose_torchrun_is_killed_save_and_end_and_the_next_launch_goes_on
     assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
 
 
+def test_torchrun_restarts_a_killed_rank_and_the_run_ends_by_itself(bench: Bench, uninterrupted: str):
+    name = "restarted"
+    command = bench.train_command(name, "checkpoint.every_steps=3", ranks=2)
+    command.insert(command.index("--standalone"), "--max-restarts=1")
+    process = start(command)
+    wait_for(bench.checkpoint(name, 3), process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    assert process.wait(LIMIT_S) == 0
+    assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
+    assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
+
+
+def test_a_rank_that_hangs_ends_the_run_and_its_peers_show_where_they_wait(bench: Bench):
+    name = "hanging"
+    short = (
+        "training.hang_timeout_minutes=0.1",
+        "evaluation.timeout_minutes=0.1",
+        "checkpoint.every_steps=3",
+    )
+    with (bench.folder / "hanging.txt").open("w") as output:
+        process = subprocess.Popen(
+            bench.train_command(name, *short, ranks=2),
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        wait_for(bench.checkpoint(name, 3), process)
+        os.kill(ranks_of(process)[1], signal.SIGSTOP)  # it neither runs nor ends
+        assert process.wait(120) != 0  # torchrun kills it 30 s after its peer has ended
+    told = (bench.folder / "hanging.txt").read_text()
+    assert "Timeout (0:00:06)!" in told
+    assert "take_step" in told
+
+
+def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench):
+    steady = ("data.batch_size=2", "runtime.deterministic=true")
+    succeeded(bench.train("steady", *steady, ranks=3))
+    succeeded(bench.train("steady_stopped", *steady, "schedule.max_steps=3", ranks=3))
+    succeeded(bench.train("steady_stopped", *steady, ranks=3))
+    last = 2 * (24 // 6)  # of the 26 images two have no boxes
+    assert state_hash(bench.checkpoint("steady_stopped", last)) == state_hash(
+        bench.checkpoint("steady", last)
+    )
+
+
 def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("ssd.training.folder.WAIT_S", 0.1)
     refused = pytest.raises(FolderInUseError, match="another process trains there")
@@ -114,10 +160,19 @@ def test_on_another_number_of_ranks_the_global_batch_stays(bench: Bench):
     succeeded(bench.train(name, "schedule.max_steps=4", ranks=2))
     output = succeeded(bench.train(name, "data.batch_size=4", "schedule.max_steps=7", ranks=1))
     told = " ".join(output.replace("│", "").split())
-    assert "saved by 2 ranks: its global batch of 4 stays, 4 images each for 1" in told
+    assert "global batch 4: 1 × 4" in told
     output = succeeded(bench.train(name, "data.batch_size=16", ranks=2))  # wins over it
     assert "global batch      │ 4: 2 × 2" in output
     assert [record["step"] for record in bench.records(name)] == [4, 5, 6, 7, 10, 12, 12]
+
+
+def test_the_same_command_goes_on_again_and_again_on_another_number_of_ranks(bench: Bench):
+    name = "shrunk"
+    succeeded(bench.train(name, "data.batch_size=2", "schedule.max_steps=2", ranks=2))
+    for step in (4, 6):
+        output = succeeded(bench.train(name, "data.batch_size=2", f"schedule.max_steps={step}", ranks=1))
+        told = " ".join(output.replace("│", "").split())
+        assert "4: 1 × 4 (the run's; data.batch_size=2 is not used)" in told
 
 
 def digest(tensors: list[torch.Tensor]) -> list[str]:
@@ -133,7 +188,7 @@ def test_every_input_stays_the_same_over_two_one_three_and_two_ranks_of_an_epoch
 
     def fed(world_size: int, step: int) -> tuple[list[int], list[str]]:
         ranks = Ranks(torch.device("cpu"), world_size=world_size)
-        batch_size = continued(config, saved, ranks).data.batch_size
+        batch_size = images_per_rank(config, saved, ranks)
         loaders = [
             DaliTrainLoader(index, Placement(rank, world_size, ranks.device, threads=1), batch_size, seed=3)
             for rank in range(world_size)

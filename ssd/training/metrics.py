@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class MetricsFile:
         if written != len(self._unwritten):  # the disk took only a part
             self._file.truncate(self._size)
             raise OSError(f"{self._file.name}: {written} of {len(self._unwritten)} bytes were written")
+        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut relies on it
         self._size += written
         self._unwritten = b""
 

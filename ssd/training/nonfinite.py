@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd.batches import TrainLoader
-from ssd.checkpoint import load_run, saved_steps
 from ssd.config import OnNonfinite, TrainingConfig
+from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.guard import BadSteps, FiniteGuard, NonFiniteError
 from ssd.training.optimizer import Schedule
 from ssd.training.resume import TrainState
@@ -57,12 +57,13 @@ class NonFinitePolicy:
             for rank, bad in met.items()
         )
         path = self._session.folder / "nonfinite" / f"step_{step:08d}.json"
+        where = ""
         if self._session.ranks.is_main:
-            _write(path, {"step": step, "losses": losses, "images": contents})
+            where = "; " + _write(path, {"step": step, "losses": losses, "images": contents})
         ids = [image["image_id"] for image in contents]
         return (
             f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
-            f"image ids {ids}; their boxes stand in {path})"
+            f"image ids {ids}{where})"
         )
 
     def _act(self, message: str) -> None:
@@ -73,26 +74,31 @@ class NonFinitePolicy:
             limit = f"training.nonfinite_limit={self._config.nonfinite_limit}"
             raise NonFiniteError(f"{message}. {self.count} such steps are more than {limit}. {mend}")
         if self._config.on_nonfinite is OnNonfinite.rollback:
-            message += f"; weights and momenta are those of {self._roll_back()} again"
+            message += f"; weights and momenta are those after step {self._roll_back()} again"
         self._session.console.say(f"{message}; going on ({self.count} such steps so far)")
 
-    def _roll_back(self) -> Path:
-        """Take back what was learned up to the newest checkpoint, on all ranks; return its file.
+    def _roll_back(self) -> int:
+        """Take back what was learned up to the newest checkpoint, on all ranks; return its step.
 
         The step stays: the images between are not seen again, since the same ones would lead to the same end.
         """
         self._saver.wait()
-        self._session.ranks.barrier()
-        checkpoints = saved_steps(self._session.folder / "checkpoints")
-        if not checkpoints:
+        saved = newest_checkpoint(self._session)
+        if saved is None:
             raise NonFiniteError(
                 "training.on_nonfinite=rollback: there is no checkpoint yet; give a smaller "
                 "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
             )
-        self._state.restore_learned(load_run(checkpoints[-1]))
-        return checkpoints[-1]
+        self._state.restore_learned(saved)
+        step: int = saved["step"]
+        return step
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _write(path: Path, content: dict[str, Any]) -> str:
+    """Write a file and say where it is, or why not: the step's own message matters more."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        return f"their boxes could not be written to {path}: {error.strerror}"
+    return f"their boxes stand in {path}"

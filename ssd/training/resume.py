@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from ssd.checkpoint import CheckpointError
-from ssd.config import require
+from ssd.config import ConfigError, TrainConfig, require
 from ssd.distributed import Ranks
 from ssd.training.meter import LossMeter
 
@@ -27,7 +27,7 @@ def shaping_values(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     """Return the values that make two runs the same trajectory, by their override key.
 
     config: as plain values. fingerprint: of the cleaned training annotations. How many ranks there are is not
-    among them: the global batch, of which each takes its share, is checked by `continued`.
+    among them: each takes its share of the global batch (`images_per_rank`).
     """
     values: dict[str, Any] = {"data.train_annotations": f"those of fingerprint {fingerprint}"}
     for section, keys in SHAPING.items():
@@ -56,6 +56,24 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], override: lis
             "give the old values, or name=… to start another run, or, to go on as another run than it was,\n"
             f"'resume.override=[{','.join(differing)}]'"
         )
+
+
+def images_per_rank(config: TrainConfig, saved: dict[str, Any] | None, ranks: Ranks) -> int:
+    """Return how many images of a step each rank takes: data.batch_size when a run begins.
+
+    A resumed run keeps its global batch, however many ranks share it now, unless resume.override names
+    data.batch_size. Raises ConfigError where they can't share it equally, with at least 2 images each.
+    """
+    if saved is None or "data.batch_size" in config.resume.override:
+        return config.data.batch_size
+    global_batch: int = saved["global_batch"]
+    working = [n for n in range(1, global_batch // 2 + 1) if global_batch % n == 0]
+    if ranks.world_size not in working:
+        raise ConfigError(
+            f"{ranks.world_size} ranks can't share out the run's global batch of {global_batch}: each takes "
+            f"equally many images, at least 2. Numbers of ranks that work: {', '.join(map(str, working))}"
+        )
+    return global_batch // ranks.world_size
 
 
 @dataclass(frozen=True)
@@ -89,10 +107,12 @@ class TrainState:
         }
 
     def restore_learned(self, state: dict[str, Any]) -> None:
-        """Put weights, momenta and loss scale back."""
+        """Put weights, momenta and loss scale back; weight decay and momentum are the config's."""
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        if state["scaler"]:  # empty where it was saved without fp16
+            self.scaler.load_state_dict(state["scaler"])
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put captured values back on every rank, of which there may be another number now."""

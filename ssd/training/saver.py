@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ssd.checkpoint import copy, keep_newest, step_file, write
+from ssd.checkpoint import keep_newest, step_file, write
 
 
 class CheckpointSaver:
@@ -32,8 +32,9 @@ class CheckpointSaver:
             return
         try:
             self._writing.result()
-        except OSError as error:
-            self._failure = f"{self._folder}: {error.strerror or error}"
+        except Exception as error:  # told by whoever asks, on all ranks
+            reason = (error.strerror if isinstance(error, OSError) else None) or repr(error)
+            self._failure = f"{self._folder}: {reason}"
         self._writing = None
 
     def take_failure(self) -> str | None:
@@ -44,10 +45,12 @@ class CheckpointSaver:
         return failure
 
     def _write(self, step: int, state: dict[str, Any], is_best: bool) -> None:
+        # best.pt first: should the process die between the two, the step's older file still lacks the
+        # numbers, and the evaluation is done again.
         path = step_file(self._folder, step)
-        write(path, state)
         if is_best:
-            copy(path, path.with_name("best.pt"))
+            write(path.with_name("best.pt"), state)
+        write(path, state)
         keep_newest(self._folder, self._keep)
 
 

@@ -12,7 +12,7 @@ from ssd.distributed import Ranks, open_ranks
 from ssd.runtime import Runtime, set_up
 from ssd.training.folder import own_folder
 from ssd.training.stop import StopSignals, end_with_parent, leave_if_preempted
-from ssd.training.watchdog import Watchdog
+from ssd.training.watchdog import GRACE, Watchdog
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,16 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
 
     Raises ConfigError where the device can't do what is asked, Preempted where the run isn't to go on.
     """
+    end_with_parent()
+    hang = timedelta(minutes=config.training.hang_timeout_minutes)
+    # Longer than any wait that the watchdog allows: it shows the stacks, a group's timeout would not.
+    exchange = hang + timedelta(minutes=config.evaluation.timeout_minutes) + 2 * GRACE
     with (
-        open_ranks(config.runtime.device) as ranks,
+        Watchdog(hang) as watchdog,
+        open_ranks(config.runtime.device, exchange) as ranks,
         own_folder(folder) if ranks.is_main else nullcontext(),
         RunConsole(ranks.is_main) as console,
         StopSignals(folder, ranks.is_main) as signals,
-        Watchdog(timedelta(minutes=config.training.hang_timeout_minutes)) as watchdog,
     ):
-        leave_if_preempted(folder, ranks.is_main)
-        end_with_parent()
+        leave_if_preempted(folder, ranks)
         yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog)

@@ -10,13 +10,17 @@ import json
 import os
 import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from ssd.distributed import Ranks
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 FILE = "preempted"
+READING_TIMEOUT = timedelta(minutes=5)
 
 
 class Preempted(SystemExit):
@@ -39,19 +43,29 @@ class StopSignals:
         """From now on a signal is noted, and training ends where all ranks agree."""
         self._noting = True
 
-    def leave(self, step: int, number: int) -> Preempted:
-        """Leave the file behind and return what to raise. step: optimizer steps done."""
+    def leave(self, step: int | None, number: int) -> Preempted:
+        """Leave the file behind and return what to raise. step: optimizer steps saved, None if not begun."""
         if self._is_main:
             content = {"step": step, "signal": signal.Signals(number).name, **_torchrun()}
-            (self._folder / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+            path = self._folder / FILE
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+                temporary.replace(path)
+            except OSError as error:
+                print(f"{path} can't be written ({error.strerror}): launchers won't know", file=sys.stderr)
         return Preempted()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         # A second one changes nothing: torchrun passes on what its ranks have had from the terminal already.
-        if not self._noting:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            raise self.leave(0, number)
-        self.received = self.received or number
+        if self._noting:
+            self.received = self.received or number
+        elif number == signal.SIGTERM:
+            # torchrun sends it when another rank fails too: that is to be started again, not to be left.
+            raise Preempted
+        else:
+            raise self.leave(None, number)
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -64,22 +78,25 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-def leave_if_preempted(folder: Path, is_main: bool) -> None:
-    """Raise Preempted in a worker that the torchrun it was preempted under starts again; else forget it.
+def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
+    """Raise Preempted on all ranks that the torchrun they were preempted under starts again; else forget it.
 
     torchrun restarts a rank that exits with 75 like one that crashed, if it has restarts left. Any other
     start is meant to go on.
     """
-    path = folder / FILE
+    if ranks.on_main(lambda: _same_torchrun(folder / FILE), READING_TIMEOUT):
+        raise Preempted
+    if ranks.is_main:
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def _same_torchrun(path: Path) -> bool:
     try:
         left = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    now = _torchrun()
-    if left["torchrun"] == now["torchrun"] and now["restarts"] > left["restarts"]:
-        raise Preempted
-    if is_main:
-        path.unlink(missing_ok=True)
+        now = _torchrun()
+        return bool(left["torchrun"] == now["torchrun"] and now["restarts"] > left["restarts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none there, or not written by us
+        return False
 
 
 def end_with_parent() -> None:

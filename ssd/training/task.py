@@ -12,10 +12,12 @@ from ssd.evaluation.pictures import Example
 class Task:
     """What is learned: training input, how it is scored, which validation images are shown.
 
-    fingerprint: of the cleaned training annotations. excluded: ids of images left out for their bad files.
+    batch_size: images a rank and step. fingerprint: of the cleaned training annotations. excluded: ids of
+    images left out for their bad files.
     """
 
     loader: TrainLoader
+    batch_size: int
     evaluator: Evaluator
     examples: list[Example]
     categories: Categories

@@ -43,7 +43,7 @@ class Trainer:
         self.config, self.task, self.session = config, task, session
         self.runtime, self.ranks, self.console = session.runtime, session.ranks, session.console
         self.network = self.runtime.place(network)
-        self.global_batch = config.data.batch_size * self.ranks.world_size
+        self.global_batch = task.batch_size * self.ranks.world_size
         self.schedule = build_schedule(config.optimizer, config.schedule, self.global_batch)
         self.guard = FiniteGuard(self.runtime.device)
         self.meter = LossMeter(self.runtime.device)
@@ -61,7 +61,9 @@ class Trainer:
         self.step = 0
         self._saved_step: int | None = None
         self._overdue = False  # the evaluation after `step` is still to be done
-        self.best: dict[str, Any] | None = None  # AP and step of the best evaluation so far
+        self._log: RunLog | None = None  # rank 0's, while training
+        self.best: dict[str, Any] | None = None  # AP and step of the evaluation that best.pt is of
+        self._best_before: dict[str, Any] | None = None
         self._known_bad: set[int] = set()
 
     @property
@@ -91,26 +93,31 @@ class Trainer:
                 "A new name=… starts another; larger schedule.epochs or schedule.max_steps let this one go on"
             )
             return
-        log = self._open_log()
+        self._log = self._open_log()
+        try:
+            self._train()
+        finally:
+            if self._log:
+                self._log.close()
+
+    def _train(self) -> None:
         self.network.train()
         self.console.start(self.step, self.last_step)
         self.session.signals.note_only()
         if self._overdue:  # the run ended in this evaluation
-            self._evaluate(log)
+            self._evaluate()
         batches = self.task.loader.batches(self.step)
         self.stopwatch.restart()
         while self.step < self.last_step:
-            self.take_step(batches, log)
-            self._do_what_is_due(log)
+            self.take_step(batches)
+            self._do_what_is_due()
         self._finish_saving()
-        if log:
-            log.close()
 
-    def take_step(self, batches: Iterator[TrainBatch], log: RunLog | None) -> None:
-        """Take the next step on the next batch; log, rank 0's, shows the first batch of a run."""
+    def take_step(self, batches: Iterator[TrainBatch]) -> None:
+        """Take the next step on the next batch."""
         batch = self._agreed_batch(batches)
-        if log and self.step == 0:
-            log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
+        if self._log and self.step == 0:
+            self._log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
         epoch = self.step // self.task.loader.steps_per_epoch
         self.learning_rate = self.schedule(self.step, epoch)
         self.meter.add(*self.train_step(batch, self.step, self.learning_rate))
@@ -139,20 +146,20 @@ class Trainer:
             raise error
         raise self.session.signals.leave(self.step, asked)
 
-    def _do_what_is_due(self, log: RunLog | None) -> None:
+    def _do_what_is_due(self) -> None:
         every = self.config.training.compare_replicas_every
         if every is not None and self.step % every == 0 and self.ranks.world_size > 1:
             compare_replicas(self.network, self.state.optimizer, self.ranks)
         if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
-            self._record(log)
+            self._record()
         if self._save_is_due() or self._evaluation_is_due():
             self.save(None)  # before an evaluation too: whatever happens in it, no step is lost
             self.stopwatch.restart()
         if self._evaluation_is_due():
-            self._evaluate(log)
+            self._evaluate()
             self.stopwatch.restart()
 
-    def _record(self, log: RunLog | None) -> None:
+    def _record(self) -> None:
         """Read the losses off the device, which is where training waits for it, check and record them."""
         self._check_health()
         sums = torch.tensor(self.ranks.gather(self.meter.read()), dtype=torch.float64).sum(dim=0)
@@ -168,8 +175,8 @@ class Trainer:
             "images_per_second": self.global_batch / seconds,
             "data_wait": waited,
         }
-        if log:
-            log.record("train", record)
+        if self._log:
+            self._log.record("train", record)
         self.console.figures(self.step, record, seconds * (self.last_step - self.step))
         if self.step % self.config.logging.every_steps == 0:  # else a longer run's record spans this step too
             self.meter.reset()
@@ -179,6 +186,7 @@ class Trainer:
         """Tell all ranks what any of them met since the last time, and do what the config says about it."""
         self.nonfinite.check(self.guard, self.task.loader, self.schedule)
         for failure in filter(None, self.ranks.gather(self.saver.take_failure())):
+            self.best = self._best_before
             if self.config.checkpoint.on_error is OnError["fail"]:
                 raise CheckpointError(f"{failure}; checkpoint.on_error=continue would train on without")
             self.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
@@ -188,7 +196,7 @@ class Trainer:
                     self.console.say(f"bad image, its place in the batch is taken by another: {reason}")
                     self._known_bad.add(image_id)
 
-    def _evaluate(self, log: RunLog | None) -> None:
+    def _evaluate(self) -> None:
         """Score the network, show what it finds, and save with the numbers."""
         self._check_health()
         self.ranks.take_main(list(self.network.buffers()))
@@ -196,13 +204,13 @@ class Trainer:
             self.network, self.runtime, self.ranks, self.console, self._leave_if_asked
         )
         self._overdue = False
-        if log:
-            log.record(
+        if self._log:
+            self._log.record(
                 "evaluation", {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             )
             pictures = example_pictures(self.task.examples, result.detections, self.task.categories)
             for name, picture in pictures.items():
-                log.picture("validation", name, picture, self.step)
+                self._log.picture("validation", name, picture, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         self.save(result.numbers)
 
@@ -217,7 +225,9 @@ class Trainer:
 
     def save(self, numbers: dict[str, float] | None) -> None:
         """Copy the state and begin to write it; best.pt too where this evaluation is the best so far."""
+        self.saver.wait()  # for what it has to tell: what it could not write as the best isn't the best
         self._check_health()
+        self._best_before = self.best
         is_best = numbers is not None and (self.best is None or numbers["AP"] > self.best["AP"])
         if numbers is not None and is_best:
             self.best = {"AP": numbers["AP"], "step": self.step}

@@ -12,9 +12,10 @@ _STANDARD_ERROR = 2
 
 
 class Watchdog:
-    """Prints all threads' stacks when `alive` was not called for `timeout`, and then kills the process.
+    """Prints all threads' stacks when `alive` was not called again for `timeout`, and then kills the process.
 
-    Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
+    It watches from the first call on: how long a start may take is for the data to say. Both are the kernel's
+    and C's work: a rank that hangs with Python's lock held is found as well.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -28,7 +29,6 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
-        self.alive()
         return self
 
     def __exit__(

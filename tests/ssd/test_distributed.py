@@ -20,7 +20,7 @@ def two_ranks() -> tuple[Ranks, Ranks]:
 
 
 def test_one_process_exchanges_with_itself():
-    with open_ranks(Device.cpu) as ranks:
+    with open_ranks(Device.cpu, timedelta(minutes=1)) as ranks:
         assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
         assert ranks.gather("x") == ranks.gather_on_main("x") == ["x"]
         assert ranks.on_main(lambda: 3, SHORT) == 3

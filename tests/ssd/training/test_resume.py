@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ssd.checkpoint import CheckpointError, copy, saved_steps, step_file, write
-from ssd.config import ConfigError, DataConfig, TrainConfig, as_plain
+from ssd.config import ConfigError, DataConfig, ResumeConfig, TrainConfig, as_plain
 from ssd.distributed import Ranks
-from ssd.training.resume import check_same_run, shaping_values
-from ssd.training.run import continued, newest_checkpoint
+from ssd.training.checkpoints import newest_checkpoint
+from ssd.training.resume import check_same_run, images_per_rank, shaping_values
 from ssd.training.session import Session
 
 pytestmark = pytest.mark.unit
@@ -104,17 +104,19 @@ def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks():
     config = TrainConfig(name="x", data=DataConfig(batch_size=32))
     for world_size, share in ((1, 12), (3, 4), (6, 2)):
         ranks = Ranks(torch.device("cpu"), world_size=world_size)
-        assert continued(config, checkpoint_of(2, 12), ranks).data.batch_size == share
+        assert images_per_rank(config, checkpoint_of(2, 12), ranks) == share
     same = Ranks(torch.device("cpu"), world_size=2)
-    assert continued(config, checkpoint_of(2, 12), same) is config
-    assert continued(config, None, same) is config
+    assert images_per_rank(config, checkpoint_of(2, 12), same) == 6
+    assert images_per_rank(config, None, same) == 32
+    override = TrainConfig(name="x", data=config.data, resume=ResumeConfig(override=["data.batch_size"]))
+    assert images_per_rank(override, checkpoint_of(2, 12), same) == 32
 
 
 @pytest.mark.parametrize("world_size", [5, 12, 24])
 def test_ranks_that_cannot_share_the_global_batch_are_told_which_numbers_can(world_size: int):
     ranks = Ranks(torch.device("cpu"), world_size=world_size)
     with pytest.raises(ConfigError, match=r"Numbers of ranks that work: 1, 2, 3, 4, 6$"):
-        continued(TrainConfig(name="x"), checkpoint_of(2, 12), ranks)
+        images_per_rank(TrainConfig(name="x"), checkpoint_of(2, 12), ranks)
 
 
 def save_steps(folder: Path, steps: list[int]) -> None:

@@ -26,13 +26,15 @@ from ssd.config import (
     OnError,
     OnNonfinite,
     OptimizerConfig,
+    ResumeConfig,
     ScheduleConfig,
     TrainConfig,
     TrainingConfig,
 )
 from ssd.errors import UserError
+from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.guard import NonFiniteError
-from ssd.training.run import continued, newest_checkpoint, start_or_resume
+from ssd.training.run import start_or_resume
 from ssd.training.session import Session
 from ssd.training.stop import FILE, Preempted
 from ssd.training.trainer import Trainer
@@ -62,7 +64,6 @@ def config(folder: Path, **given: Any) -> TrainConfig:
 
 def open_trainer(config: TrainConfig, session: Session) -> Trainer:
     saved = newest_checkpoint(session)
-    config = continued(config, saved, session.ranks)
     task, _ = open_training(config, saved, session)
     return start_or_resume(config, saved, task, session)[0]
 
@@ -298,3 +299,54 @@ def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
     assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [2]
     left = json.loads((session.folder / FILE).read_text())
     assert (left["step"], left["signal"]) == (2, "SIGTERM")
+
+
+def test_an_overridden_key_counts_from_the_next_step_on(demo: Path, session: Session):
+    short = ScheduleConfig(epochs=1, max_steps=1)
+    open_trainer(config(demo, schedule=short), session).fit()
+    decay = OptimizerConfig(learning_rate=1e-3, weight_decay=0.25, momentum=0.5)
+    with pytest.raises(CheckpointError, match=r"optimizer\.weight_decay: 0.0005 in the checkpoint, 0.25 now"):
+        open_trainer(config(demo, optimizer=decay), session)
+    override = ResumeConfig(override=["optimizer.weight_decay", "optimizer.momentum"])
+    trainer = open_trainer(config(demo, optimizer=decay, resume=override), session)
+    decayed, undecayed = trainer.state.optimizer.param_groups
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.25, 0.0)
+    assert decayed["momentum"] == undecayed["momentum"] == 0.5
+
+
+def test_what_could_not_be_written_as_the_best_is_not_the_best(
+    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    disk = FullDisk(monkeypatch)
+    disk.full = False
+    going_on = CheckpointConfig(every_steps=1, keep=1, on_error=OnError["continue"])
+    trainer = open_trainer(config(demo, checkpoint=going_on), session)
+    trainer.step = 1
+    trainer.save({"AP": 0.2})
+    trainer.step = 2
+    trainer.saver.wait()
+    disk.full = True
+    trainer.save({"AP": 0.9})
+    trainer.step = 3
+    trainer.saver.wait()
+    disk.full = False
+    trainer.save({"AP": 0.3})  # better than what is on disk
+    trainer.saver.wait()
+    assert trainer.best == {"AP": 0.3, "step": 3}
+    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": 0.3}
+
+
+def test_killed_between_best_and_its_step_the_evaluation_is_done_again(
+    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    """best.pt is written first: a step whose file has numbers has its best.pt."""
+    written = []
+    write = ssd.training.saver.write
+    monkeypatch.setattr(
+        ssd.training.saver, "write", lambda path, state: (written.append(path.name), write(path, state))
+    )
+    trainer = open_trainer(config(demo), session)
+    trainer.step = 1
+    trainer.save({"AP": 0.2})
+    trainer.saver.wait()
+    assert written == ["best.pt", "step_00000001.pt"]
