@@ -4,10 +4,12 @@ import hashlib
 import os
 import re
 import struct
+import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -160,8 +162,15 @@ def load_file(path: Path) -> dict[str, Any]:
     if sealed is False:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs; give another file")
     try:
-        state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file may raise anything at all out of the unpickler
+        with warnings.catch_warnings(action="ignore"):  # on what a refused file was written with
+            state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        # torch's own message tells how to read such a file all the same, which would run its code.
+        raise CheckpointError(
+            f"checkpoint {path} can't be read: it is broken, or holds more than tensors and plain values"
+            f"{_refused_name(error)}, and reading that could run code; give another file"
+        ) from None
+    except Exception as error:  # a broken file may raise anything at all out of torch
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} can't be read ({reason}); give another file") from error
     if not isinstance(state, dict):
@@ -171,6 +180,12 @@ def load_file(path: Path) -> dict[str, Any]:
     if state.get("format") == FORMAT and sealed is None:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
     return state
+
+
+def _refused_name(error: UnpicklingError) -> str:
+    """Name what a file wanted to have called, where torch says it."""
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it names {name[1]})" if name else ""
 
 
 def load_run(path: Path) -> dict[str, Any]:
