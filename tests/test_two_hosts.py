@@ -60,7 +60,12 @@ class Host:
                 stdout=output,
                 stderr=output,
                 env=os.environ
-                | {"GLOO_SOCKET_IFNAME": self.cable, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+                | {
+                    "GLOO_SOCKET_IFNAME": self.cable,
+                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+                    # As torchrun sets it for the two ranks on one host: threads change the order of sums.
+                    "OMP_NUM_THREADS": "1",
+                },
             )
         self.processes.append(process)
         return process
