@@ -104,6 +104,7 @@ class Trainer:
         self.network.train()
         self.console.start(self.step, self.last_step)
         self.session.signals.note_only()
+        self.session.watchdog.alive()
         if self._overdue:  # the run ended in this evaluation
             self._evaluate()
         batches = self.task.loader.batches(self.step)
