@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from data.task import describe, open_evaluation
-from ssd.config import parse, register
+from ssd.compose import parse, register
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.errors import UserError

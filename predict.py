@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from ssd.config import parse, register
+from ssd.compose import parse, register
 from ssd.console import RunConsole
 from ssd.distributed import choose_device
 from ssd.errors import UserError

@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from data.task import open_training
-from ssd.config import TrainConfig, parse, register
+from ssd.compose import parse, register
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.run import derived_numbers, start_or_resume

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data.task import open_training
 from ssd.batches import TrainBatch
-from ssd.config import TrainConfig, parse, register
+from ssd.compose import parse, register
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.report import write_report
 from ssd.training.network import blank_network

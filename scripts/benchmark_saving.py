@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from data.task import open_training
-from ssd.config import TrainConfig, parse, register
+from ssd.compose import parse, register
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.training.network import blank_network
 from ssd.training.session import open_session

@@ -14,7 +14,7 @@ from rich.console import Console
 from data.doctor.config import CheckDatasetConfig
 from data.doctor.examination import examine
 from data.doctor.screen import progress_bar, show
-from ssd.config import parse, register
+from ssd.compose import parse, register
 from ssd.errors import UserError
 from ssd.evaluation.report import write_report
 

@@ -3,15 +3,11 @@
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import MISSING
 
 from .errors import UserError
-
-Schema = TypeVar("Schema")
 
 
 class ConfigError(UserError):
@@ -234,6 +230,13 @@ class CheckpointConfig:
             require(value is None or value >= 1, f"checkpoint.{key}", value, "give at least 1, or null")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "give at least 1: resuming needs the newest")
 
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Tell whether a checkpoint follows this many steps."""
+        epochs, position = divmod(step, steps_per_epoch)
+        return (self.every_steps is not None and step % self.every_steps == 0) or (
+            self.every_epochs is not None and position == 0 and epochs % self.every_epochs == 0
+        )
+
 
 @dataclass
 class TrainingConfig:
@@ -286,40 +289,3 @@ class TrainConfig:
         plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
         require(plain, "name", self.name, "give a folder's name: no slash, not empty")
         require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0 to 2^63 − 1")
-
-
-def register(name: str, schema: type) -> None:
-    """Tell Hydra the schema that a file in conf/ begins with."""
-    ConfigStore.instance().store(name=name, node=schema)
-
-
-def parse(schema: type[Schema], composed: DictConfig) -> Schema:
-    """Turn Hydra's composed config into the typed object that the rest of the code takes.
-
-    Merging into a fresh schema also catches what Hydra lets through (`+unknown=1`).
-    Raises ConfigError naming the key and what is wrong with it.
-    """
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-        typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        return cast(Schema, OmegaConf.to_object(typed))
-    except ConfigKeyError as error:
-        raise ConfigError(
-            f"unknown config key {error.full_key}: see the files in conf/ for the known ones"
-        ) from error
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=…") from error
-    except OmegaConfBaseException as error:
-        reason = str(error.msg or error).splitlines()[0]
-        raise ConfigError(f"{error.full_key}: {reason}") from error
-
-
-def as_yaml(config: object) -> str:
-    """Write a config object as yaml, for people."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
-
-
-def as_plain(config: object) -> dict[str, object]:
-    """Return a config object as nested dicts of plain values, for checkpoints."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return cast(dict[str, object], container)

@@ -8,17 +8,8 @@ from hydra.errors import HydraException
 
 from ssd.categories import Categories
 from ssd.checkpoint import CheckpointError
-from ssd.config import (
-    Check,
-    ConfigError,
-    DataConfig,
-    EvaluationConfig,
-    OnError,
-    Precision,
-    TrainConfig,
-    parse,
-    register,
-)
+from ssd.compose import parse, register
+from ssd.config import Check, ConfigError, DataConfig, EvaluationConfig, OnError, Precision, TrainConfig
 from ssd.evaluation.config import EvaluateConfig
 from ssd.training.network import build_network
 from ssd.training.optimizer import build_schedule

@@ -13,7 +13,8 @@ import torch
 
 from data.demo import generate
 from ssd.checkpoint import write
-from ssd.config import Backbone, ModelConfig, TrainConfig, as_plain
+from ssd.compose import as_plain
+from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES
 from ssd.model import SSD300
 from tests.bench import IMAGES, LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times

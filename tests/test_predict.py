@@ -20,7 +20,8 @@ import evaluate
 import predict
 from ssd.boxes import default_boxes
 from ssd.checkpoint import write
-from ssd.config import Backbone, ModelConfig, TrainConfig, as_plain
+from ssd.compose import as_plain
+from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.detect import detect
 from ssd.model import SSD300, to_published
 from ssd.picture import normalize, read_picture, squash

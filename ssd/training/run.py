@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ssd.config import TrainConfig, as_plain
+from ssd.compose import as_plain
+from ssd.config import TrainConfig
 from ssd.training.network import blank_network, build_network
 from ssd.training.resume import check_same_run, shaping_values
 from ssd.training.session import Session

@@ -10,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssd.batches import TrainBatch
 from ssd.checkpoint import FORMAT, CheckpointError, package_versions
-from ssd.config import OnError, Precision, TrainConfig, as_plain, as_yaml
+from ssd.compose import as_plain, as_yaml
+from ssd.config import OnError, Precision, TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.pictures import example_pictures
 from ssd.evaluation.report import summary_lines
@@ -274,13 +275,8 @@ class Trainer:
         return self.step > 0 and position == 0 and (last or self.config.evaluation.due(epochs - 1))
 
     def _save_is_due(self) -> bool:
-        every = self.config.checkpoint
-        epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)
-        return (
-            self.step == self.last_step
-            or (every.every_steps is not None and self.step % every.every_steps == 0)
-            or (every.every_epochs is not None and position == 0 and epochs % every.every_epochs == 0)
-        )
+        steps_per_epoch = self.task.loader.steps_per_epoch
+        return self.step == self.last_step or self.config.checkpoint.due(self.step, steps_per_epoch)
 
     def _epoch_of_last_step(self) -> int:
         return max(self.step - 1, 0) // self.task.loader.steps_per_epoch

@@ -5,7 +5,8 @@ from hydra import compose, initialize_config_dir
 
 from ssd.categories import Categories, CategoryError
 from ssd.coco_categories import COCO
-from ssd.config import ConfigError, Precision, parse, register
+from ssd.compose import parse, register
+from ssd.config import ConfigError, Precision
 from ssd.prediction.config import PredictConfig, categories_of
 from ssd.weights import Weights
 

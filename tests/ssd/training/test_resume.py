@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ssd.checkpoint import CheckpointError, copy, saved_steps, step_file, write
-from ssd.config import ConfigError, DataConfig, ResumeConfig, TrainConfig, as_plain
+from ssd.compose import as_plain
+from ssd.config import ConfigError, DataConfig, ResumeConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.resume import check_same_run, images_per_rank, shaping_values
