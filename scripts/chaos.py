@@ -12,17 +12,18 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from data.demo import generate
-from ssd.checkpoint import load_run, saved_steps
+from ssd.checkpoint import CheckpointError, load_run, saved_steps
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")
@@ -85,32 +86,56 @@ class Arena:
         records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
         return digest.hexdigest(), records
 
+    def remove(self, name: str) -> None:
+        """Remove a run and what it printed."""
+        shutil.rmtree(self.folder / name)
+        (self.folder / f"{name}.log").unlink()
+
 
 def main() -> None:
     """Hit runs until enough hits were made; print what came of it; exit with 1 if any run ended otherwise."""
     options = parse_options()
     chance = random.Random(options.seed)
     tally = Tally()
-    with TemporaryDirectory(prefix="chaos-") as folder:
-        arena = Arena(Path(folder), options.ranks)
-        generate(arena.folder / "demo", 60, 5)
-        started = time.monotonic()
-        if arena.start("untouched").wait() != 0:
-            raise SystemExit("error: the run that nobody touched failed: " + log_tail(arena, "untouched"))
-        lifetime = time.monotonic() - started
-        expected = arena.outcome("untouched")
-        print(f"untouched: {lifetime:.0f} s, weights and momenta {expected[0][:16]}", flush=True)
-        left = ["kill"] * options.kills + ["terminate"] * options.terminations
-        chance.shuffle(left)
-        while left:
-            name = f"run_{tally.runs}"
-            torment(arena, name, left, chance, lifetime, tally)
-            if arena.outcome(name) != expected:
-                tally.failures.append(f"{name} ended with other weights or metrics")
-            tally.runs += 1
-            print(f"{name}: ended as expected: {arena.outcome(name) == expected}; {tally.hits}", flush=True)
+    arena = Arena(Path(mkdtemp(prefix="chaos-")), options.ranks)
+    generate(arena.folder / "demo", 60, 5)
+    started = time.monotonic()
+    if arena.start("untouched").wait() != 0:
+        raise SystemExit("error: the run that nobody touched failed: " + log_tail(arena, "untouched"))
+    lifetime = time.monotonic() - started
+    expected = arena.outcome("untouched")
+    print(
+        f"in {arena.folder}; untouched: {lifetime:.0f} s, weights and momenta {expected[0][:16]}", flush=True
+    )
+    left = ["kill"] * options.kills + ["terminate"] * options.terminations
+    chance.shuffle(left)
+    while left:
+        name = f"run_{tally.runs}"
+        failures_before = len(tally.failures)
+        torment(arena, name, left, chance, lifetime, tally)
+        tally.runs += 1
+        tally.failures += departures(arena, name, expected)
+        good = len(tally.failures) == failures_before
+        if good:
+            arena.remove(name)  # four checkpoints each
+        print(f"{name}: {'ended as expected' if good else tally.failures[-1]}; {tally.hits}", flush=True)
     print(json.dumps({"ranks": options.ranks, **vars(tally)}, indent=2))
-    raise SystemExit(bool(tally.failures))
+    if tally.failures:
+        raise SystemExit(f"error: what failed is kept in {arena.folder}")
+    shutil.rmtree(arena.folder)
+
+
+def departures(arena: Arena, name: str, expected: tuple[str, list[dict[str, Any]]]) -> list[str]:
+    """Return what a run's end has unlike the expected outcome."""
+    try:
+        weights, metrics = arena.outcome(name)
+    except (CheckpointError, OSError, IndexError) as error:
+        return [f"{name} left no outcome: {error!r}"]
+    unlike = [
+        *(["weights or momenta"] if weights != expected[0] else []),
+        *(["metrics"] if metrics != expected[1] else []),
+    ]
+    return [f"{name} ended with other {' and '.join(unlike)}"] if unlike else []
 
 
 def parse_options() -> argparse.Namespace:

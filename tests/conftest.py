@@ -1,14 +1,17 @@
 """Fixtures that several test folders share."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.demo import generate
 from ssd.config import Device, Precision, RuntimeConfig, TrainConfig
 from ssd.training.session import Session, open_session
+from tests.bench import IMAGES, Bench
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +35,17 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A folder for a module's runs, with their data set; it goes with the module unless a test failed."""
+    failed_before = request.session.testsfailed
+    bench = Bench(tmp_path_factory.mktemp("runs"))
+    generate(bench.data, IMAGES, 5)
+    yield bench
+    if request.session.testsfailed == failed_before:
+        shutil.rmtree(bench.folder)
 
 
 @pytest.fixture

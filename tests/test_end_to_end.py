@@ -11,22 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from data.demo import generate
 from ssd.checkpoint import write
 from ssd.compose import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES
 from ssd.model import SSD300
-from tests.bench import IMAGES, LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("runs")
-    generate(folder / "demo", IMAGES, 5)
-    return Bench(folder)
 
 
 @pytest.fixture(scope="module")

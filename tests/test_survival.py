@@ -19,16 +19,9 @@ from ssd.config import DataConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.training.folder import FolderInUseError, own_folder
 from ssd.training.resume import images_per_rank
-from tests.bench import IMAGES, LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("survival")
-    generate(folder / "demo", IMAGES, 5)
-    return Bench(folder)
 
 
 @pytest.fixture(scope="module")
