@@ -1,119 +1,154 @@
 """Measure training here: python scripts/benchmark.py data.path=… and any key that train.py takes.
 
-Two loops take turns in one process, so that a noisy machine hits both: the trainer's own (loading, learning
-rate, forward, loss, backward, finiteness, optimizer step, losses counted) and a bare one (forward, loss,
-backward, optimizer step of one batch already loaded). What the first takes longer is the share of a step that
-is not training. Printed are medians over the rounds. +benchmark.rounds=, .steps= and .warmup= set the counts,
-+benchmark.out=FILE writes json.
+What is compared takes turns in one process, so that a noisy machine hits both sides:
+
+benchmark.of=step    the trainer's own loop (loading, learning rate, forward, loss, backward, finiteness,
+                     optimizer step, losses counted) against a bare one (forward, loss, backward, optimizer
+                     step of one batch already loaded). What the first takes longer isn't training.
+benchmark.of=saving  steps beside a checkpoint, which is written in the background, against steps without.
+
+Printed are medians over the rounds and the spread of the ratios within them. benchmark.rounds=,
+benchmark.steps= and benchmark.warmup= set the counts, benchmark.out=FILE writes json.
 """
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from data.task import open_training
 from ssd.batches import TrainBatch
 from ssd.compose import parse, register
-from ssd.config import TrainConfig
+from ssd.config import ConfigError, TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.report import write_report
 from ssd.training.network import blank_network
 from ssd.training.session import open_session
 from ssd.training.trainer import Trainer
 
-register("train_schema", TrainConfig)
+Figures = dict[str, float]
+Work = Callable[[int], None]  # does so many steps
+
+
+class Subject(Enum):
+    """What is measured."""
+
+    step = "step"
+    saving = "saving"
 
 
 @dataclass
-class Rounds:
-    """How long to measure: rounds of each loop, steps a round, steps before the first."""
+class Measurement:
+    """What to measure and how long: rounds of both sides, steps of each a round, steps before the first."""
 
-    rounds: int = 7
+    of: Subject = Subject.step
+    rounds: int = 10
     steps: int = 4
     warmup: int = 3
     out: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.rounds < 2 or self.steps < 1 or self.warmup < 1:
+            raise ConfigError(
+                f"benchmark.rounds={self.rounds}, steps={self.steps}, warmup={self.warmup}: "
+                "a spread needs 2 rounds or more, each of a step or more, after a step or more"
+            )
 
-@dataclass(frozen=True)
-class Figures:
-    """Medians over rounds. Seconds are of one step; the share is of the trainer's step."""
 
-    trainer_seconds: float
-    bare_seconds: float
-    share_outside: float
-    share_outside_lowest: float
-    share_outside_highest: float
-    images_per_second: float
-    loader_images_per_second: float
+@dataclass
+class BenchmarkConfig(TrainConfig):
+    """A training and what to measure of it."""
+
+    benchmark: Measurement = field(default_factory=Measurement)
+
+
+register("train_schema", BenchmarkConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(composed: DictConfig) -> None:
     """Compose, set up, measure, print."""
-    with open_dict(composed):
-        given = composed.pop("benchmark", {})
-    rounds = OmegaConf.to_object(OmegaConf.merge(Rounds, given))
-    assert isinstance(rounds, Rounds)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        config = parse(TrainConfig, composed)
-        with open_session(config, Path(HydraConfig.get().runtime.output_dir)) as session:
+        config = parse(BenchmarkConfig, composed)
+        # Beside a run of that name, not in it: on its disk, but no run goes on from our checkpoints.
+        with (
+            TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary,
+            open_session(config, Path(temporary)) as session,
+        ):
             task, summary = open_training(config, None, session)
             network = blank_network(config.model, task.categories.num_classes, config.seed)
-            trainer = Trainer(config, network, task, session)
-            figures = {name: round(value, 4) for name, value in asdict(measure(trainer, rounds)).items()}
+            measure = {Subject.step: measure_step, Subject.saving: measure_saving}[config.benchmark.of]
+            figures = measure(Trainer(config, network, task, session), config.benchmark)
+            rounded = {name: round(value, 4) for name, value in figures.items()}
             session.console.table(
-                "benchmark", summary | {name: str(value) for name, value in figures.items()}
+                f"benchmark of {config.benchmark.of.value}",
+                summary | {name: str(value) for name, value in rounded.items()},
             )
-            if rounds.out and session.ranks.is_main:
-                write_report(Path(rounds.out), figures)
+            if config.benchmark.out and session.ranks.is_main:
+                write_report(Path(config.benchmark.out), rounded)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def measure(trainer: Trainer, rounds: Rounds) -> Figures:
-    """Run the trainer's loop and the bare one in turns."""
+def measure_step(trainer: Trainer, plan: Measurement) -> Figures:
+    """Return seconds of the trainer's step and of a bare one, and how fast the loader is alone."""
+    batches = begin(trainer)
+    trainers = repeated(partial(trainer.take_step, batches))
+    bare = repeated(bare_step(trainer, next(batches)))
+    trainers(plan.warmup)
+    bare(plan.warmup)
+    ours, bares = in_turns(trainer, plan, trainers, bare)
+    (loading,) = in_turns(trainer, plan, repeated(partial(next, batches)))
+    return {
+        "seconds a step of the trainer": statistics.median(ours),
+        "seconds a bare step": statistics.median(bares),
+        **spread("share of a step outside", [1 - b / a for a, b in zip(ours, bares, strict=True)]),
+        "images a second": trainer.global_batch / statistics.median(ours),
+        "images a second of the loader alone": trainer.global_batch / statistics.median(loading),
+    }
+
+
+def measure_saving(trainer: Trainer, plan: Measurement) -> Figures:
+    """Return how much longer steps take while a checkpoint is written, and how long its copy takes."""
+    plain = repeated(partial(trainer.take_step, begin(trainer)))
+    copies: list[float] = []
+
+    def beside_a_save(steps: int) -> None:
+        start = time.perf_counter()
+        trainer.save(None)
+        copies.append(time.perf_counter() - start)
+        plain(steps)
+
+    plain(plan.warmup)
+    besides, plains = in_turns(trainer, plan, beside_a_save, plain)
+    return {
+        "seconds a step without saving": statistics.median(plains),
+        **spread("time beside a save / without", [a / b for a, b in zip(besides, plains, strict=True)]),
+        "seconds of the copy": statistics.median(copies),
+    }
+
+
+def begin(trainer: Trainer) -> Iterator[TrainBatch]:
+    """Make ready to train as the trainer does; return its batches."""
     trainer.network.train()
-    batches = trainer.task.loader.batches(0)
     trainer.console.start(0, trainer.last_step)
-    wait = trainer.guard.read  # reading a value off the device waits for all that was queued
-
-    def trainers_step() -> None:
-        trainer.take_step(batches)
-
-    bare_step = bare_loop(trainer, next(batches))
-    for _ in range(rounds.warmup):
-        trainers_step()
-        bare_step()
-    ours, bare = [], []
-    for _ in range(rounds.rounds):
-        ours.append(timed(trainers_step, rounds.steps, wait))
-        bare.append(timed(bare_step, rounds.steps, wait))
-    loading = statistics.median(
-        timed(lambda: next(batches), rounds.steps, wait) for _ in range(rounds.rounds)
-    )
-    shares = [1 - b / a for a, b in zip(ours, bare, strict=True)]
-    return Figures(
-        trainer_seconds=statistics.median(ours),
-        bare_seconds=statistics.median(bare),
-        share_outside=statistics.median(shares),
-        share_outside_lowest=min(shares),
-        share_outside_highest=max(shares),
-        images_per_second=trainer.global_batch / statistics.median(ours),
-        loader_images_per_second=trainer.global_batch / loading,
-    )
+    return trainer.task.loader.batches(0)
 
 
-def bare_loop(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
+def bare_step(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
     """Return the least that a training step can be, on one batch."""
     step = trainer.train_step
 
-    def bare_step() -> None:
+    def take() -> None:
         with step.runtime.autocast():
             offsets, logits = step.model(step.runtime.arrange(batch.images))
         loss = step.loss(offsets, logits, batch.target_offsets, batch.labels)
@@ -122,17 +157,38 @@ def bare_loop(trainer: Trainer, batch: TrainBatch) -> Callable[[], None]:
         step.scaler.update()
         step.optimizer.zero_grad()
 
-    return bare_step
+    return take
 
 
-def timed(step: Callable[[], object], steps: int, wait: Callable[[], object]) -> float:
-    """Return seconds a step."""
-    wait()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait()
-    return (time.perf_counter() - start) / steps
+def repeated(work: Callable[[], object]) -> Work:
+    """Return what does some work so and so many times."""
+
+    def times(count: int) -> None:
+        for _ in range(count):
+            work()
+
+    return times
+
+
+def in_turns(trainer: Trainer, plan: Measurement, *works: Work) -> list[list[float]]:
+    """Do each work in each round, in turning order; return seconds a step, by work and round."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(plan.rounds):
+        sides = list(zip(works, seconds, strict=True))
+        for work, taken in sides if turn % 2 == 0 else reversed(sides):
+            trainer.saver.wait()  # for what the side before has begun
+            start = time.perf_counter()
+            work(plan.steps)
+            trainer.guard.read()  # reading a value off the device waits for all that was queued
+            taken.append((time.perf_counter() - start) / plan.steps)
+    return seconds
+
+
+def spread(name: str, values: list[float]) -> Figures:
+    """Return median, quartiles and extremes under names of their own."""
+    low, median, high = statistics.quantiles(values, n=4)
+    extremes = {f"{name}, lowest": min(values), f"{name}, highest": max(values)}
+    return {name: median, f"{name}, lower quartile": low, f"{name}, upper quartile": high, **extremes}
 
 
 if __name__ == "__main__":
