@@ -31,6 +31,7 @@ def main(composed: DictConfig) -> None:
             saved = newest_checkpoint(session)
             task, summary = open_training(config, saved, session)
             trainer, origin = start_or_resume(config, saved, task, session)
+            del saved  # a copy of weights and momenta that nobody needs any more
             session.console.table(f"{config.name} → {folder}", summary | derived_numbers(trainer, origin))
             trainer.fit()
     except UserError as error:

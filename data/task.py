@@ -2,7 +2,6 @@
 
 import os
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example
 from ssd.runtime import Runtime
 from ssd.training.resume import images_per_rank
+from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 from ssd.training.task import Task
 
@@ -26,7 +26,7 @@ _DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… li
 
 
 def open_training(
-    config: TrainConfig, saved: dict[str, Any] | None, session: Session
+    config: TrainConfig, saved: SavedRun | None, session: Session
 ) -> tuple[Task, dict[str, str]]:
     """Read both annotation files and build this rank's input; return it with rows for the start-up table.
 
@@ -51,9 +51,7 @@ def open_training(
     return task, {"training images": describe(train), "validation images": describe(val)}
 
 
-def _trainable(
-    data: DataConfig, saved: dict[str, Any] | None, session: Session
-) -> tuple[CocoIndex, list[int]]:
+def _trainable(data: DataConfig, saved: SavedRun | None, session: Session) -> tuple[CocoIndex, list[int]]:
     """Read the training annotations without the images whose files are bad; list these images' ids.
 
     A resumed run leaves out what it left out from the start, so that it sees the same data: what has turned
@@ -63,7 +61,7 @@ def _trainable(
     index = read_index(
         data.locate("train_annotations"), data.locate("train_images"), selection, cache_folder(data.cache)
     )
-    excluded: list[int] = saved["excluded_images"] if saved else []
+    excluded: list[int] = saved.excluded_images if saved else []
     bad = _find_bad(index, data, session)
     new = {image_id: why for image_id, why in bad.items() if image_id not in excluded}
     if data.on_bad_image is OnBadImage.fail:

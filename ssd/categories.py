@@ -1,6 +1,7 @@
 """Which label means which category."""
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from .errors import UserError
 
@@ -23,6 +24,15 @@ class Categories:
     def num_classes(self) -> int:
         """Classes of the network, background included."""
         return len(self.ids) + 1
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return ids and names as a checkpoint holds them."""
+        return {"ids": list(self.ids), "names": list(self.names)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """Make them of what `as_plain` returned."""
+        return cls(tuple(plain["ids"]), tuple(plain["names"]))
 
     def id_of(self, label: int) -> int:
         """Return the annotation file's category id of a label ≥ 1."""

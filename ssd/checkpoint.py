@@ -83,11 +83,6 @@ def write(path: Path, state: dict[str, Any]) -> None:
     _publish(_sealed(content.getbuffer()), path)
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a checkpoint with the same promise as `write`."""
-    _publish(source.read_bytes(), target)
-
-
 def _sealed(archive: memoryview) -> bytes:
     """Append the checksum of everything before it as the zip archive's comment."""
     assert archive[-_ZIP_END_SIZE:][: len(_ZIP_END)] == _ZIP_END, "torch.save wrote no plain zip archive"

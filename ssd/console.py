@@ -9,8 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .batches import EvaluationBatch, EvaluationLoader
-
 Item = TypeVar("Item")
 
 
@@ -65,10 +63,6 @@ class RunConsole:
             self._progress.update(self._task, figures=text)
         else:
             self.say(f"epoch {record['epoch']} step {step}/{self._steps} · {text}")
-
-    def track(self, batches: EvaluationLoader, title: str) -> Iterator[EvaluationBatch]:
-        """Pass an evaluation's batches on, showing how far it is."""
-        return self.follow(batches, len(batches), title)
 
     def follow(self, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
         """Pass items on, showing how many of the total it were; without a bar, say that it began."""

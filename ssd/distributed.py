@@ -15,6 +15,7 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from .config import ConfigError, Device
+from .errors import UserError
 
 Value = TypeVar("Value")
 
@@ -54,6 +55,17 @@ class Ranks:
         highest = torch.tensor(value)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.cpu_group)
         return int(highest)
+
+    def agree(self, error: UserError | None, value: int = 0) -> int:
+        """Return the highest of all ranks' values where no rank has an error, waiting for no device.
+
+        Where one has, every rank raises: that one its own, the others a UserError that sends to it.
+        """
+        failed = 1 << 32  # above any value
+        highest = self.highest(failed if error else value)
+        if highest == failed:
+            raise error or UserError("another rank can't go on; its message says why")
+        return highest
 
     def gather(self, value: Value) -> list[Value]:
         """Collect one Python object of every rank, in rank order, on every rank."""

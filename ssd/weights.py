@@ -48,5 +48,5 @@ def load_weights(path: Path) -> Weights:
     num_classes = model["logit_heads.0.weight"].shape[0] // 4
     if not ours:
         return Weights(model, backbone, num_classes, None, None)
-    categories = Categories(tuple(state["categories"]["ids"]), tuple(state["categories"]["names"]))
+    categories = Categories.from_plain(state["categories"])
     return Weights(model, backbone, num_classes, categories, state["config"])

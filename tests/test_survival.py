@@ -105,6 +105,28 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_ends_by_itself(bench: Bench
     assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
 
 
+def test_a_picture_that_one_rank_cannot_read_in_an_evaluation_ends_all_with_the_step_saved(
+    bench: Bench, uninterrupted: str
+):
+    name = "unreadable"
+    annotations = json.loads((bench.data / "annotations" / "instances_val2017.json").read_text())
+    path = bench.data / "val2017" / annotations["images"][2]["file_name"]  # batches of two: it is rank 1's
+    content = path.read_bytes()
+    path.write_bytes(content[:200])
+    try:
+        result = bench.train(name, "data.check=off", ranks=2)
+    finally:
+        path.write_bytes(content)
+    assert result.returncode != 0
+    assert str(path) in result.stderr
+    assert "error: another rank can't go on; its message says why" in result.stderr
+    assert "Connection closed" not in result.stderr
+    assert [file.name for file in saved_steps(bench.folder / name / "checkpoints")] == ["step_00000006.pt"]
+    succeeded(bench.train(name, ranks=2))
+    assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
+    assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
+
+
 def test_a_rank_that_hangs_ends_the_run_and_its_peers_show_where_they_wait(bench: Bench):
     name = "hanging"
     short = (

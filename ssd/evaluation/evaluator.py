@@ -1,6 +1,6 @@
 """Running a detector over a validation set, on every rank, and scoring what all of them found."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from ssd.categories import Categories
 from ssd.console import RunConsole
 from ssd.detect import Detections, detect
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.evaluation.coco import coco_numbers
 from ssd.runtime import Runtime
 
@@ -64,17 +65,17 @@ class Evaluator:
         runtime: Runtime,
         ranks: Ranks,
         console: RunConsole,
-        before_round: Callable[[], None] = lambda: None,
+        agree: Callable[[UserError | None], object] | None = None,
     ) -> Evaluation:
         """Evaluate; every rank calls this. The network is left in the mode it came in.
 
-        before_round: called equally often by all ranks, before each batch and where others have one more;
-        what it raises ends the evaluation.
+        agree: asks all ranks whether to go on, before each batch and where others have one more, given what
+        kept this rank from reading its own; what it raises, on every rank, ends the evaluation. By default
+        Ranks.agree: a batch that one rank can't read is an error on all.
         """
-        rounds = ranks.highest(len(self.loader))
-        rows = self._detect_own_share(network, runtime, console, before_round)
-        for _ in range(rounds - len(self.loader)):
-            before_round()
+        title = f"evaluating {self.images} images"
+        batches = self._agreed_batches(ranks.highest(len(self.loader)), agree or ranks.agree)
+        rows = self._detect(network, runtime, console.follow(batches, len(self.loader), title))
         gathered = np.concatenate([np.empty((0, 7)), *ranks.gather_on_main(rows)])
         # By image, so that equal scores stand in the same order whatever rank found them.
         gathered = gathered[np.argsort(gathered[:, 0], kind="stable")]
@@ -84,8 +85,23 @@ class Evaluator:
 
         return Evaluation(ranks.on_main(score, self.timeout), gathered)
 
-    def _detect_own_share(
-        self, network: nn.Module, runtime: Runtime, console: RunConsole, before_round: Callable[[], None]
+    def _agreed_batches(
+        self, rounds: int, agree: Callable[[UserError | None], object]
+    ) -> Iterator[EvaluationBatch]:
+        """Yield this rank's batches while every rank can go on."""
+        batches = iter(self.loader)
+        for _ in range(rounds):
+            batch, error = None, None
+            try:
+                batch = next(batches, None)
+            except UserError as own_error:
+                error = own_error
+            agree(error)
+            if batch is not None:
+                yield batch
+
+    def _detect(
+        self, network: nn.Module, runtime: Runtime, batches: Iterable[EvaluationBatch]
     ) -> NDArray[np.float64]:
         boxes = default_boxes().to(runtime.device)
         category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
@@ -93,8 +109,7 @@ class Evaluator:
         network.eval()
         rows = [np.empty((0, 7))]
         with torch.inference_mode():
-            for batch in console.track(self.loader, f"evaluating {self.images} images"):
-                before_round()
+            for batch in batches:
                 with runtime.autocast():
                     offsets, logits = network(runtime.arrange(batch.images))
                 rows.append(result_rows(batch, detect(offsets, logits, boxes), category_ids))

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ssd.checkpoint import CheckpointError, load_run, saved_steps, set_aside
+from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 
 CHOOSING_TIMEOUT = timedelta(minutes=10)
 
 
-def newest_checkpoint(session: Session) -> dict[str, Any] | None:
+def newest_checkpoint(session: Session) -> SavedRun | None:
     """Return a run's newest good checkpoint, the same on all ranks; None where the run has not begun.
 
     Newer ones that are damaged are named and kept under another name. best.pt counts as the oldest.
@@ -20,7 +21,8 @@ def newest_checkpoint(session: Session) -> dict[str, Any] | None:
     chosen = session.ranks.on_main(lambda: _choose(folder), CHOOSING_TIMEOUT)
     session.console.say(*chosen["broken"])
     if chosen["path"]:
-        return load_run(Path(chosen["path"]))
+        path = Path(chosen["path"])
+        return SavedRun.from_plain(load_run(path), path)
     if chosen["broken"]:
         raise CheckpointError(
             "no checkpoint of the run is good: "

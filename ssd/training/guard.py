@@ -1,5 +1,6 @@
 """Noticing steps that could not be taken, without the host waiting for the device in any step."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,11 @@ class BadSteps:
     step: int
     localization: float
     confidence: float
+
+    @property
+    def has_finite_loss(self) -> bool:
+        """Tell whether that rank's own loss was finite, so that its gradients or another's were not."""
+        return math.isfinite(self.localization + self.confidence)
 
 
 class FiniteGuard:

@@ -1,14 +1,18 @@
-"""The network of a run: what its weights start from."""
+"""The network of a run: what its weights start from, and how it is wrapped to be trained."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torchvision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssd.categories import Categories
 from ssd.checkpoint import load_file
 from ssd.coco_categories import COCO
-from ssd.config import ConfigError, ModelConfig, require
+from ssd.config import ConfigError, ModelConfig, RuntimeConfig, require
+from ssd.distributed import Ranks
 from ssd.model import SSD300
 from ssd.weights import load_weights
 
@@ -35,6 +39,21 @@ def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
     if config.freeze_batchnorm:
         network.freeze_batchnorm()
     return network
+
+
+def as_trained(network: nn.Module, config: RuntimeConfig, ranks: Ranks) -> nn.Module:
+    """Return the network as training calls it: compiled where configured, in DDP where there are ranks."""
+    model = cast(nn.Module, torch.compile(network)) if config.compile else network
+    if ranks.world_size == 1:
+        return model
+    # DDP rebuilds its buckets after a process's first step, and from then on sums over 3 and more ranks in
+    # another order: a resumed run would differ by rounding. Looking for unused parameters forbids it.
+    return DistributedDataParallel(
+        model,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=config.deterministic,
+    )
 
 
 def _load_imagenet(network: SSD300, config: ModelConfig) -> None:

@@ -15,6 +15,7 @@ from ssd.training.session import Session
 
 # Far below what fp16 training needs; there only when gradients overflow step after step.
 SMALLEST_LOSS_SCALE = 2.0**-10
+NAMED_IMAGES = 8  # in a message; the file beside it has them all
 
 
 class NonFinitePolicy:
@@ -52,6 +53,8 @@ class NonFinitePolicy:
     def _report(self, step: int, met: dict[int, BadSteps], loader: TrainLoader) -> str:
         """Write what the step consisted of into the run's folder, on rank 0, and return a line about it."""
         contents = loader.contents(step)
+        # Where one rank's loss is not finite all ranks' gradients are NaN: the others have no part in it.
+        met = {rank: bad for rank, bad in met.items() if not bad.has_finite_loss} or met
         losses = "; ".join(
             f"rank {rank}: localisation {bad.localization}, confidence {bad.confidence}"
             for rank, bad in met.items()
@@ -60,10 +63,11 @@ class NonFinitePolicy:
         where = ""
         if self._session.ranks.is_main:
             where = "; " + _write(path, {"step": step, "losses": losses, "images": contents})
-        ids = [image["image_id"] for image in contents]
+        share = len(contents) // self._session.ranks.world_size
+        suspects = [contents[rank * share + place]["image_id"] for rank in met for place in range(share)]
         return (
             f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
-            f"image ids {ids}{where})"
+            f"image ids {_some(suspects)}{where})"
         )
 
     def _act(self, message: str) -> None:
@@ -89,9 +93,14 @@ class NonFinitePolicy:
                 "training.on_nonfinite=rollback: there is no checkpoint yet; give a smaller "
                 "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
             )
-        self._state.restore_learned(saved)
-        step: int = saved["step"]
-        return step
+        self._state.restore_learned(saved.captured)
+        return saved.step
+
+
+def _some(ids: list[int]) -> str:
+    """Name the first few."""
+    more = len(ids) - NAMED_IMAGES
+    return ", ".join(map(str, ids[:NAMED_IMAGES])) + (f" and {more} more" if more > 0 else "")
 
 
 def _write(path: Path, content: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from ssd.checkpoint import CheckpointError
 from ssd.config import ConfigError, TrainConfig, require
 from ssd.distributed import Ranks
 from ssd.training.meter import LossMeter
+from ssd.training.saved_run import SavedRun
 
 # Everything else may differ: where the data lie, device, logging, evaluation, checkpoints, how long to train.
 SHAPING = {
@@ -35,7 +36,7 @@ def shaping_values(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
             values[section] = config[section]
             continue
         for key in keys or config[section]:
-            values[f"{section}.{key}"] = config[section][key]
+            values[f"{section}.{key}"] = config[section].get(key)  # an older checkpoint may not have it
     return values
 
 
@@ -58,7 +59,7 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], override: lis
         )
 
 
-def images_per_rank(config: TrainConfig, saved: dict[str, Any] | None, ranks: Ranks) -> int:
+def images_per_rank(config: TrainConfig, saved: SavedRun | None, ranks: Ranks) -> int:
     """Return how many images of a step each rank takes: data.batch_size when a run begins.
 
     A resumed run keeps its global batch, however many ranks share it now, unless resume.override names
@@ -66,7 +67,7 @@ def images_per_rank(config: TrainConfig, saved: dict[str, Any] | None, ranks: Ra
     """
     if saved is None or "data.batch_size" in config.resume.override:
         return config.data.batch_size
-    global_batch: int = saved["global_batch"]
+    global_batch = saved.global_batch
     working = [n for n in range(1, global_batch // 2 + 1) if global_batch % n == 0]
     if ranks.world_size not in working:
         raise ConfigError(

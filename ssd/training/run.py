@@ -1,20 +1,19 @@
 """A run as its folder has it: started, or gone on with after its newest good checkpoint."""
 
-from typing import Any
-
 from ssd.compose import as_plain
 from ssd.config import TrainConfig
 from ssd.training.network import blank_network, build_network
 from ssd.training.resume import check_same_run, shaping_values
+from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 from ssd.training.task import Task
 from ssd.training.trainer import Trainer
 
 
 def start_or_resume(
-    config: TrainConfig, saved: dict[str, Any] | None, task: Task, session: Session
+    config: TrainConfig, saved: SavedRun | None, task: Task, session: Session
 ) -> tuple[Trainer, str]:
-    """Make the trainer of a run, at its first step or where its checkpoint was saved, which is emptied.
+    """Make the trainer of a run, at its first step or where its checkpoint was saved.
 
     Returns it and what its weights come from. Raises CheckpointError where the checkpoint is of a run shaped
     by other values.
@@ -26,17 +25,16 @@ def start_or_resume(
     network = blank_network(config.model, task.categories.num_classes, config.seed)
     trainer = Trainer(config, network, task, session)
     trainer.resume(saved)
-    saved.clear()  # a copy of weights and momenta that nobody needs any more
     session.console.say(f"resuming {config.name!r} after step {trainer.step}")
     return trainer, f"the run's own checkpoint after step {trainer.step}"
 
 
-def _check_same_run(config: TrainConfig, saved: dict[str, Any], task: Task, session: Session) -> None:
-    now, was = as_plain(config), saved["config"]
-    if session.ranks.world_size != saved["world_size"]:  # the global batch stays, whatever a rank's was to be
-        was["data"]["batch_size"] = config.data.batch_size
+def _check_same_run(config: TrainConfig, saved: SavedRun, task: Task, session: Session) -> None:
+    now, was = as_plain(config), saved.config
+    if session.ranks.world_size != saved.world_size:  # the global batch stays, whatever a rank's was to be
+        was = was | {"data": was["data"] | {"batch_size": config.data.batch_size}}
     check_same_run(
-        shaping_values(was, saved["fingerprint"]),
+        shaping_values(was, saved.fingerprint),
         shaping_values(now, task.fingerprint),
         config.resume.override,
         config.name,

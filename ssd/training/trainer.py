@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ssd.batches import TrainBatch
-from ssd.checkpoint import FORMAT, CheckpointError, package_versions
+from ssd.checkpoint import package_versions
 from ssd.compose import as_plain, as_yaml
 from ssd.config import OnError, Precision, TrainConfig
 from ssd.errors import UserError
@@ -21,16 +18,16 @@ from ssd.training.batch_picture import batch_picture
 from ssd.training.guard import FiniteGuard
 from ssd.training.log import RunLog
 from ssd.training.meter import LossMeter, Stopwatch
+from ssd.training.network import as_trained
 from ssd.training.nonfinite import NonFinitePolicy
 from ssd.training.optimizer import build_optimizer, build_schedule
 from ssd.training.replicas import compare_replicas
 from ssd.training.resume import TrainState
-from ssd.training.saver import CheckpointSaver, host_copy
+from ssd.training.saved_run import SavedRun
+from ssd.training.saver import CheckpointSaver
 from ssd.training.session import Session
 from ssd.training.step import TrainStep
 from ssd.training.task import Task
-
-UNREADABLE = 1000  # what a rank says instead of a signal's number when it has no batch
 
 
 class Trainer:
@@ -55,16 +52,18 @@ class Trainer:
         )
         self.state = TrainState(self.network, optimizer, scaler, self.meter, self.ranks)
         self.train_step = TrainStep(
-            self._wrapped(), optimizer, scaler, self.guard, self.runtime, MultiBoxLoss()
+            as_trained(self.network, config.runtime, self.ranks),
+            optimizer,
+            scaler,
+            self.guard,
+            self.runtime,
+            MultiBoxLoss(),
         )
-        self.saver = CheckpointSaver(session.folder / "checkpoints", config.checkpoint.keep)
+        self.saver = CheckpointSaver(config.checkpoint, session)
         self.nonfinite = NonFinitePolicy(config.training, session, self.state, self.saver)
         self.step = 0
-        self._saved_step: int | None = None
         self._overdue = False  # the evaluation after `step` is still to be done
         self._log: RunLog | None = None  # rank 0's, while training
-        self.best: dict[str, Any] | None = None  # AP and step of the evaluation that best.pt is of
-        self._best_before: dict[str, Any] | None = None
         self._known_bad: set[int] = set()
 
     @property
@@ -73,14 +72,14 @@ class Trainer:
         steps = self.config.schedule.epochs * self.task.loader.steps_per_epoch
         return min(steps, self.config.schedule.max_steps or steps)
 
-    def resume(self, saved: dict[str, Any]) -> None:
+    def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
-        self.state.restore(saved)
-        self.step = self._saved_step = saved["step"]
-        self.best = saved["best"]
-        self.nonfinite.count = saved["nonfinite_steps"]
-        self._known_bad = set(saved["bad_images"])
-        self._overdue = self._evaluation_is_due() and saved["numbers"] is None
+        self.state.restore(saved.captured)
+        self.saver.resume(saved)
+        self.step = saved.step
+        self.nonfinite.count = saved.nonfinite_steps
+        self._known_bad = set(saved.bad_images)
+        self._overdue = self._evaluation_is_due() and saved.numbers is None
 
     def fit(self) -> None:
         """Train from the current step to the last one, leaving everything in the run's folder.
@@ -98,6 +97,7 @@ class Trainer:
         try:
             self._train()
         finally:
+            self.saver.close()
             if self._log:
                 self._log.close()
 
@@ -113,7 +113,7 @@ class Trainer:
         while self.step < self.last_step:
             self.take_step(batches)
             self._do_what_is_due()
-        self._finish_saving()
+        self.saver.finish()
 
     def take_step(self, batches: Iterator[TrainBatch]) -> None:
         """Take the next step on the next batch."""
@@ -132,20 +132,22 @@ class Trainer:
 
         The ranks agree in every step, over a CPU group: no device is waited for. Else all save and raise.
         """
-        batch, error = None, UserError("another rank could not read its batch; it says which file")
+        batch, error = None, None
         try:
             with self.stopwatch.waiting():
                 batch = next(batches)
         except UserError as own_error:
             error = own_error
-        asked = self.ranks.highest(self.session.signals.received if batch else UNREADABLE)
-        if batch is not None and not asked:
+        try:
+            asked = self.ranks.agree(error, self.session.signals.received)
+        except UserError:
+            self._save_unless_saved()
+            raise
+        if not asked:
+            assert batch is not None  # for no rank had an error
             return batch
-        if self.step != self._saved_step and (self.step or asked == UNREADABLE):
-            self.save(None)
-        self._finish_saving()
-        if asked == UNREADABLE:
-            raise error
+        if self.step:
+            self._save_unless_saved()
         raise self.session.signals.leave(self.step, asked)
 
     def _do_what_is_due(self) -> None:
@@ -187,11 +189,7 @@ class Trainer:
     def _check_health(self) -> None:
         """Tell all ranks what any of them met since the last time, and do what the config says about it."""
         self.nonfinite.check(self.guard, self.task.loader, self.schedule)
-        for failure in filter(None, self.ranks.gather(self.saver.take_failure())):
-            self.best = self._best_before
-            if self.config.checkpoint.on_error is OnError["fail"]:
-                raise CheckpointError(f"{failure}; checkpoint.on_error=continue would train on without")
-            self.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
+        self.saver.check()
         for bad_images in self.ranks.gather(self.task.loader.bad_images()):
             for image_id, reason in bad_images.items():
                 if image_id not in self._known_bad:
@@ -216,50 +214,45 @@ class Trainer:
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         self.save(result.numbers)
 
-    def _leave_if_asked(self) -> None:
-        """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved."""
-        asked = self.ranks.highest(self.session.signals.received)
+    def _leave_if_asked(self, error: UserError | None) -> None:
+        """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved.
+
+        error: what kept this rank from its next batch; it is raised then, and on the others one like it.
+        """
+        asked = self.ranks.agree(error, self.session.signals.received)
         # Rank 0 may compute COCO's numbers next while the others wait for it.
         self.session.watchdog.alive(timedelta(minutes=self.config.evaluation.timeout_minutes))
         if asked:
-            self._finish_saving()
+            self._save_unless_saved()
             raise self.session.signals.leave(self.step, asked)
 
     def save(self, numbers: dict[str, float] | None) -> None:
         """Copy the state and begin to write it; best.pt too where this evaluation is the best so far."""
-        self.saver.wait()  # for what it has to tell: what it could not write as the best isn't the best
+        self.saver.wait()  # for what it has to tell
         self._check_health()
-        self._best_before = self.best
-        is_best = numbers is not None and (self.best is None or numbers["AP"] > self.best["AP"])
-        if numbers is not None and is_best:
-            self.best = {"AP": numbers["AP"], "step": self.step}
-        state = {
-            "format": FORMAT,
-            "step": self.step,
-            "epoch": self._epoch_of_last_step(),
-            "config": as_plain(self.config),
-            "world_size": self.ranks.world_size,
-            "global_batch": self.global_batch,
-            "fingerprint": self.task.fingerprint,
-            "categories": {"ids": list(self.task.categories.ids), "names": list(self.task.categories.names)},
-            "excluded_images": self.task.excluded,
-            "bad_images": sorted(self._known_bad),
-            "nonfinite_steps": self.nonfinite.count,
-            "versions": package_versions(),
-            "numbers": numbers,
-            "best": self.best,
-            **self.state.capture(),
-        }
-        self._saved_step = self.step
-        if self.ranks.is_main:
-            self.saver.save(self.step, host_copy(state), is_best)
+        saved = SavedRun(
+            step=self.step,
+            epoch=self._epoch_of_last_step(),
+            config=as_plain(self.config),
+            world_size=self.ranks.world_size,
+            global_batch=self.global_batch,
+            fingerprint=self.task.fingerprint,
+            categories=self.task.categories,
+            excluded_images=self.task.excluded,
+            bad_images=sorted(self._known_bad),
+            nonfinite_steps=self.nonfinite.count,
+            versions=package_versions(),
+            numbers=numbers,
+            best=None,  # known where it is written
+            captured=self.state.capture(),
+        )
+        self.saver.save(saved)
 
-    def _finish_saving(self) -> None:
-        """Wait for the last checkpoint; raise CheckpointError on all ranks where it isn't on disk."""
-        self.saver.wait()
-        self.session.watchdog.alive()
-        for failure in filter(None, self.ranks.gather(self.saver.take_failure())):
-            raise CheckpointError(f"{failure}; the steps since the checkpoint before are lost")
+    def _save_unless_saved(self) -> None:
+        """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""
+        if self.saver.step != self.step:
+            self.save(None)
+        self.saver.finish()
 
     def _open_log(self) -> RunLog | None:
         if not self.ranks.is_main:
@@ -280,18 +273,3 @@ class Trainer:
 
     def _epoch_of_last_step(self) -> int:
         return max(self.step - 1, 0) // self.task.loader.steps_per_epoch
-
-    def _wrapped(self) -> nn.Module:
-        """Return the network as it is trained: compiled where configured, in DDP where there are ranks."""
-        model: nn.Module = self.network
-        if self.config.runtime.compile:
-            model = cast(nn.Module, torch.compile(model))
-        if self.ranks.world_size == 1:
-            return model
-        ids = [self.runtime.device] if self.runtime.device.type == "cuda" else None
-        # DDP rebuilds its buckets after a process's first step, and from then on sums over 3 and more ranks
-        # in another order: a resumed run would differ by rounding. Looking for unused parameters forbids it.
-        steady = self.config.runtime.deterministic
-        return DistributedDataParallel(
-            model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=steady
-        )

@@ -1,15 +1,18 @@
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 
-from ssd.checkpoint import CheckpointError, copy, saved_steps, step_file, write
+from ssd.categories import Categories
+from ssd.checkpoint import CheckpointError, load_run, saved_steps, step_file, write
 from ssd.compose import as_plain
 from ssd.config import ConfigError, DataConfig, ResumeConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.resume import check_same_run, images_per_rank, shaping_values
+from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 
 pytestmark = pytest.mark.unit
@@ -97,32 +100,65 @@ def test_an_override_that_means_nothing_is_refused():
         compare(CONFIG, override=("optimizer.momentun",))
 
 
-def checkpoint_of(world_size: int, global_batch: int) -> dict:
-    return {"world_size": world_size, "global_batch": global_batch}
+def saved_run(step: int = 4, world_size: int = 1, global_batch: int = 4) -> SavedRun:
+    return SavedRun(
+        step=step,
+        epoch=0,
+        config=CONFIG,
+        world_size=world_size,
+        global_batch=global_batch,
+        fingerprint="f",
+        categories=Categories((7, 3), ("cat", "dog")),
+        excluded_images=[5],
+        bad_images=[],
+        nonfinite_steps=2,
+        versions={"torch": "2"},
+        numbers={"AP": 0.25},
+        best=None,
+        captured={"model": {"weight": torch.ones(2)}, "optimizer": {}, "scaler": {}, "ranks": []},
+    )
 
 
 def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks():
     config = TrainConfig(name="x", data=DataConfig(batch_size=32))
     for world_size, share in ((1, 12), (3, 4), (6, 2)):
         ranks = Ranks(torch.device("cpu"), world_size=world_size)
-        assert images_per_rank(config, checkpoint_of(2, 12), ranks) == share
+        assert images_per_rank(config, saved_run(world_size=2, global_batch=12), ranks) == share
     same = Ranks(torch.device("cpu"), world_size=2)
-    assert images_per_rank(config, checkpoint_of(2, 12), same) == 6
+    assert images_per_rank(config, saved_run(world_size=2, global_batch=12), same) == 6
     assert images_per_rank(config, None, same) == 32
     override = TrainConfig(name="x", data=config.data, resume=ResumeConfig(override=["data.batch_size"]))
-    assert images_per_rank(override, checkpoint_of(2, 12), same) == 32
+    assert images_per_rank(override, saved_run(world_size=2, global_batch=12), same) == 32
 
 
 @pytest.mark.parametrize("world_size", [5, 12, 24])
 def test_ranks_that_cannot_share_the_global_batch_are_told_which_numbers_can(world_size: int):
     ranks = Ranks(torch.device("cpu"), world_size=world_size)
     with pytest.raises(ConfigError, match=r"Numbers of ranks that work: 1, 2, 3, 4, 6$"):
-        images_per_rank(TrainConfig(name="x"), checkpoint_of(2, 12), ranks)
+        images_per_rank(TrainConfig(name="x"), saved_run(world_size=2, global_batch=12), ranks)
 
 
 def save_steps(folder: Path, steps: list[int]) -> None:
     for step in steps:
-        write(step_file(folder / "checkpoints", step), {"format": 1, "step": step})
+        write(step_file(folder / "checkpoints", step), saved_run(step).as_plain())
+
+
+def test_a_saved_run_comes_out_of_its_file_as_it_went_in(tmp_path: Path):
+    path = step_file(tmp_path, 4)
+    write(path, saved_run().as_plain())
+    read = SavedRun.from_plain(load_run(path), path)
+    assert torch.equal(read.captured["model"].pop("weight"), torch.ones(2))
+    expected = saved_run()
+    expected.captured["model"].clear()
+    assert read == expected
+
+
+def test_a_checkpoint_of_another_version_is_named_with_what_it_lacks(session: Session):
+    plain = saved_run().as_plain()
+    del plain["bad_images"], plain["scaler"]
+    write(step_file(session.folder / "checkpoints", 4), plain)
+    with pytest.raises(CheckpointError, match=r"step_00000004\.pt lacks bad_images, scaler: another version"):
+        newest_checkpoint(session)
 
 
 def test_the_newest_good_checkpoint_is_taken_and_damaged_ones_are_kept_aside(session: Session):
@@ -133,7 +169,7 @@ def test_the_newest_good_checkpoint_is_taken_and_damaged_ones_are_kept_aside(ses
         path.write_bytes(path.read_bytes()[:-1])
     saved = newest_checkpoint(session)
     assert saved is not None
-    assert saved["step"] == 4
+    assert saved.step == 4
     assert [path.name for path in saved_steps(folder)] == ["step_00000002.pt", "step_00000004.pt"]
     assert sorted(path.name for path in folder.glob("*.broken")) == [
         "step_00000006.pt.broken",
@@ -144,12 +180,12 @@ def test_the_newest_good_checkpoint_is_taken_and_damaged_ones_are_kept_aside(ses
 def test_the_best_checkpoint_is_the_last_resort(session: Session):
     folder = session.folder / "checkpoints"
     save_steps(session.folder, [2, 4])
-    copy(step_file(folder, 2), folder / "best.pt")
+    shutil.copy(step_file(folder, 2), folder / "best.pt")
     for step in (2, 4):
         step_file(folder, step).write_bytes(b"")
     saved = newest_checkpoint(session)
     assert saved is not None
-    assert saved["step"] == 2
+    assert saved.step == 2
 
 
 def test_a_run_without_a_good_checkpoint_does_not_start_over(session: Session):

@@ -3,6 +3,7 @@
 import errno
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,14 @@ def records(session: Session) -> list[dict[str, Any]]:
 
 
 class FullDisk:
-    """Writes of checkpoints that fail while it is full."""
+    """Writes of checkpoints that fail while it is full; `full` may name the one file without room."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.full, write = True, ssd.training.saver.write
+        self.full: bool | str = True
+        write = ssd.training.saver.write
 
         def attempt(path: Path, state: dict[str, Any]) -> None:
-            if self.full:
+            if self.full in (True, path.name):
                 raise OSError(errno.ENOSPC, "No space left on device")
             write(path, state)
 
@@ -232,7 +234,7 @@ def poisoned_trainer(config: TrainConfig, session: Session, steps: set[int]) -> 
 
 def test_a_bad_step_stops_the_run_and_leaves_its_images_and_boxes(demo: Path, session: Session):
     trainer = poisoned_trainer(config(demo), session, {1})
-    with pytest.raises(NonFiniteError, match=r"step after 1, which was not taken .*image ids \[\d+, \d+\]"):
+    with pytest.raises(NonFiniteError, match=r"step after 1, which was not taken .*image ids \d+, \d+; "):
         trainer.fit()
     assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [1]
     left = json.loads((session.folder / "nonfinite" / "step_00000001.json").read_text())
@@ -257,16 +259,27 @@ def test_skipping_a_bad_step_leaves_the_weights_of_the_steps_around_it(
     assert [loss is None for loss in losses] == [False, True, False]
 
 
-def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(demo: Path, session: Session):
-    policy = TrainingConfig(on_nonfinite=OnNonfinite.rollback)
-    seldom = CheckpointConfig(every_steps=1, keep=9)
-    trainer = poisoned_trainer(
-        config(demo, training=policy, checkpoint=seldom, logging=LoggingConfig(every_steps=3)), session, {2}
+def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
+    demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
+):
+    """Step 3 is taken, step 4 is bad: the weights after it are those of the checkpoint after step 2."""
+    given = config(
+        demo,
+        training=TrainingConfig(on_nonfinite=OnNonfinite.rollback),
+        checkpoint=CheckpointConfig(every_steps=2, keep=9),
+        logging=LoggingConfig(every_steps=4),
+        schedule=ScheduleConfig(epochs=1, max_steps=STEPS),
     )
-    trainer.fit()
-    saved = [load_run(path) for path in saved_steps(session.folder / "checkpoints")]
-    assert [each["step"] for each in saved] == [1, 2, 3]
-    assert same(saved[2]["model"], saved[1]["model"])
+    poisoned_trainer(given, session, {3}).fit()
+    before, after = (load_run(path) for path in saved_steps(session.folder / "checkpoints"))
+    assert (before["step"], after["step"]) == (2, 4)
+    assert same(after["model"], before["model"])
+    momenta = [
+        {str(key): entry["momentum_buffer"] for key, entry in saved["optimizer"]["state"].items()}
+        for saved in (before, after)
+    ]
+    assert same(*momenta)
+    assert "weights and momenta are those after step 2 again; going on (1" in capsys.readouterr().out
 
 
 def test_rolling_back_needs_a_checkpoint(demo: Path, session: Session):
@@ -332,8 +345,72 @@ def test_what_could_not_be_written_as_the_best_is_not_the_best(
     disk.full = False
     trainer.save({"AP": 0.3})  # better than what is on disk
     trainer.saver.wait()
-    assert trainer.best == {"AP": 0.3, "step": 3}
+    assert trainer.saver.best == {"AP": 0.3, "step": 3}
     assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": 0.3}
+
+
+def test_the_best_stays_the_best_where_only_its_steps_file_could_not_be_written(
+    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    disk = FullDisk(monkeypatch)
+    disk.full = "step_00000001.pt"
+    going_on = CheckpointConfig(every_steps=1, keep=1, on_error=OnError["continue"])
+    trainer = open_trainer(config(demo, checkpoint=going_on), session)
+    for trainer.step, ap in ((1, 0.9), (2, 0.3)):
+        trainer.save({"AP": ap})
+    trainer.saver.wait()
+    assert trainer.saver.best == {"AP": 0.9, "step": 1}
+    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": 0.9}
+    assert load_run(saved_steps(session.folder / "checkpoints")[-1])["best"] == {"AP": 0.9, "step": 1}
+
+
+def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run(
+    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    write = ssd.training.saver.write
+
+    def slowly(path: Path, state: dict[str, Any]) -> None:
+        time.sleep(1)
+        write(path, state)
+
+    monkeypatch.setattr(ssd.training.saver, "write", slowly)
+    stopping = config(demo, logging=LoggingConfig(every_steps=2), checkpoint=CheckpointConfig(every_steps=1))
+    trainer = open_trainer(stopping, session)
+
+    def fails(*_: Any) -> None:
+        if trainer.step == 1:
+            raise ZeroDivisionError
+        take_step(*_)
+
+    take_step, trainer.take_step = trainer.take_step, fails  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [1]
+
+
+def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
+    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    disk = FullDisk(monkeypatch)
+    given = config(
+        demo,
+        schedule=ScheduleConfig(epochs=1),
+        checkpoint=CheckpointConfig(every_epochs=None, on_error=OnError["continue"]),
+    )
+    trainer = open_trainer(given, session)
+    agree = trainer._leave_if_asked
+
+    def room_and_a_signal(error: UserError | None) -> None:
+        disk.full = False
+        signal.raise_signal(signal.SIGTERM)
+        agree(error)
+
+    monkeypatch.setattr(trainer, "_leave_if_asked", room_and_a_signal)
+    with pytest.raises(Preempted):
+        trainer.fit()
+    left = json.loads((session.folder / FILE).read_text())
+    (path,) = saved_steps(session.folder / "checkpoints")
+    assert load_run(path)["step"] == left["step"] == trainer.last_step
 
 
 def test_killed_between_best_and_its_step_the_evaluation_is_done_again(
