@@ -1,10 +1,11 @@
 """scripts/benchmark.py as a user starts it, in the shortest way."""
 
 import json
+import sys
 
 import pytest
 
-from tests.bench import Bench, run, succeeded
+from tests.bench import ROOT, Bench, run, succeeded
 
 SHORT = ("benchmark.rounds=2", "benchmark.steps=1", "benchmark.warmup=1")
 
@@ -38,3 +39,14 @@ def test_a_wrong_measurement_is_refused(bench: Bench, wrong: str, message: str):
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_evaluation_is_compared_with_pycocotools(bench: Bench):
+    annotations = bench.data / "annotations" / "instances_val2017.json"
+    script = str(ROOT / "scripts" / "benchmark_evaluation.py")
+    printed = succeeded(run([sys.executable, script, str(annotations), "--rounds=1", "--detections=20"]))
+    assert "5 images, 100 detections; equal to the last bit: True" in printed
+    refused = run([sys.executable, script, str(ROOT / "README.md")])
+    assert refused.returncode == 1
+    assert "give a COCO annotation file" in refused.stderr
+    assert "Traceback" not in refused.stderr
