@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.clipping import inside_px
 from data.doctor.document import ABSENT, RawAnnotation
 from data.doctor.entries import ListedImage
 from data.doctor.findings import Finding, Kind
@@ -43,12 +44,7 @@ class ReadBoxes:
     @property
     def inside_px(self) -> NDArray[np.float64]:
         """What of each box lies inside its image: B×2, width and height, 0 or less where nothing does."""
-        left_top, size = self.ltwh_px[:, :2], self.ltwh_px[:, 2:]
-        with np.errstate(over="ignore"):  # of sides like 1e308, which end outside in any case
-            over: NDArray[np.float64] = np.maximum(-left_top, 0) + np.maximum(
-                left_top + size - self.sizes_px, 0
-            )
-            return size - over
+        return inside_px(self.ltwh_px, self.sizes_px)
 
 
 def check_annotations(

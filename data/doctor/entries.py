@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from data.coco_checks import leaves_folder
 from data.doctor.document import ABSENT, RawCategory, RawImage
 from data.doctor.findings import Finding, Kind
 from data.doctor.ids import MAX_64_BITS, check_id, check_twice, comparable, entry_name
@@ -73,7 +74,7 @@ def _side(entry: RawImage, side: str, where: str, findings: list[Finding]) -> in
 
 def _file_name(value: object, where: str, findings: list[Finding]) -> str | None:
     name = _text(value, "file_name", where, findings)
-    if name is not None and (not name or name.startswith("/") or ".." in name.split("/")):
+    if name is not None and leaves_folder(name):
         findings.append(Finding(Kind.path_leaves_folder, where, f"file_name {name!r}"))
         return None
     return name

@@ -12,6 +12,7 @@ from data.doctor.examination import Watch
 from data.doctor.findings import Severity
 from data.doctor.report import DatasetReport, SplitReport
 from data.doctor.statistics import Statistics
+from data.graph import MATCH_IOU
 from ssd.boxes import IMAGE_SIZE
 
 SHOWN = 5
@@ -71,7 +72,7 @@ def _figures(splits: list[SplitReport]) -> Table:
     row("classes", *(len(each.boxes_of_class) for each in figures))
     row("boxes used", *(each.boxes for each in figures))
     row("of them crowd", *(each.crowd_boxes for each in figures))
-    row("no default box above IoU 0.5", *(_share(each.unmatched, each) for each in figures))
+    row(f"no default box above IoU {MATCH_IOU}", *(_share(each.unmatched, each) for each in figures))
     for place, size in enumerate(figures[0].sizes):
         row(
             f"side {size.from_px}–{size.to_px} of {IMAGE_SIZE} px (none)",

@@ -64,13 +64,16 @@ BAD_ENTRIES = {
     ),
     "absolute file name": (
         edited(images__1__file_name="/etc/c.png"),
-        r"images\[1\] \(id 10\): file_name '/etc/c",
+        r"images\[1\] \(id 10\): file_name '/etc/c.png' is no relative path inside",
     ),
     "file name going up": (
         edited(images__1__file_name="sub/../../c.png"),
-        r"images\[1\] .*\.\./c.png' does not",
+        r"images\[1\] .*\.\./c.png' is no relative path inside data.train_images=",
     ),
-    "file name empty": (edited(images__1__file_name=""), r"images\[1\] \(id 10\): file_name '' does not"),
+    "file name empty": (
+        edited(images__1__file_name=""),
+        r"images\[1\] \(id 10\): file_name '' is no relative path",
+    ),
     "file name with a NUL": (
         edited(images__1__file_name="c\0.png"),
         r"images\[1\] \(id 10\): file_name 'c\\x00.png' holds a NUL character.*correct it",
