@@ -81,10 +81,19 @@ def _file_name(value: object, where: str, findings: list[Finding]) -> str | None
 
 
 def _text(value: object, field: str, where: str, findings: list[Finding]) -> str | None:
-    if isinstance(value, str):
+    if isinstance(value, str) and _is_utf8(value):
         return value
     if value is ABSENT:
         findings.append(Finding(Kind.field_missing, where, f"no {field}"))
     else:
         findings.append(Finding(Kind.field_type, where, f"{field} {value!r:.60}, not text"))
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether the text can be written: Python's JSON reader takes half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

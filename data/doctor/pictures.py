@@ -61,7 +61,9 @@ def check_links(files: Sequence[ImageFile], folder: Path) -> Iterator[Finding]:
         if os.path.islink(real):
             real = os.path.realpath(real)
         if not real.startswith(inside):
-            yield Finding(Kind.link_leaves_folder, file.path, f"{file.image.where}: it lies at {real}")
+            yield Finding(
+                Kind.link_leaves_folder, file.path, f"{file.image.where}: it lies at {_shown(real)}"
+            )
 
 
 def find_unlisted(folder: Path, listed: set[str]) -> Iterator[Finding]:
@@ -70,7 +72,12 @@ def find_unlisted(folder: Path, listed: set[str]) -> Iterator[Finding]:
         for name in sorted(names):
             path = os.path.normpath(os.path.join(above, name))
             if path not in listed:
-                yield Finding(Kind.file_not_listed, path, "no entry of `images` names it")
+                yield Finding(Kind.file_not_listed, _shown(path), "no entry of `images` names it")
+
+
+def _shown(path: str) -> str:
+    """Return a path of the disk as text that can be written: its bytes need not be UTF-8."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def _finding(file: ImageFile, defect: ImageDefect) -> Finding:

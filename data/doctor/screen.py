@@ -7,6 +7,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from data.doctor.examination import Watch
 from data.doctor.findings import Severity
@@ -33,7 +34,7 @@ def progress_bar(console: Console) -> Iterator[Watch]:
 
         def watch(what: str, done: int, total: int) -> None:
             if done == 0 and not console.is_terminal:
-                console.print(what, markup=False)
+                console.print(what)
             progress.update(task, description=what, completed=done, total=total)
 
         yield watch
@@ -46,15 +47,13 @@ def show(report: DatasetReport, console: Console) -> None:
     for kind, group in groupby(report.findings(), key=lambda each: each[1].kind):
         findings = [*group]
         meaning = kind.value
-        style = STYLES[meaning.severity]
-        console.print(
-            f"[{style}]{meaning.severity.value}[/] {meaning.title}: {len(findings)}; {meaning.mend}"
-        )
+        severity = Text(meaning.severity.value, style=STYLES[meaning.severity])
+        console.print(severity, f"{meaning.title}: {len(findings)}; {meaning.mend}")
         for split, finding in findings[:SHOWN]:
-            console.print(f"    {split} {finding.where}: {finding.detail}", markup=False)
+            console.print(f"    {split} {finding.where}: {finding.detail}")
         if len(findings) > SHOWN:
             console.print(f"    and {len(findings) - SHOWN} more")
-    console.print(report.verdict(), style="bold green" if report.is_fit else "bold red", markup=False)
+    console.print(report.verdict(), style="bold green" if report.is_fit else "bold red")
 
 
 def _figures(splits: list[SplitReport]) -> Table:
