@@ -54,12 +54,8 @@ class DatasetReport:
         numbers = ", ".join(_counted(counts[severity], severity) for severity in Severity if counts[severity])
         if self.is_fit:
             return f"fit for training{f' ({numbers})' if numbers else ': nothing is wrong'}"
-        errors = {
-            finding.kind for _, finding in self.findings() if finding.kind.value.severity is Severity.error
-        }
-        only_files = errors <= set(KINDS.values())
-        mend = "; data.on_bad_image=quarantine would train without these images" if only_files else ""
-        return f"not fit for training ({numbers}){mend}"
+        mend = "; data.on_bad_image=quarantine would train without these images"
+        return f"not fit for training ({numbers}){mend if self._quarantine_helps() else ''}"
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
@@ -87,6 +83,18 @@ class DatasetReport:
                 for split, finding in self.findings()
             ],
         }
+
+    def _quarantine_helps(self) -> bool:
+        """Tell whether training would begin without the bad images: an evaluation leaves none out."""
+        errors = [
+            (split, finding.kind)
+            for split, finding in self.findings()
+            if finding.kind.value.severity is Severity.error
+        ]
+        if any(split != Split.train.value or kind not in KINDS.values() for split, kind in errors):
+            return False
+        train = next(report.statistics for report in self.splits if report.split is Split.train)
+        return len(errors) < train.images - train.images_without_boxes  # else perhaps none is left
 
     def _count(self) -> Counter[Severity]:
         return Counter(finding.kind.value.severity for _, finding in self.findings())

@@ -11,8 +11,13 @@ from data.doctor.config import CheckDataConfig, CheckDatasetConfig
 from data.doctor.config import Split as SplitName
 from data.doctor.examination import examine
 from data.doctor.findings import Kind, Severity
+from data.doctor.ids import entry_name
 from data.doctor.report import DatasetReport
-from tests.data.doctor.planted import Expected, Split, plant_all, rotate
+from data.errors import DatasetError
+from data.task import open_training
+from ssd.config import DataConfig, OnBadImage, TrainConfig
+from ssd.training.session import Session
+from tests.data.doctor.planted import Expected, Split, cut, plant_all, rotate
 from tests.data.doctor.sound_set import sound_set
 
 pytestmark = pytest.mark.unit
@@ -178,13 +183,36 @@ def test_more_boxes_than_are_scored_are_the_reason_of_a_low_score(root: Path) ->
     assert report.is_fit
 
 
-def test_only_bad_files_are_what_quarantine_can_do_without(root: Path) -> None:
+def test_what_quarantine_can_do_without_is_what_training_does_without(root: Path, session: Session) -> None:
+    data = DataConfig(path=str(root), batch_size=2, on_bad_image=OnBadImage.quarantine)
+    with_quarantine = TrainConfig(name="x", data=data)
+    promise = "data.on_bad_image=quarantine would train without these images"
+    train, val = Split.read(root, "train"), Split.read(root, "val")
+    train.file(Kind.file_empty, lambda path: cut(path, 0))
+    assert examined(root).verdict().endswith(f"(1 error); {promise}")
+    assert len(open_training(with_quarantine, None, session)[0].excluded) == 1
+
+    val.file(Kind.file_empty, lambda path: cut(path, 0))
+    assert examined(root).verdict().endswith("(2 errors)")
+    with pytest.raises(DatasetError, match=r"data.val_images=.*1 of 8 image files can't be used"):
+        open_training(with_quarantine, None, session)
+
+
+def test_no_promise_where_something_besides_files_is_wrong(root: Path) -> None:
     train = Split.read(root, "train")
     train.file(Kind.file_missing, Path.unlink)
-    assert "data.on_bad_image=quarantine would train without" in examined(root).verdict()
     train.annotate(Kind.unknown_image, image_id=-1)
     train.write()
     assert "quarantine" not in examined(root).verdict()
+
+
+def test_no_promise_where_no_image_would_be_left(root: Path, session: Session) -> None:
+    for path in (root / "train2017").iterdir():
+        path.unlink()
+    assert examined(root).verdict().endswith("(45 errors)")
+    data = DataConfig(path=str(root), batch_size=2, on_bad_image=OnBadImage.quarantine)
+    with pytest.raises(DatasetError, match="no image is left"):
+        open_training(TrainConfig(name="x", data=data), None, session)
 
 
 def test_unreadable_exif_is_a_warning(root: Path) -> None:
@@ -201,6 +229,20 @@ def test_rotation_is_seen_in_every_kind_of_file(root: Path, picture_format: str)
     path = next((root / "val2017").iterdir())
     rotate(path, picture_format)
     assert only_finding(root, Kind.exif_rotation) == str(path)
+
+
+def test_names_that_are_no_utf8_are_reported(root: Path) -> None:
+    """Half a surrogate pair in the file, Latin-1 on the disk."""
+    (root / "val2017" / os.fsdecode(b"caf\xe9.jpg")).write_text("")
+    val = Split.read(root, "val")
+    val.edit_image(Kind.field_type, file_name="\ud83d.jpg")
+    val.document["categories"][0]["name"] = "\ud83d"
+    val.expect(Kind.field_type, entry_name("categories", 0, val.document["categories"][0]["id"]))
+    val.write()
+    report = examined(root)
+    json.dumps(report.as_json(), ensure_ascii=False).encode()
+    assert val.expected <= found(report)
+    assert ("val", Kind.file_not_listed, str(root / "val2017/caf\\udce9.jpg")) in found(report, Severity.info)
 
 
 def test_report_is_plain_json_with_every_finding(root: Path) -> None:
