@@ -34,6 +34,12 @@ def test_sound_set_ends_with_status_0(tmp_path: Path) -> None:
     sound_set(tmp_path / "set")
     ended = check_dataset(tmp_path, "data.path=set")
     assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[:4] == [
+        "train: reading the annotation file",
+        "train: opening it as training does",
+        "train: scoring the ground truth",
+        "val: reading the annotation file",
+    ]
     assert ended.stdout.splitlines()[-2:] == [
         "fit for training: nothing is wrong",
         "all of it: dataset_report.json",

@@ -19,9 +19,13 @@ from data.doctor.ids import MAX_32_BITS, MAX_64_BITS, check_id, check_twice, com
 class ReadBoxes:
     """Boxes of finite numbers in a listed image of known size and a listed category, a row each.
 
-    places: in the list of annotations. images: in the list of images, the first with the id.
-    categories: in the list of category ids. ltwh_px: B×4 float64. sizes_px: B×2, of the image.
+    places: in the list of annotations. images, categories: places in image_ids and category_ids, which are as
+    they stand in the file; of an id that stands there twice, the first. ltwh_px: B×4 float64. sizes_px: B×2,
+    of the image.
     """
+
+    image_ids: Sequence[object]
+    category_ids: Sequence[object]
 
     places: NDArray[np.int64]
     images: NDArray[np.int64]
@@ -33,6 +37,8 @@ class ReadBoxes:
     def where(self, kept: NDArray[np.bool_]) -> "ReadBoxes":
         """Return the rows that are kept."""
         return ReadBoxes(
+            self.image_ids,
+            self.category_ids,
             self.places[kept],
             self.images[kept],
             self.categories[kept],
@@ -67,8 +73,10 @@ def check_annotations(
         size_px = None if image is None else images[image].size_px
         if image is not None and category is not None and box is not None and size_px is not None:
             rows.extend((place, image, category, *box, entry.iscrowd not in (ABSENT, 0), *size_px))
-    table = np.array(rows).reshape(-1, 10)
+    table = np.frombuffer(rows).reshape(-1, 10)
     return ReadBoxes(
+        image_ids=[image.id for image in images],
+        category_ids=category_ids,
         places=table[:, 0].astype(np.int64),
         images=table[:, 1].astype(np.int64),
         categories=table[:, 2].astype(np.int64),

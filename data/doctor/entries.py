@@ -9,7 +9,7 @@ from data.doctor.findings import Finding, Kind
 from data.doctor.ids import MAX_64_BITS, check_id, check_twice, comparable, entry_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedImage:
     """An entry of `images`: where it stands, its id; its file and (width, height) where they are usable."""
 

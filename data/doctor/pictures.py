@@ -30,7 +30,7 @@ KINDS = {
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """A file to be looked at: the image entry that lists it, and its path."""
 

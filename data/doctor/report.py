@@ -9,6 +9,7 @@ from data.doctor.config import Split
 from data.doctor.findings import Finding, Kind, Severity
 from data.doctor.pictures import KINDS
 from data.doctor.statistics import Statistics
+from data.doctor.truth import TruthScore
 
 BETWEEN = "both"
 """What stands for a split's name where a finding is about the two of them."""
@@ -18,14 +19,14 @@ BETWEEN = "both"
 class SplitReport:
     """What one split holds and what is wrong with it.
 
-    truth_ap: AP of the ground truth as detections; None where it could not be scored.
+    truth: the ground truth as detections; None where it could not be scored.
     """
 
     split: Split
     annotation_file: Path
     image_folder: Path
     statistics: Statistics
-    truth_ap: float | None
+    truth: TruthScore | None
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -67,7 +68,8 @@ class DatasetReport:
                     "annotation_file": str(report.annotation_file),
                     "image_folder": str(report.image_folder),
                     **asdict(report.statistics),
-                    "ground_truth_ap": report.truth_ap,
+                    "ground_truth_ap": report.truth and report.truth.ap,
+                    "ground_truth_images_scored": report.truth and report.truth.images,
                 }
                 for report in self.splits
             },

@@ -30,12 +30,18 @@ def progress_bar(console: Console) -> Iterator[Watch]:
     """Show a bar where the console is a terminal, a line for each thing that is begun elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading annotations", total=None)
+        task = progress.add_task("", total=None)
+        doing = ""
 
         def watch(what: str, done: int, total: int) -> None:
-            if done == 0 and not console.is_terminal:
+            nonlocal doing
+            if what == doing:
+                progress.update(task, completed=done)
+                return
+            doing = what
+            progress.reset(task, description=what, completed=done, total=total)
+            if not console.is_terminal:
                 console.print(what)
-            progress.update(task, description=what, completed=done, total=total)
 
         yield watch
 
@@ -77,9 +83,17 @@ def _figures(splits: list[SplitReport]) -> Table:
             f"side {size.from_px}–{size.to_px} of {IMAGE_SIZE} px (none)",
             *(f"{each.sizes[place].boxes} ({each.sizes[place].unmatched})" for each in figures),
         )
-    aps = (report.truth_ap for report in splits)
-    row("AP of the ground truth", *("–" if ap is None or ap < 0 else f"{ap:.3f}" for ap in aps))
+    row("AP of the ground truth", *(_truth(report) for report in splits))
     return table
+
+
+def _truth(report: SplitReport) -> str:
+    truth, images = report.truth, report.statistics.images
+    if truth is None or truth.ap < 0:
+        return "–"
+    return f"{truth.ap:.3f}" + (
+        f" (on {truth.images} images)" if truth.images < images and truth.ap < 1 else ""
+    )
 
 
 def _share(count: int, statistics: Statistics) -> str:
