@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from data.backslashes import hint_of_backslashes
 from data.convert.dataset import Header
 from data.convert.findings import Findings
 from data.errors import DatasetError
@@ -46,7 +47,8 @@ def read_header(file: Path, findings: Findings) -> Header:
         raise DatasetError(f"{file} is no picture that can be read; replace or remove it") from error
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
         reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{file} cannot be read ({reason}); replace or remove it") from error
+        hint = hint_of_backslashes(str(file))
+        raise DatasetError(f"{file} cannot be read ({reason}{hint}); replace or remove it") from error
 
 
 def check_size(header: Header, width: int, height: int) -> None:
