@@ -119,8 +119,9 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
     kept[:images] = (np.diff(box_starts) > 0) | selection.images_without_boxes
     dropped["images without boxes"] = images - int(kept.sum())
     if not kept.any():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise source.error(
-            f"no image with a box is left, dropped: {dropped}; name another with {source.annotations_key}="
+            f"no image with a box is left; not used: {reasons}; name another with {source.annotations_key}="
         )
     return CocoIndex(
         source=source,
