@@ -34,8 +34,8 @@ class ReadBoxes:
     crowd: NDArray[np.bool_]
     sizes_px: NDArray[np.float64]
 
-    def where(self, kept: NDArray[np.bool_]) -> "ReadBoxes":
-        """Return the rows that are kept."""
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "ReadBoxes":
+        """Return the rows that are kept, given by a mask or by their places in a new order."""
         return ReadBoxes(
             self.image_ids,
             self.category_ids,

@@ -78,12 +78,12 @@ def explain_loss(boxes: ReadBoxes, entries: dict[int, RawAnnotation]) -> Iterato
     inside = boxes.inside_px
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         kept = np.where((size > 0).all(axis=1), np.maximum(inside, 0).prod(axis=1) / size.prod(axis=1), 0)
-    for row in np.flatnonzero((kept < STRICTEST_IOU) & ~boxes.crowd):
-        place = int(boxes.places[row])
+    for lost in np.flatnonzero((kept < STRICTEST_IOU) & ~boxes.crowd):
+        place = int(boxes.places[lost])
         yield Finding(
             Kind.truth_lost,
             entry_name("annotations", place, entries[place].id),
-            f"only {max(kept[row], 0):.0%} of the box {entries[place].bbox} lies inside its image",
+            f"only {max(kept[lost], 0):.0%} of the box {entries[place].bbox} lies inside its image",
         )
     for row, count in _crowded(boxes):
         entry = entries[int(boxes.places[row])]
