@@ -24,12 +24,10 @@ from ssd.batches import EvaluationBatch
 from ssd.detect import Detections
 from ssd.evaluation.coco import coco_numbers
 from ssd.evaluation.evaluator import result_rows
+from ssd.evaluation.matching import DETECTIONS_PER_CELL, IOU_THRESHOLDS
 
-STRICTEST_IOU = 0.95
+STRICTEST_IOU = float(IOU_THRESHOLDS[-1])
 """Up to which AP averages (RECIPE 7)."""
-
-MAX_SCORED = 100
-"""Detections of an image and category that are scored (RECIPE 7)."""
 
 SCORED_WHOLE = 5000
 """Images up to which all are scored: COCO's validation split."""
@@ -90,7 +88,8 @@ def explain_loss(boxes: ReadBoxes, entries: dict[int, RawAnnotation]) -> Iterato
         yield Finding(
             Kind.truth_lost,
             f"image {entry.image_id!r}",
-            f"it has {count} boxes of category {entry.category_id!r}; at most {MAX_SCORED} are scored",
+            f"it has {count} boxes of category {entry.category_id!r}; "
+            f"at most {DETECTIONS_PER_CELL} are scored",
         )
 
 
@@ -148,7 +147,7 @@ def _crowded(boxes: ReadBoxes) -> list[tuple[int, int]]:
     counted = np.flatnonzero(~boxes.crowd)
     cells = boxes.images[counted] * 2**32 + boxes.categories[counted]
     _, first, counts = np.unique(cells, return_index=True, return_counts=True)
-    crowded = counts > MAX_SCORED
+    crowded = counts > DETECTIONS_PER_CELL
     return [*zip(counted[first[crowded]].tolist(), counts[crowded].tolist(), strict=True)]
 
 
