@@ -7,7 +7,9 @@ changed, only replaced as a whole, so reading takes no lock.
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -57,6 +59,38 @@ def open_annotations(source: Source, folder: Path) -> Annotations:
 
     Raises DatasetError as read_annotations does, UserError where the folder cannot be used.
     """
+    place = _place(source, folder)
+    with _naming(folder):
+        annotations = _map(place.entry)
+        if annotations is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{place.name}.lock"):
+                annotations = _map(place.entry)  # another process may have been first
+                if annotations is None:
+                    annotations = _build(place.entry, source, place.changed)
+                    _delete_outdated(folder.glob(f"{place.name}-*"), place.entry)
+    return annotations
+
+
+def find_kept(source: Source, folder: Path) -> Annotations | None:
+    """Return what open_annotations would map, None where it would parse the file.
+
+    Raises DatasetError for an annotation file, UserError for a folder that cannot be read.
+    """
+    with _naming(folder):
+        return _map(_place(source, folder).entry)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the entry of an annotation file as it is now belongs: name is the file's, whatever its state."""
+
+    name: str
+    entry: Path
+    changed: float
+
+
+def _place(source: Source, folder: Path) -> _Place:
     path = os.path.realpath(source.annotation_file)
     try:
         state = os.stat(path)
@@ -64,21 +98,19 @@ def open_annotations(source: Source, folder: Path) -> Annotations:
         raise source.unreadable(error) from error
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     entry = folder / f"{name}-{state.st_size}-{state.st_mtime_ns}.v{FORMAT}"
+    return _Place(name, entry, state.st_mtime)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Raise UserError for what the system refuses in the cache folder."""
     try:
-        annotations = _map(entry)
-        if annotations is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{name}.lock"):
-                annotations = _map(entry)  # another process may have been first
-                if annotations is None:
-                    annotations = _build(entry, source, state.st_mtime)
-                    _delete_outdated(folder.glob(f"{name}-*"), entry)
+        yield
     except OSError as error:
         raise UserError(
             f"data.cache={folder}: parsed annotation files cannot be kept there ({error.strerror or error}); "
             "name a folder that can be written to with data.cache=DIR"
         ) from error
-    return annotations
 
 
 def _build(entry: Path, source: Source, changed: float) -> Annotations:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.clipping import inside_px
 from data.coco_checks import Boxes, check_annotations, check_categories, check_images
 from data.coco_json import Source, read_document
 from data.file_names import FileNames
@@ -69,11 +70,9 @@ def _clip(boxes: Boxes, sizes_px: NDArray[np.int64]) -> tuple[NDArray[np.float32
     """Clip to the image and divide by its size; measure the shorter side before and after."""
     image_size = sizes_px[boxes.images]
     left_top, size = boxes.ltwh_px[:, :2], boxes.ltwh_px[:, 2:]
-    # Only a box of sides like 1e308 overflows. The infinity lies outside the image, so the box is not usable.
-    with np.errstate(over="ignore"):
-        right_bottom = left_top + size
-        # What hangs over is taken off the size: a box inside keeps the exact size that the file gives.
-        over = np.maximum(-left_top, 0) + np.maximum(right_bottom - image_size, 0)
-        shorter_sides_px = np.stack((size.min(axis=1), (size - over).min(axis=1)), axis=1)
-        clipped = np.concatenate((np.maximum(left_top, 0), np.minimum(right_bottom, image_size)), axis=1)
+    inside = inside_px(boxes.ltwh_px, image_size)
+    shorter_sides_px = np.stack((size.min(axis=1), inside.min(axis=1)), axis=1)
+    with np.errstate(over="ignore"):  # of sides like 1e308: what lies outside is not used
+        right_bottom = np.minimum(left_top + size, image_size)
+        clipped = np.concatenate((np.maximum(left_top, 0), right_bottom), axis=1)
         return (clipped / np.tile(image_size, 2)).astype(np.float32), shorter_sides_px

@@ -101,11 +101,14 @@ def read_index(
     selection = selection or Selection()
     source = Source(annotation_file, image_folder, selection.split)
     annotations = read_annotations(source) if cache is None else open_annotations(source, cache)
-    return _select(annotations, source, selection)
+    return select(annotations, source, selection)
 
 
-def _select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
-    """Keep what the selection wants, in memory of the index's own."""
+def select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
+    """Keep what the selection wants of a parsed file, in memory of the index's own.
+
+    Raises DatasetError where no image is left.
+    """
     images = min(len(annotations), selection.limit or len(annotations))
     dropped = {"images beyond data.limit": len(annotations) - images}
     box_starts = annotations.box_starts[: images + 1]
@@ -116,8 +119,9 @@ def _select(annotations: Annotations, source: Source, selection: Selection) -> C
     kept[:images] = (np.diff(box_starts) > 0) | selection.images_without_boxes
     dropped["images without boxes"] = images - int(kept.sum())
     if not kept.any():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise source.error(
-            f"no image with a box is left, dropped: {dropped}; name another with {source.annotations_key}="
+            f"no image with a box is left; not used: {reasons}; name another with {source.annotations_key}="
         )
     return CocoIndex(
         source=source,

@@ -53,10 +53,10 @@ def check_images(entries: Sequence[Image], source: Source) -> tuple[NDArray[np.i
             f"images[{place}] (id {ids[place]}): width {width} and height {height} must be 1 or more and at "
             f"most {LARGEST_SIDE_PX}; write the picture's size into the file"
         )
-    for place in _first(np.array([_leaves_folder(entry.file_name) for entry in entries])):
+    for place in _first(np.array([leaves_folder(entry.file_name) for entry in entries])):
         raise source.error(
-            f"images[{place}] (id {ids[place]}): file_name {entries[place].file_name!r} does not lie inside "
-            f"{source.images_key}={source.image_folder}; make it relative to that folder"
+            f"images[{place}] (id {ids[place]}): file_name {entries[place].file_name!r} is no relative path "
+            f"inside {source.images_key}={source.image_folder}; make it relative to that folder"
         )
     for place in _first(np.array(["\0" in entry.file_name for entry in entries])):
         raise source.error(
@@ -106,7 +106,8 @@ def _first(bad: NDArray[np.bool_]) -> list[int]:
     return first
 
 
-def _leaves_folder(file_name: str) -> bool:
+def leaves_folder(file_name: str) -> bool:
+    """Tell whether an image's file_name is anything but a path inside the image folder."""
     return not file_name or file_name.startswith("/") or ".." in file_name.split("/")
 
 

@@ -1,6 +1,6 @@
 """A COCO annotation file → the fields that the detector needs, or an error that names the place in it."""
 
-import mmap
+import codecs
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from data.errors import DatasetError
+from data.json_text import mapped_text
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
-Text = bytes | mmap.mmap
+Text = bytes | memoryview
 
 REFUSALS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for a text that it does not take; RecursionError for brackets nested too deeply."""
@@ -105,11 +106,11 @@ def read_document(source: Source) -> Document:
 
     Raises DatasetError where the file is missing, truncated, no JSON or lacks a field, naming the entry.
     """
-    path, key = source.annotation_file, source.annotations_key
+    key = source.annotations_key
     try:
-        if path.stat().st_size == 0:
-            raise source.error(f"the file is empty; fetch it anew or name another with {key}=")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        with mapped_text(source.annotation_file) as text:
+            if not text:
+                raise source.error(f"the file is empty; fetch it anew or name another with {key}=")
             try:
                 return msgspec.json.decode(text, type=Document)
             except REFUSALS as error:
@@ -131,10 +132,12 @@ def _explain(text: Text, error: Exception) -> str:
     byte = re.search(r"\(byte (\d+)\)", str(error))
     if byte is None:
         return f"it is no JSON text ({error}); name a COCO annotation file"
+    if bytes(text[:2]) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "it is UTF-16 text, as some tools on Windows write; save it as UTF-8"
     place = int(byte[1])
     if re.compile(rb"NaN|Infinity").match(text, place):
         return f"{_at_nan(text)}; edit the file"
-    near = text[max(place - 20, 0) : place + 20].decode(errors="replace")
+    near = bytes(text[max(place - 20, 0) : place + 20]).decode(errors="replace")
     return (
         f"it is no JSON text, unexpected character at byte {place} in {near!r}; name a COCO annotation file"
     )

@@ -24,7 +24,8 @@ register("check_dataset_schema", CheckDatasetConfig)
 @hydra.main(version_base="1.3", config_path="../conf", config_name="check_dataset")
 def main(composed: DictConfig) -> None:
     """Compose, examine, print, write, judge."""
-    console = Console(highlight=False, soft_wrap=True)
+    # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         config = parse(CheckDatasetConfig, composed)
         with progress_bar(console) as watch:
@@ -33,7 +34,7 @@ def main(composed: DictConfig) -> None:
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     show(report, console)
-    console.print(f"all of it: {config.out}", markup=False)
+    console.print(f"all of it: {config.out}")
     if not report.is_fit:
         raise SystemExit(1)
 

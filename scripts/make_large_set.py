@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to put it: a new folder")
     parser.add_argument("--times", type=int, default=1, help="training images by COCO's, default %(default)s")
     options = parser.parse_args(arguments)
+    if options.times < 1:
+        parser.error(f"--times {options.times}: give 1 or more")
     if options.folder.exists():
         parser.error(f"{options.folder} exists: name a new folder")
     (options.folder / "annotations").mkdir(parents=True)

@@ -34,6 +34,12 @@ def test_sound_set_ends_with_status_0(tmp_path: Path) -> None:
     sound_set(tmp_path / "set")
     ended = check_dataset(tmp_path, "data.path=set")
     assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[:4] == [
+        "train: reading the annotation file",
+        "train: opening it as training does",
+        "train: scoring the ground truth",
+        "val: reading the annotation file",
+    ]
     assert ended.stdout.splitlines()[-2:] == [
         "fit for training: nothing is wrong",
         "all of it: dataset_report.json",
@@ -54,6 +60,23 @@ def test_bad_set_ends_with_status_1_and_all_that_is_wrong(tmp_path: Path) -> Non
         assert f"{kind.value.severity.value} {kind.value.title}: " in ended.stdout
     report = json.loads((tmp_path / "sub/report.json").read_text())
     assert len(report["findings"]) >= len(expected)
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Rich takes [x] for a style and :x: for an emoji unless it is told not to."""
+    names = ["sign [/b]", "[none]", ":car:"]
+    root = sound_set(tmp_path / "set")
+    for split in ("train", "val"):
+        file = root / f"annotations/instances_{split}2017.json"
+        content = json.loads(file.read_text())
+        for category, name in zip(content["categories"], names, strict=True):
+            category["name"] = name
+        file.write_text(json.dumps(content))
+    (root / "val2017/[red]not[bold].jpg").write_text("")
+    ended = check_dataset(tmp_path, "data.path=set")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for name in (*names, "[red]not[bold].jpg", "info file not listed: 1"):
+        assert name in ended.stdout
 
 
 def test_missing_path_is_an_error_with_its_mend(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class DataSet:
 def cut_to_picture(ltwh_px: Ltwh, header: Header) -> tuple[Ltwh, float]:
     """Return the part of a box inside the picture, and by how many pixels it hung over an edge.
 
-    What hangs over is taken off the size, as data.coco does it: a box inside keeps its exact numbers.
+    What hangs over is taken off the size, as data.clipping does it: a box inside keeps its exact numbers.
     Raises DatasetError where nothing is left.
     """
     left, top, width, height = ltwh_px

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from data.backslashes import hint_of_backslashes
 from data.convert.dataset import Header
 from data.convert.findings import Findings
 from data.errors import DatasetError
+from data.exif import UPRIGHT, orientation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-ORIENTATION_TAG = 0x0112
-UPRIGHT = 1
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -40,20 +40,15 @@ def read_header(file: Path, findings: Findings) -> Header:
     try:
         # Pillow warns of large pictures; an absurd size it refuses.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            if _orientation(image) != UPRIGHT:
+            if orientation(image) != UPRIGHT:
                 findings.count("pictures are to be shown turned (EXIF); boxes are taken as unturned", file)
             return Header(image.width, image.height, len(image.getbands()))
     except UnidentifiedImageError as error:
         raise DatasetError(f"{file} is no picture that can be read; replace or remove it") from error
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
         reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{file} cannot be read ({reason}); replace or remove it") from error
-
-
-def _orientation(image: Image.Image) -> object:
-    if image.format == "PNG" and "exif" not in image.info:
-        return UPRIGHT  # getexif() would decode the picture to look behind the pixels
-    return image.getexif().get(ORIENTATION_TAG, UPRIGHT)
+        hint = hint_of_backslashes(str(file))
+        raise DatasetError(f"{file} cannot be read ({reason}{hint}); replace or remove it") from error
 
 
 def check_size(header: Header, width: int, height: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.clipping import inside_px
 from data.doctor.document import ABSENT, RawAnnotation
 from data.doctor.entries import ListedImage
 from data.doctor.findings import Finding, Kind
@@ -18,9 +19,13 @@ from data.doctor.ids import MAX_32_BITS, MAX_64_BITS, check_id, check_twice, com
 class ReadBoxes:
     """Boxes of finite numbers in a listed image of known size and a listed category, a row each.
 
-    places: in the list of annotations. images: in the list of images, the first with the id.
-    categories: in the list of category ids. ltwh_px: B×4 float64. sizes_px: B×2, of the image.
+    places: in the list of annotations. images, categories: places in image_ids and category_ids, which are as
+    they stand in the file; of an id that stands there twice, the first. ltwh_px: B×4 float64. sizes_px: B×2,
+    of the image.
     """
+
+    image_ids: Sequence[object]
+    category_ids: Sequence[object]
 
     places: NDArray[np.int64]
     images: NDArray[np.int64]
@@ -29,9 +34,11 @@ class ReadBoxes:
     crowd: NDArray[np.bool_]
     sizes_px: NDArray[np.float64]
 
-    def where(self, kept: NDArray[np.bool_]) -> "ReadBoxes":
-        """Return the rows that are kept."""
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "ReadBoxes":
+        """Return the rows that are kept, given by a mask or by their places in a new order."""
         return ReadBoxes(
+            self.image_ids,
+            self.category_ids,
             self.places[kept],
             self.images[kept],
             self.categories[kept],
@@ -43,12 +50,7 @@ class ReadBoxes:
     @property
     def inside_px(self) -> NDArray[np.float64]:
         """What of each box lies inside its image: B×2, width and height, 0 or less where nothing does."""
-        left_top, size = self.ltwh_px[:, :2], self.ltwh_px[:, 2:]
-        with np.errstate(over="ignore"):  # of sides like 1e308, which end outside in any case
-            over: NDArray[np.float64] = np.maximum(-left_top, 0) + np.maximum(
-                left_top + size - self.sizes_px, 0
-            )
-            return size - over
+        return inside_px(self.ltwh_px, self.sizes_px)
 
 
 def check_annotations(
@@ -71,8 +73,10 @@ def check_annotations(
         size_px = None if image is None else images[image].size_px
         if image is not None and category is not None and box is not None and size_px is not None:
             rows.extend((place, image, category, *box, entry.iscrowd not in (ABSENT, 0), *size_px))
-    table = np.array(rows).reshape(-1, 10)
+    table = np.frombuffer(rows).reshape(-1, 10)
     return ReadBoxes(
+        image_ids=[image.id for image in images],
+        category_ids=category_ids,
         places=table[:, 0].astype(np.int64),
         images=table[:, 1].astype(np.int64),
         categories=table[:, 2].astype(np.int64),

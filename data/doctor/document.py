@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from data.coco_json import REFUSALS
+from data.coco_json import REFUSALS, Text
 from data.doctor.findings import Finding, Kind
+from data.json_text import mapped_text
 
 ABSENT = msgspec.UNSET
 """What a field holds that an entry does not have."""
@@ -70,11 +71,11 @@ def read_entries(path: Path) -> Entries:
     """Read an annotation file; nothing in it makes this raise. Without a finding, it is as COCO's are."""
     entries = Entries()
     try:
-        text = path.read_bytes()
+        with mapped_text(path) as text:
+            sections = _decode(text, str(path), entries.findings)
     except OSError as error:
         entries.findings.append(Finding(Kind.unreadable_file, str(path), str(error.strerror)))
         return entries
-    sections = _decode(text, str(path), entries.findings)
     if isinstance(sections, _Sections):
         for name in ("images", "categories", "annotations"):
             _sort_out(getattr(sections, name), name, entries)
@@ -84,7 +85,7 @@ def read_entries(path: Path) -> Entries:
     return entries
 
 
-def _decode(text: bytes, where: str, findings: list[Finding]) -> object:
+def _decode(text: Text, where: str, findings: list[Finding]) -> object:
     """Parse strictly as training does, or else as Python does, which takes NaN; ABSENT where neither can."""
     kinds = _Sections | list[Any] | _Scalar
     try:
@@ -92,7 +93,7 @@ def _decode(text: bytes, where: str, findings: list[Finding]) -> object:
     except REFUSALS as error:
         refusal = str(error)
     try:
-        sections = msgspec.convert(json.loads(text), type=kinds)
+        sections = msgspec.convert(json.loads(bytes(text)), type=kinds)
     except (ValueError, RecursionError) as error:
         findings.append(Finding(Kind.no_json, where, f"{error or refusal} (the file has {len(text)} bytes)"))
         return ABSENT

@@ -3,12 +3,13 @@
 import os
 from dataclasses import dataclass
 
+from data.coco_checks import leaves_folder
 from data.doctor.document import ABSENT, RawCategory, RawImage
 from data.doctor.findings import Finding, Kind
 from data.doctor.ids import MAX_64_BITS, check_id, check_twice, comparable, entry_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedImage:
     """An entry of `images`: where it stands, its id; its file and (width, height) where they are usable."""
 
@@ -73,17 +74,26 @@ def _side(entry: RawImage, side: str, where: str, findings: list[Finding]) -> in
 
 def _file_name(value: object, where: str, findings: list[Finding]) -> str | None:
     name = _text(value, "file_name", where, findings)
-    if name is not None and (not name or name.startswith("/") or ".." in name.split("/")):
+    if name is not None and leaves_folder(name):
         findings.append(Finding(Kind.path_leaves_folder, where, f"file_name {name!r}"))
         return None
     return name
 
 
 def _text(value: object, field: str, where: str, findings: list[Finding]) -> str | None:
-    if isinstance(value, str):
+    if isinstance(value, str) and _is_utf8(value):
         return value
     if value is ABSENT:
         findings.append(Finding(Kind.field_missing, where, f"no {field}"))
     else:
         findings.append(Finding(Kind.field_type, where, f"{field} {value!r:.60}, not text"))
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether the text can be written: Python's JSON reader takes half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

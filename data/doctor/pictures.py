@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.doctor.entries import ListedImage
 from data.doctor.findings import Finding, Kind
+from data.exif import UPRIGHT, orientation
 from data.image_files import ImageDefect, Level, inspect_all
 
 KINDS = {
@@ -26,12 +27,10 @@ KINDS = {
 }
 """What a data.image_files.ImageDefect is called here."""
 
-ORIENTATION_TAG = 0x0112
-UPRIGHT = 1
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """A file to be looked at: the image entry that lists it, and its path."""
 
@@ -62,7 +61,9 @@ def check_links(files: Sequence[ImageFile], folder: Path) -> Iterator[Finding]:
         if os.path.islink(real):
             real = os.path.realpath(real)
         if not real.startswith(inside):
-            yield Finding(Kind.link_leaves_folder, file.path, f"{file.image.where}: it lies at {real}")
+            yield Finding(
+                Kind.link_leaves_folder, file.path, f"{file.image.where}: it lies at {_shown(real)}"
+            )
 
 
 def find_unlisted(folder: Path, listed: set[str]) -> Iterator[Finding]:
@@ -71,7 +72,12 @@ def find_unlisted(folder: Path, listed: set[str]) -> Iterator[Finding]:
         for name in sorted(names):
             path = os.path.normpath(os.path.join(above, name))
             if path not in listed:
-                yield Finding(Kind.file_not_listed, path, "no entry of `images` names it")
+                yield Finding(Kind.file_not_listed, _shown(path), "no entry of `images` names it")
+
+
+def _shown(path: str) -> str:
+    """Return a path of the disk as text that can be written: its bytes need not be UTF-8."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def _finding(file: ImageFile, defect: ImageDefect) -> Finding:
@@ -84,18 +90,12 @@ def _peculiarities(file: ImageFile) -> Iterator[Finding]:
         with warnings.catch_warnings(action="ignore"), Image.open(file.path) as picture:
             moves = picture.format in MOVING_FORMATS and getattr(picture, "is_animated", False)
             frames = getattr(picture, "n_frames", 1)
-            orientation = _orientation(picture)
+            held = orientation(picture)
     except Exception as error:  # Pillow's readers raise almost anything; DALI has decoded the picture
         yield Finding(Kind.exif_unreadable, file.path, f"{file.image.where}: {error}")
         return
     if moves:
         yield Finding(Kind.animated, file.path, f"{file.image.where}: it has {frames} frames")
-    if orientation != UPRIGHT:
-        detail = f"{file.image.where}: orientation {orientation} of 1 to 8, where 1 is upright"
+    if held != UPRIGHT:
+        detail = f"{file.image.where}: orientation {held} of 1 to 8, where 1 is upright"
         yield Finding(Kind.exif_rotation, file.path, detail)
-
-
-def _orientation(picture: Image.Image) -> object:
-    if picture.format == "PNG" and "exif" not in picture.info:
-        return UPRIGHT  # getexif() would decode the picture to look behind the pixels
-    return picture.getexif().get(ORIENTATION_TAG, UPRIGHT)

@@ -9,6 +9,7 @@ from data.doctor.config import Split
 from data.doctor.findings import Finding, Kind, Severity
 from data.doctor.pictures import KINDS
 from data.doctor.statistics import Statistics
+from data.doctor.truth import TruthScore
 
 BETWEEN = "both"
 """What stands for a split's name where a finding is about the two of them."""
@@ -18,14 +19,14 @@ BETWEEN = "both"
 class SplitReport:
     """What one split holds and what is wrong with it.
 
-    truth_ap: AP of the ground truth as detections; None where it could not be scored.
+    truth: the ground truth as detections; None where it could not be scored.
     """
 
     split: Split
     annotation_file: Path
     image_folder: Path
     statistics: Statistics
-    truth_ap: float | None
+    truth: TruthScore | None
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -54,12 +55,8 @@ class DatasetReport:
         numbers = ", ".join(_counted(counts[severity], severity) for severity in Severity if counts[severity])
         if self.is_fit:
             return f"fit for training{f' ({numbers})' if numbers else ': nothing is wrong'}"
-        errors = {
-            finding.kind for _, finding in self.findings() if finding.kind.value.severity is Severity.error
-        }
-        only_files = errors <= set(KINDS.values())
-        mend = "; data.on_bad_image=quarantine would train without these images" if only_files else ""
-        return f"not fit for training ({numbers}){mend}"
+        mend = "; data.on_bad_image=quarantine would train without these images"
+        return f"not fit for training ({numbers}){mend if self._quarantine_helps() else ''}"
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
@@ -71,7 +68,8 @@ class DatasetReport:
                     "annotation_file": str(report.annotation_file),
                     "image_folder": str(report.image_folder),
                     **asdict(report.statistics),
-                    "ground_truth_ap": report.truth_ap,
+                    "ground_truth_ap": report.truth and report.truth.ap,
+                    "ground_truth_images_scored": report.truth and report.truth.images,
                 }
                 for report in self.splits
             },
@@ -87,6 +85,18 @@ class DatasetReport:
                 for split, finding in self.findings()
             ],
         }
+
+    def _quarantine_helps(self) -> bool:
+        """Tell whether training would begin without the bad images: an evaluation leaves none out."""
+        errors = [
+            (split, finding.kind)
+            for split, finding in self.findings()
+            if finding.kind.value.severity is Severity.error
+        ]
+        if any(split != Split.train.value or kind not in KINDS.values() for split, kind in errors):
+            return False
+        train = next(report.statistics for report in self.splits if report.split is Split.train)
+        return len(errors) < train.images - train.images_without_boxes  # else perhaps none is left
 
     def _count(self) -> Counter[Severity]:
         return Counter(finding.kind.value.severity for _, finding in self.findings())

@@ -7,11 +7,13 @@ from itertools import groupby
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from data.doctor.examination import Watch
 from data.doctor.findings import Severity
 from data.doctor.report import DatasetReport, SplitReport
 from data.doctor.statistics import Statistics
+from data.graph import MATCH_IOU
 from ssd.boxes import IMAGE_SIZE
 
 SHOWN = 5
@@ -28,12 +30,18 @@ def progress_bar(console: Console) -> Iterator[Watch]:
     """Show a bar where the console is a terminal, a line for each thing that is begun elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading annotations", total=None)
+        task = progress.add_task("", total=None)
+        doing = ""
 
         def watch(what: str, done: int, total: int) -> None:
-            if done == 0 and not console.is_terminal:
-                console.print(what, markup=False)
-            progress.update(task, description=what, completed=done, total=total)
+            nonlocal doing
+            if what == doing:
+                progress.update(task, completed=done)
+                return
+            doing = what
+            progress.reset(task, description=what, completed=done, total=total)
+            if not console.is_terminal:
+                console.print(what)
 
         yield watch
 
@@ -45,15 +53,13 @@ def show(report: DatasetReport, console: Console) -> None:
     for kind, group in groupby(report.findings(), key=lambda each: each[1].kind):
         findings = [*group]
         meaning = kind.value
-        style = STYLES[meaning.severity]
-        console.print(
-            f"[{style}]{meaning.severity.value}[/] {meaning.title}: {len(findings)}; {meaning.mend}"
-        )
+        severity = Text(meaning.severity.value, style=STYLES[meaning.severity])
+        console.print(severity, f"{meaning.title}: {len(findings)}; {meaning.mend}")
         for split, finding in findings[:SHOWN]:
-            console.print(f"    {split} {finding.where}: {finding.detail}", markup=False)
+            console.print(f"    {split} {finding.where}: {finding.detail}")
         if len(findings) > SHOWN:
             console.print(f"    and {len(findings) - SHOWN} more")
-    console.print(report.verdict(), style="bold green" if report.is_fit else "bold red", markup=False)
+    console.print(report.verdict(), style="bold green" if report.is_fit else "bold red")
 
 
 def _figures(splits: list[SplitReport]) -> Table:
@@ -71,15 +77,23 @@ def _figures(splits: list[SplitReport]) -> Table:
     row("classes", *(len(each.boxes_of_class) for each in figures))
     row("boxes used", *(each.boxes for each in figures))
     row("of them crowd", *(each.crowd_boxes for each in figures))
-    row("no default box above IoU 0.5", *(_share(each.unmatched, each) for each in figures))
+    row(f"no default box above IoU {MATCH_IOU}", *(_share(each.unmatched, each) for each in figures))
     for place, size in enumerate(figures[0].sizes):
         row(
             f"side {size.from_px}–{size.to_px} of {IMAGE_SIZE} px (none)",
             *(f"{each.sizes[place].boxes} ({each.sizes[place].unmatched})" for each in figures),
         )
-    aps = (report.truth_ap for report in splits)
-    row("AP of the ground truth", *("–" if ap is None or ap < 0 else f"{ap:.3f}" for ap in aps))
+    row("AP of the ground truth", *(_truth(report) for report in splits))
     return table
+
+
+def _truth(report: SplitReport) -> str:
+    truth, images = report.truth, report.statistics.images
+    if truth is None or truth.ap < 0:
+        return "–"
+    return f"{truth.ap:.3f}" + (
+        f" (on {truth.images} images)" if truth.images < images and truth.ap < 1 else ""
+    )
 
 
 def _share(count: int, statistics: Statistics) -> str:

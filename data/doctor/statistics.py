@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.doctor.annotations import ReadBoxes
+from data.graph import MATCH_IOU
 from ssd.boxes import BOXES_PER_CELL, IMAGE_SIZE, MAP_SIZES, SCALES_PX, default_boxes
-
-MATCH_IOU = 0.5  # RECIPE 3
 
 
 @dataclass(frozen=True)

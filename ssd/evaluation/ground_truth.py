@@ -1,5 +1,6 @@
 """A COCO annotation file → what its evaluation looks at, or an error that names the place in it."""
 
+import codecs
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def places(ids: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64
 
 def _decode(path: Path) -> _Document:
     try:
-        text = path.read_bytes()
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # of tools on Windows
     except OSError as error:
         raise EvaluationError(
             f"annotation file {path} cannot be read ({error.strerror}); give data.val_annotations=FILE"

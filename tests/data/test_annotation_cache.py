@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import data.annotation_cache
-from data.annotation_cache import CLOCK_TICK_S, OUTDATED_AFTER_S, cache_folder, open_annotations
+from data.annotation_cache import CLOCK_TICK_S, OUTDATED_AFTER_S, cache_folder, find_kept, open_annotations
 from data.annotations import Annotations, read_annotations
 from data.coco import CocoIndex, Selection, read_index
 from data.coco_json import Source
@@ -54,6 +54,23 @@ def source(folder: CocoFolder) -> Source:
 
 def entries(cache: Path) -> list[Path]:
     return sorted(cache.glob("*.v*"))
+
+
+def test_what_is_kept_is_found_without_parsing(
+    folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_kept(source(folder), cache) is None
+    assert not cache.exists()
+    opened = open_annotations(source(folder), cache)
+    forbid_parsing(monkeypatch)
+    kept = find_kept(source(folder), cache)
+    assert kept is not None
+    assert np.array_equal(kept.boxes_ltrb, opened.boxes_ltrb)
+    folder.annotation_file.write_text(folder.annotation_file.read_text() + " ")
+    assert find_kept(source(folder), cache) is None
+    folder.annotation_file.unlink()
+    with pytest.raises(DatasetError, match=r"data.train_annotations=.*No such file"):
+        find_kept(source(folder), cache)
 
 
 def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> None:

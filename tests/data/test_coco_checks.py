@@ -1,12 +1,15 @@
 """A data set that cannot be used is refused with its file, the entry and the mend."""
 
+import codecs
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data.coco import read_index
+from data.doctor.document import read_entries
 from data.errors import DatasetError
+from ssd.evaluation.coco import coco_numbers
 from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, index_of, three_pictures
 
 pytestmark = pytest.mark.unit
@@ -61,13 +64,16 @@ BAD_ENTRIES = {
     ),
     "absolute file name": (
         edited(images__1__file_name="/etc/c.png"),
-        r"images\[1\] \(id 10\): file_name '/etc/c",
+        r"images\[1\] \(id 10\): file_name '/etc/c.png' is no relative path inside",
     ),
     "file name going up": (
         edited(images__1__file_name="sub/../../c.png"),
-        r"images\[1\] .*\.\./c.png' does not",
+        r"images\[1\] .*\.\./c.png' is no relative path inside data.train_images=",
     ),
-    "file name empty": (edited(images__1__file_name=""), r"images\[1\] \(id 10\): file_name '' does not"),
+    "file name empty": (
+        edited(images__1__file_name=""),
+        r"images\[1\] \(id 10\): file_name '' is no relative path",
+    ),
     "file name with a NUL": (
         edited(images__1__file_name="c\0.png"),
         r"images\[1\] \(id 10\): file_name 'c\\x00.png' holds a NUL character.*correct it",
@@ -127,6 +133,10 @@ def test_number_beyond_floating_point_is_named(data: CocoFolder) -> None:
             b'{"images": [{"id": 1, "file_name": "\xff.png", "width": 1, "height": 1}]}',
             "no JSON text .*utf-8",
         ),
+        ('{"images": []}'.encode("utf-16"), "UTF-16 text.* save it as UTF-8"),
+        (codecs.BOM_UTF8, "is empty"),
+        (codecs.BOM_UTF8 + b'{"images": [NaN', "NaN or Infinity"),
+        (codecs.BOM_UTF8 + b'{"images": ,', "unexpected character at byte 11 in '{\"images\": ,'"),
     ],
 )
 def test_file_that_is_no_annotation_file_is_named(data: CocoFolder, text: bytes, message: str) -> None:
@@ -153,6 +163,15 @@ def test_first_of_two_defects_is_named_where_the_second_hides_its_id(data: CocoF
     )
     for second in (whole[:-20], whole.replace("bird", "\0"), whole.replace('"bird"', "[" * 200_000)):
         assert index_error(data, second).endswith("images[1].width: Expected `int`, got `str`; edit the file")
+
+
+def test_byte_order_mark_is_passed_over(data: CocoFolder) -> None:
+    """Notepad, PowerShell and Excel begin UTF-8 with one."""
+    expected = index_of(data).fingerprint()
+    data.annotation_file.write_bytes(codecs.BOM_UTF8 + data.annotation_file.read_bytes())
+    assert read_index(data.annotation_file, data.image_folder).fingerprint() == expected
+    assert read_entries(data.annotation_file).findings == []
+    assert coco_numbers(data.annotation_file, [])["AP"] == 0
 
 
 def index_error(data: CocoFolder, text: str) -> str:

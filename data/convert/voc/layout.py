@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data.coco_checks import leaves_folder
 from data.convert.dataset import Split
 from data.convert.findings import Findings
 from data.convert.pictures import SUFFIXES, find_files
@@ -91,7 +92,7 @@ def _listed(file: Path, annotations: Path, findings: Findings) -> list[str]:
     stems = []
     for number, stem in enumerate(lines, start=1):
         with findings.collect(f"{file}: line {number}"):
-            if stem.startswith("/") or ".." in stem.split("/"):
+            if stem and leaves_folder(stem):
                 raise DatasetError(f"{stem!r} leaves the folder {annotations}; correct or remove the line")
             if stem and not (annotations / f"{stem}.xml").is_file():
                 raise DatasetError(f"there is no {annotations / stem}.xml; add it, or remove the line")

@@ -161,6 +161,17 @@ def test_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_path_of_windows_is_named_as_such(tmp_path: Path) -> None:
+    splits = {"train": {"a.png": []}, "val": {"sub\\b.png": []}}
+    root = coco_folder(tmp_path / "coco", splits, ("ant",))
+    convert(root, Format.coco, tmp_path / "letter", Format.yolo, Options())  # a letter like any other
+    val = root / "val2017"
+    (val / "sub").mkdir()
+    (val / "sub\\b.png").rename(val / "sub/b.png")
+    with pytest.raises(DatasetError, match=r"No such file .*, but .*sub/b.png is there: write / for"):
+        convert(root, Format.coco, tmp_path / "out", Format.yolo, Options())
+
+
 def test_rotation_mark_is_said_aloud_and_the_stored_size_counts(source: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from data.annotation_cache import open_annotations
+from data.coco_json import Source, read_document
 from data.doctor.config import CheckDataConfig, CheckDatasetConfig
 from data.doctor.config import Split as SplitName
 from data.doctor.examination import examine
 from data.doctor.findings import Kind, Severity
+from data.doctor.ids import entry_name
 from data.doctor.report import DatasetReport
-from tests.data.doctor.planted import Expected, Split, plant_all, rotate
+from data.doctor.truth import TruthScore
+from data.errors import DatasetError
+from data.task import open_training
+from ssd.config import DataConfig, OnBadImage, TrainConfig
+from ssd.training.session import Session
+from tests.data.doctor.planted import Expected, Split, cut, plant_all, rotate
 from tests.data.doctor.sound_set import sound_set
 
 pytestmark = pytest.mark.unit
@@ -46,8 +54,41 @@ def test_sound_set_is_fit(root: Path) -> None:
     assert report.findings() == []
     assert report.is_fit
     assert report.verdict() == "fit for training: nothing is wrong"
-    assert [split.truth_ap for split in report.splits] == [1.0, 1.0]
+    assert [split.truth for split in report.splits] == [TruthScore(1.0, 45), TruthScore(1.0, 8)]
     assert [split.statistics.boxes for split in report.splits] == [135, 24]
+
+
+def test_it_is_told_what_is_being_done_and_how_far_it_is(root: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    examine(config(root), lambda *progress: told.append(progress))
+    assert told[:3] == [
+        ("train: reading the annotation file", 0, 3),
+        ("train: opening it as training does", 1, 3),
+        ("train: scoring the ground truth", 2, 3),
+    ]
+    assert told[6] == ("train: decoding 45 pictures", 0, 45)
+    assert told[-1] == ("val: decoding 8 pictures", 8, 8)
+
+
+def test_training_parser_reads_each_file_once_and_nothing_is_kept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of COCO's size takes seconds and a gigabyte each time."""
+    parsed = []
+    monkeypatch.setattr(
+        "data.annotations.read_document",
+        lambda source: [parsed.append(source.split), read_document(source)][1],
+    )
+    assert examined(root).is_fit
+    assert parsed == ["train", "val"]
+    assert not (root.parent / "cache").exists()
+
+
+def test_annotation_file_among_the_pictures_is_none_that_was_forgotten(root: Path) -> None:
+    """Roboflow puts _annotations.coco.json there."""
+    file = root / "val2017/_annotations.coco.json"
+    (root / "annotations/instances_val2017.json").rename(file)
+    assert examined(root, val_annotations=str(file)).findings() == []
 
 
 def test_every_planted_defect_is_found_and_nothing_else_accused(root: Path) -> None:
@@ -138,8 +179,9 @@ def test_link_within_the_folder_and_a_linked_folder_are_sound(root: Path) -> Non
 
 def test_parsed_copy_that_differs_from_the_file_is_found(root: Path) -> None:
     """A file changed by a tool that sets its time back is taken for the old one by its size and time."""
-    assert examined(root).is_fit
     file = root / "annotations/instances_train2017.json"
+    open_annotations(Source(file, root / "train2017", "train"), root.parent / "cache")
+    assert examined(root).is_fit
     status = file.stat()
     file.write_text(file.read_text().replace("[5, 5, ", "[6, 5, "))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -157,7 +199,7 @@ def test_what_no_check_knows_but_training_refuses_is_an_error(root: Path) -> Non
 def test_ground_truth_that_scores_badly_without_a_reason_is_an_error(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.doctor.training_view.score_truth", lambda _: 0.5)
+    monkeypatch.setattr("data.doctor.training_view.score_truth", lambda *_: TruthScore(0.5, 8))
     report = examined(root)
     assert {kind for _, kind, _ in found(report)} == {Kind.truth_unlike}
     assert not report.is_fit
@@ -172,19 +214,42 @@ def test_more_boxes_than_are_scored_are_the_reason_of_a_low_score(root: Path) ->
     ((_, finding),) = report.findings()
     assert finding.kind is Kind.truth_lost
     assert "boxes of category 7; at most 100 are scored" in finding.detail
-    truth_ap = report.splits[1].truth_ap
-    assert truth_ap is not None
-    assert truth_ap < 0.999
+    truth = report.splits[1].truth
+    assert truth is not None
+    assert truth.ap < 0.999
     assert report.is_fit
 
 
-def test_only_bad_files_are_what_quarantine_can_do_without(root: Path) -> None:
+def test_what_quarantine_can_do_without_is_what_training_does_without(root: Path, session: Session) -> None:
+    data = DataConfig(path=str(root), batch_size=2, on_bad_image=OnBadImage.quarantine)
+    with_quarantine = TrainConfig(name="x", data=data)
+    promise = "data.on_bad_image=quarantine would train without these images"
+    train, val = Split.read(root, "train"), Split.read(root, "val")
+    train.file(Kind.file_empty, lambda path: cut(path, 0))
+    assert examined(root).verdict().endswith(f"(1 error); {promise}")
+    assert len(open_training(with_quarantine, None, session)[0].excluded) == 1
+
+    val.file(Kind.file_empty, lambda path: cut(path, 0))
+    assert examined(root).verdict().endswith("(2 errors)")
+    with pytest.raises(DatasetError, match=r"data.val_images=.*1 of 8 image files can't be used"):
+        open_training(with_quarantine, None, session)
+
+
+def test_no_promise_where_something_besides_files_is_wrong(root: Path) -> None:
     train = Split.read(root, "train")
     train.file(Kind.file_missing, Path.unlink)
-    assert "data.on_bad_image=quarantine would train without" in examined(root).verdict()
     train.annotate(Kind.unknown_image, image_id=-1)
     train.write()
     assert "quarantine" not in examined(root).verdict()
+
+
+def test_no_promise_where_no_image_would_be_left(root: Path, session: Session) -> None:
+    for path in (root / "train2017").iterdir():
+        path.unlink()
+    assert examined(root).verdict().endswith("(45 errors)")
+    data = DataConfig(path=str(root), batch_size=2, on_bad_image=OnBadImage.quarantine)
+    with pytest.raises(DatasetError, match="no image is left"):
+        open_training(TrainConfig(name="x", data=data), None, session)
 
 
 def test_unreadable_exif_is_a_warning(root: Path) -> None:
@@ -201,6 +266,20 @@ def test_rotation_is_seen_in_every_kind_of_file(root: Path, picture_format: str)
     path = next((root / "val2017").iterdir())
     rotate(path, picture_format)
     assert only_finding(root, Kind.exif_rotation) == str(path)
+
+
+def test_names_that_are_no_utf8_are_reported(root: Path) -> None:
+    """Half a surrogate pair in the file, Latin-1 on the disk."""
+    (root / "val2017" / os.fsdecode(b"caf\xe9.jpg")).write_text("")
+    val = Split.read(root, "val")
+    val.edit_image(Kind.field_type, file_name="\ud83d.jpg")
+    val.document["categories"][0]["name"] = "\ud83d"
+    val.expect(Kind.field_type, entry_name("categories", 0, val.document["categories"][0]["id"]))
+    val.write()
+    report = examined(root)
+    json.dumps(report.as_json(), ensure_ascii=False).encode()
+    assert val.expected <= found(report)
+    assert ("val", Kind.file_not_listed, str(root / "val2017/caf\\udce9.jpg")) in found(report, Severity.info)
 
 
 def test_report_is_plain_json_with_every_finding(root: Path) -> None:

@@ -15,6 +15,8 @@ def read_boxes(ltwh_px: list[tuple[float, ...]], crowd: tuple[int, ...] = ()) ->
     """Boxes of categories 0 and 1 by turns, two an image of 300×300 pixels."""
     number = np.arange(len(ltwh_px))
     return ReadBoxes(
+        image_ids=range(len(ltwh_px)),
+        category_ids=range(2),
         places=number,
         images=number // 2,
         categories=number % 2,
