@@ -19,6 +19,7 @@ from nvidia.dali import fn
 from nvidia.dali.fn.io import file as fn_file
 from nvidia.dali.pipeline import Pipeline
 
+from data.dali_error import reason_of
 from data.trial_process import READY, Result
 
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -97,10 +98,7 @@ class _Reader:
         """Return the first line printed, without colours and its source; else DALI's own words."""
         self._messages.seek(0)
         printed = _COLOURS.sub("", self._messages.read().decode(errors="replace")).strip()
-        # DALI's stand between where the operator stands in our code and a trace of its own.
-        own = str(error).rpartition("encountered:")[2].partition("Current pipeline object")[0]
-        own = own.partition("C++ context")[0].strip(" :\n")
-        line = (printed or own).partition("\n")[0]
+        line = (printed or reason_of(error)).partition("\n")[0]
         return _SOURCE.sub("", line, count=1)[:_MESSAGE_CHARACTERS]
 
 
