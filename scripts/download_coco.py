@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
-        raise SystemExit(f"error: {error.filename}: {error.strerror}; mend that and run again") from None
+        place = error.filename or options.folder  # the system names none for a full disk
+        raise SystemExit(f"error: {place}: {error.strerror}; mend that and run again") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None
 
@@ -143,14 +144,14 @@ def _alone(folder: Path) -> Iterator[None]:
         except Timeout:
             _say(f"another run is at work in {folder}; waiting for it")
             lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
     except OSError as error:
         raise DatasetError(
             f"{folder} cannot be written ({error.strerror}); mend that and run again"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_there(folder: Path, part: Published) -> bool:

@@ -410,6 +410,18 @@ def test_place_that_cannot_be_written_is_named(site: Site, folder: Path) -> None
     assert failure(folder, site).startswith(f"error: {folder} cannot be written (File exists)")
 
 
+@pytest.mark.parametrize(("given", "named"), [("/dev/disk", "/dev/disk"), (None, "{folder}")])
+def test_failure_at_work_is_not_taken_for_a_folder_that_cannot_be_written(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, named: str
+) -> None:
+    def failing(_: Path) -> Disk:
+        raise OSError(errno.EIO, "Input/output error", given)
+
+    monkeypatch.setattr(script.shutil, "disk_usage", failing)
+    expected = f"error: {named.format(folder=folder)}: Input/output error; mend that and run again"
+    assert failure(folder, site) == expected
+
+
 def test_folder_that_cannot_be_read_is_named(
     site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
