@@ -67,6 +67,22 @@ def encode_path(path: str) -> NDArray[np.uint8]:
     return np.frombuffer(path.encode(), dtype=np.uint8)
 
 
+def window_of_pixels(
+    window_ltwh: tuple[float, float, float, float], size_px: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return a window that holds a pixel: DALI rounds its edges to whole ones, and fails where none is left.
+
+    That can happen to windows narrower or lower than a pixel, so in pictures of up to 3 (RECIPE 6): these
+    become the pixel that the window's centre lies in. window_ltwh: relative. size_px: (width, height).
+    """
+    start, size = list(window_ltwh[:2]), list(window_ltwh[2:])
+    for axis, pixels in enumerate(size_px):
+        if size[axis] * pixels < 1:
+            start[axis] = int((start[axis] + size[axis] / 2) * pixels) / pixels
+            size[axis] = 1 / pixels
+    return (start[0], start[1], size[0], size[1])
+
+
 def training_graph(batches: Iterable[TrainingInputs], options: GraphOptions) -> Pipeline:
     """Build the graph that puts out images N×300×300×3, target offsets N×A×4 float32 and labels N×A int64."""
     pipeline = _pipeline(options)
@@ -114,6 +130,9 @@ def _read(
         rel_start=start,
         rel_shape=size,
         adjust_orientation=False,  # DALI would rotate the picture by its EXIF tag and leave the boxes
+        # Unless told so, the GPU's decoder upsamples chroma otherwise than the CPU's, which takes no notice
+        # and with which the recipe's accuracies were got (RECIPE 9).
+        jpeg_fancy_upsampling=True,
     )
     resized = fn.resize(
         images, size=[IMAGE_SIZE, IMAGE_SIZE], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True

@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from data.augment import Augmentation, augment_boxes
-from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
+from data.graph import (
+    GraphOptions,
+    TrainingInputs,
+    encode_path,
+    evaluation_graph,
+    training_graph,
+    window_of_pixels,
+)
 from ssd.boxes import default_boxes, encode_offsets, match
 from tests.data.coco_folder import noise
 
@@ -89,6 +96,14 @@ def test_whole_picture_of_the_input_size_is_only_normalised(
     np.testing.assert_allclose(images[0].numpy(), (picture / 255 - MEAN) / STD, rtol=0, atol=1e-6)
 
 
+def test_chroma_of_a_jpeg_is_interpolated_as_by_libjpeg(tmp_path: Path, picture: np.ndarray) -> None:
+    """Chroma at half the resolution, as cameras and COCO have it; repeating its samples differs by far."""
+    path = tmp_path / "subsampled.jpg"
+    Image.fromarray(picture).save(path, subsampling="4:2:0")
+    got = (evaluate(path)[0].double().numpy() * STD + MEAN) * 255
+    np.testing.assert_allclose(got, np.asarray(Image.open(path)), rtol=0, atol=1e-3)
+
+
 def test_no_augmentation_leaves_every_colour_as_it_is(
     save: Callable[[np.ndarray], Path], picture: np.ndarray
 ) -> None:
@@ -128,6 +143,22 @@ def test_window_may_touch_the_far_edges(save: Callable[[np.ndarray], Path]) -> N
     sides = np.linspace(0.3, 1, 8)
     windows = [Augmentation(window_ltwh=(1 - side, 1 - side, side, side)) for side in sides.tolist()]
     assert torch.isfinite(run(fed(path, windows))[0]).all()
+
+
+def test_every_window_of_a_tiny_picture_shows_a_part_of_it(save: Callable[[np.ndarray], Path]) -> None:
+    for pixels in range(1, 7):
+        path = save(noise(np.random.default_rng(9), pixels, pixels))
+        for side in (0.3, 0.34, 0.5, 0.7, 1):
+            starts = [start * (1 - side) for start in (0, 0.3, 0.5, 0.9, 1)]
+            windows = [window_of_pixels((start, start, side, side), (pixels, pixels)) for start in starts]
+            images = run(fed(path, [Augmentation(window_ltwh=window) for window in windows]))[0]
+            assert torch.isfinite(images).all()
+
+
+def test_a_window_narrower_than_a_pixel_is_the_pixel_at_its_centre() -> None:
+    assert window_of_pixels((0.55, 0.1, 0.3, 0.5), (3, 100)) == pytest.approx((2 / 3, 0.1, 1 / 3, 0.5))
+    assert window_of_pixels((0.7, 0.65, 0.3, 0.35), (1, 2)) == pytest.approx((0, 0.5, 1, 0.5))
+    assert window_of_pixels((0.123, 0.2, 0.3, 0.7), (4, 2)) == (0.123, 0.2, 0.3, 0.7)
 
 
 def triangle_weights(source: int, target: int) -> np.ndarray:
