@@ -1,55 +1,54 @@
-"""Which files of a batch DALI cannot read: its own error names the operator, not always the file."""
+"""Images that DALI cannot make a batch of: which they are, and which others stand in for them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-import torch
+from nvidia.dali.pipeline import Pipeline
 
 from data.coco import CocoIndex
+from data.dali_error import reason_of
 from data.errors import DatasetError
-from data.graph import GraphOptions, encode_path, evaluation_graph
+
+NAMED_IMAGES = 5
+"""Bad images that an error lists."""
+
+REPLACE = "Replace the file, or remove its entry and its boxes from the annotation file"
+"""What mends a bad image wherever it is met."""
 
 
-def find_bad_images(index: CocoIndex, images: Iterable[int]) -> dict[int, str]:
-    """Read the images of a failed batch one by one; return a line about each that fails, by its place.
+def reason_unreadable(graph: Pipeline) -> str | None:
+    """Run a graph of one image; return what DALI says where it fails.
 
-    Read on the CPU and whole: a graph that failed on a GPU cannot be trusted to judge the next file there.
+    A failed batch names the operator, not always the file, so its images are run one by one: on the CPU,
+    since a graph that failed on a GPU cannot be trusted to judge the next file there.
     """
-    return {
-        image: f"{index.path(image)} (image id {index.image_ids[image]}): {reason}"
-        for image in images
-        if (reason := _reason_unreadable(index, image)) is not None
-    }
-
-
-def unreadable(lines: Iterable[str], when: str) -> DatasetError:
-    """Return the error about such images. when: what was running."""
-    return DatasetError(
-        f"{when}: DALI cannot read {'; '.join(lines)}. Replace the file, or remove its entry and its boxes"
-        " from the annotation file, or train with data.on_bad_image=quarantine"
-    )
-
-
-def replace_bad(images: list[int], bad: Collection[int]) -> list[int] | None:
-    """Put the good image before it (or the batch's last) in each bad one's place; None if all are bad."""
-    good = [image for image in images if image not in bad]
-    if not good:
-        return None
-    replaced, last = [], good[-1]
-    for image in images:
-        last = last if image in bad else image
-        replaced.append(last)
-    return replaced
-
-
-def _reason_unreadable(index: CocoIndex, image: int) -> str | None:
-    graph = evaluation_graph(
-        [([encode_path(index.path(image))],)],
-        GraphOptions(batch_size=1, dtype=torch.float32, threads=1, device_id=None),
-    )
     try:
         graph.run()
     except RuntimeError as error:
-        # DALI wraps its reason in where the operator stands in our code.
-        reason = str(error).rpartition("encountered:")[2].partition("Current pipeline object")[0]
-        return reason.partition("C++ context")[0].strip()
+        return reason_of(error)
     return None
+
+
+def find_bad_images(
+    index: CocoIndex, images: Iterable[int], why_bad: Callable[[int], str | None]
+) -> dict[int, str]:
+    """Return a line about each bad one of the images, by its place in the index."""
+    return {
+        image: f"{index.path(image)} (image id {index.image_ids[image]}): {why}"
+        for image in images
+        if (why := why_bad(image)) is not None
+    }
+
+
+def stand_in(batch: Sequence[int], place: int, is_good: Callable[[int], bool]) -> int:
+    """Return the image at a place of a global batch or, where it is bad, the nearest good one before it.
+
+    Before the first comes the last; where all are bad none changes. The global batch is the same however many
+    ranks share it, so this is, too.
+    """
+    return next(filter(is_good, (batch[place - back] for back in range(len(batch)))), batch[place])
+
+
+def unreadable(lines: Iterable[str], when: str, mend: str = REPLACE) -> DatasetError:
+    """Return the error about bad images. when: what was running."""
+    named = "; ".join([*lines][:NAMED_IMAGES])
+    return DatasetError(f"{when}: DALI cannot read {named}. {mend}")

@@ -45,6 +45,10 @@ Kind = Literal[
 ]
 
 
+FileState = tuple[int, int]
+"""Size in bytes and time of change in nanoseconds: where both are as before, so is the file."""
+
+
 class Level(Enum):
     """How closely a file is looked at: its header, or every pixel besides."""
 
@@ -98,18 +102,27 @@ def inspect_all(
     return defects
 
 
-def _find_no_files(paths: Sequence[str], places: Sequence[int], workers: int) -> dict[int, ImageDefect]:
-    """Ask the file system first: opening a named pipe would wait for ever."""
+def look_up(paths: Sequence[str], workers: int) -> list[FileState | ImageDefect]:
+    """Ask the file system about each file, without opening it; workers: threads.
 
-    def look(share: NDArray[np.int64]) -> list[tuple[int, ImageDefect]]:
-        looked = ((place, _file_defect(paths[place])) for place in share.tolist())
-        return [(place, defect) for place, defect in looked if defect is not None]
+    Returns what tells a state of a regular file from others, or why it is no file that can be read.
+    """
+
+    def look(share: NDArray[np.int64]) -> list[FileState | ImageDefect]:
+        return [_look_up_one(paths[place]) for place in share.tolist()]
 
     with ThreadPoolExecutor(workers) as pool:  # a file server answers several at a time
-        return dict(pair for part in pool.map(look, np.array_split(places, workers)) for pair in part)
+        shares = np.array_split(np.arange(len(paths)), workers)
+        return [found for part in pool.map(look, shares) for found in part]
 
 
-def _file_defect(path: str) -> ImageDefect | None:
+def _find_no_files(paths: Sequence[str], places: Sequence[int], workers: int) -> dict[int, ImageDefect]:
+    """Ask the file system first: opening a named pipe would wait for ever."""
+    looked = zip(places, look_up([paths[place] for place in places], workers), strict=True)
+    return {place: found for place, found in looked if isinstance(found, ImageDefect)}
+
+
+def _look_up_one(path: str) -> FileState | ImageDefect:
     try:
         path.encode()  # DALI takes UTF-8
         status = os.stat(path)
@@ -118,7 +131,7 @@ def _file_defect(path: str) -> ImageDefect | None:
                 return ImageDefect("empty", "the file has 0 bytes")
             if not os.access(path, os.R_OK):
                 return ImageDefect("unreadable", "the file may not be read: its permissions forbid it")
-            return None
+            return status.st_size, status.st_mtime_ns
     except FileNotFoundError:
         dangling = os.path.islink(path)
         return ImageDefect(

@@ -5,8 +5,9 @@ There is no pipeline state: a batch follows from (seed, step) and the index alon
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,17 @@ from numpy.typing import NDArray
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
-from data.augment import Augmentation, augment_boxes, draw_augmentation
-from data.bad_image import find_bad_images, replace_bad, unreadable
+from data.bad_image import REPLACE, find_bad_images, reason_unreadable, stand_in, unreadable
 from data.coco import CocoIndex
 from data.errors import DatasetError
-from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
-from data.order import epoch_of, evaluation_batches, global_batch, rank_share, steps_per_epoch
+from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
+from data.order import evaluation_batches, rank_share
+from data.step_content import StepContent
 from ssd.batches import EvaluationBatch, TrainBatch
-from ssd.config import OnBadImage
 from ssd.errors import UserError
+
+WhyBad = Callable[[int], str | None]
+"""Of an image, by its place in the index: what is wrong with it, None if nothing is."""
 
 MAX_DEFAULT_THREADS = 8
 """Threads a rank takes by default where there are more; one GPU's share in the published recipe."""
@@ -56,7 +59,8 @@ class DaliTrainLoader:
     """The ssd.batches.TrainLoader of one rank: endless batches from any step on.
 
     batch_size: images a rank and step. augment: draw RECIPE 6's augmentations, or feed the whole pictures as
-    they are. on_bad_image: what a file that cannot be read does.
+    they are. quarantined: images known to be bad, by id, and why; another takes their place in the batch, and
+    that of images which turn out to be unreadable. None: these are an error.
     Raises UserError for a batch size that cannot train, DatasetError where the images do not fill one step.
     """
 
@@ -67,7 +71,7 @@ class DaliTrainLoader:
         batch_size: int,
         seed: int,
         augment: bool = True,
-        on_bad_image: OnBadImage = OnBadImage.fail,
+        quarantined: Mapping[int, str] | None = None,
     ) -> None:
         if batch_size < 2:
             raise UserError(
@@ -76,10 +80,16 @@ class DaliTrainLoader:
             )
         self._index = index
         self._placement = placement
-        self._global_batch_size = batch_size * placement.world_size
-        self._seed = seed
-        self._augment = augment
-        self._on_bad_image = on_bad_image
+        global_batch_size = batch_size * placement.world_size
+        self._content = StepContent(index, global_batch_size, seed, augment)
+        places = rank_share(np.arange(global_batch_size), placement.rank, placement.world_size)
+        self._own_places: list[int] = places.tolist()
+        self._replaces = quarantined is not None
+        bad_ids = quarantined or {}
+        self._known_bad = {
+            int(image): bad_ids[int(index.image_ids[image])]
+            for image in np.flatnonzero(np.isin(index.image_ids, [*bad_ids]))
+        }
         self._bad_images: dict[int, str] = {}
         self._options = GraphOptions(batch_size, placement.dtype, placement.threads, placement.device_id)
         if self.steps_per_epoch == 0:
@@ -91,15 +101,20 @@ class DaliTrainLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Whole global batches in one pass over the data."""
-        return steps_per_epoch(len(self._index), self._global_batch_size)
+        return self._content.steps_per_epoch
 
     def contents(self, step: int) -> list[dict[str, Any]]:
-        """Describe each image of a step's global batch, rank by rank: what is seen of it, its boxes there."""
-        epoch = self._epoch(step)
-        return [self._content(epoch, image) for image in self._global_batch(step).tolist()]
+        """Describe each image of a step's global batch, rank by rank: what is seen of it, its boxes there.
+
+        Where bad images are replaced, every file of the batch is read to find which of them were.
+        """
+        images = self._content.images(step)
+        if self._replaces:
+            images = self._stand_ins(step, range(len(images)), self._judge(step))
+        return self._content.describe(step, images)
 
     def bad_images(self) -> dict[int, str]:
-        """Return the images that this rank had to replace so far (data.on_bad_image): why, by image id."""
+        """Return the images that this rank found unreadable and replaced so far: why, by image id."""
         return dict(self._bad_images)
 
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
@@ -107,77 +122,68 @@ class DaliTrainLoader:
 
         The next batches are made in the background meanwhile, over the ends of epochs too.
         Raises DatasetError naming the image file that cannot be read and its step; the iterator ends with it.
-        Under data.on_bad_image=quarantine the image before it in the batch takes its place instead, each time
-        anew: what a step is made of depends on no earlier one.
+        Where bad images are replaced, the nearest good one before it in the global batch takes the place of
+        each, every time anew: what a step is made of depends on its files alone, on no earlier step and not
+        on the number of ranks.
         """
-        inputs = (self._inputs(self._epoch(step), self._share(step)) for step in itertools.count(first_step))
-        pipeline = training_graph(inputs, self._options)
+        pipeline = self._pipeline(first_step, self._share(first_step))
         for step in itertools.count(first_step):
             try:
                 outputs = _run(pipeline, self._placement.device)
             except RuntimeError as error:
-                outputs = self._run_without_bad(step, error)
+                # After an error DALI calls a pipeline no longer valid.
+                pipeline = self._pipeline(step, self._readable_share(step, error))
+                outputs = _run(pipeline, self._placement.device)
             images, target_offsets, labels = outputs
             yield TrainBatch(images.permute(0, 3, 1, 2), target_offsets, labels)
 
-    def _run_without_bad(self, step: int, error: RuntimeError) -> list[Tensor]:
-        """Make the batch of a step that DALI failed on, as data.on_bad_image has it."""
-        share = self._share(step)
-        bad = _name_bad(self._index, share, f"step {step}", error)
-        replaced = replace_bad(share, bad)
-        if self._on_bad_image is OnBadImage.fail or replaced is None:
-            raise unreadable(bad.values(), f"step {step}") from error
-        self._bad_images |= {int(self._index.image_ids[image]): line for image, line in bad.items()}
-        pipeline = training_graph([self._inputs(self._epoch(step), replaced)], self._options)
-        return _run(pipeline, self._placement.device)
-
-    def _epoch(self, step: int) -> int:
-        return epoch_of(step, len(self._index), self._global_batch_size)
-
-    def _global_batch(self, step: int) -> NDArray[np.int64]:
-        return global_batch(step, len(self._index), self._global_batch_size, self._seed)
+    def _pipeline(self, step: int, share: list[int]) -> Pipeline:
+        """Build the graph of this share of a step and of the steps after it."""
+        later = ((step, self._share(step)) for step in itertools.count(step + 1))
+        inputs = (self._content.inputs(*each) for each in itertools.chain([(step, share)], later))
+        return training_graph(inputs, self._options)
 
     def _share(self, step: int) -> list[int]:
-        batch = self._global_batch(step)
-        images: list[int] = rank_share(batch, self._placement.rank, self._placement.world_size).tolist()
-        return images
+        """Return this rank's images of a step, others in place of those known to be bad."""
+        return self._checked(step, self._known_bad.get)
 
-    def _content(self, epoch: int, image: int) -> dict[str, Any]:
-        augmentation = self._augmentation(epoch, image)
-        boxes_ltrb, labels = augment_boxes(augmentation, *self._index.boxes_of(image))
-        return {
-            "image_id": int(self._index.image_ids[image]),
-            "file": self._index.path(image),
-            "window_ltwh": list(augmentation.window_ltwh),
-            "flip": augmentation.flip,
-            "boxes_ltrb": boxes_ltrb.tolist(),
-            "labels": labels.tolist(),
-        }
+    def _readable_share(self, step: int, error: RuntimeError) -> list[int]:
+        """Return this rank's images of a step that DALI failed on, others in place of the bad ones."""
+        why_bad = self._judge(step)
+        bad = _name_bad(self._index, self._share(step), why_bad, f"step {step}", error)
+        if not self._replaces:
+            mend = f"{REPLACE}, or train with data.on_bad_image=quarantine"
+            raise unreadable(bad.values(), f"step {step}", mend) from error
+        share = self._checked(step, why_bad)
+        self._bad_images |= {int(self._index.image_ids[image]): line for image, line in bad.items()}
+        return share
 
-    def _inputs(self, epoch: int, images: list[int]) -> TrainingInputs:
-        augmentations = [self._augmentation(epoch, image) for image in images]
-        boxes = [
-            augment_boxes(augmentation, *self._index.boxes_of(image))
-            for augmentation, image in zip(augmentations, images, strict=True)
-        ]
-        return TrainingInputs(
-            paths=_paths(self._index, images),
-            window_start=np.array([each.window_ltwh[:2] for each in augmentations], dtype=np.float32),
-            window_size=np.array([each.window_ltwh[2:] for each in augmentations], dtype=np.float32),
-            flip=np.array([each.flip for each in augmentations], dtype=np.int32),
-            hue=np.array([each.hue for each in augmentations], dtype=np.float32),
-            saturation=np.array([each.saturation for each in augmentations], dtype=np.float32),
-            brightness=np.array([each.brightness for each in augmentations], dtype=np.float32),
-            contrast=np.array([each.contrast for each in augmentations], dtype=np.float32),
-            boxes_ltrb=[boxes_ltrb for boxes_ltrb, _ in boxes],
-            labels=[labels for _, labels in boxes],
-        )
+    def _checked(self, step: int, why_bad: WhyBad) -> list[int]:
+        """Return this rank's stand-ins; raise DatasetError where no image of the global batch is good."""
+        share = self._stand_ins(step, self._own_places, why_bad)
+        bad = find_bad_images(self._index, share, why_bad)
+        if bad:
+            raise unreadable(bad.values(), f"step {step}, all images of all ranks")
+        return share
 
-    def _augmentation(self, epoch: int, image: int) -> Augmentation:
-        if not self._augment:
-            return Augmentation()
-        boxes_ltrb, _ = self._index.boxes_of(image)
-        return draw_augmentation(boxes_ltrb, self._seed, epoch, image)
+    def _stand_ins(self, step: int, places: Iterable[int], why_bad: WhyBad) -> list[int]:
+        batch = self._content.images(step)
+        return [stand_in(batch, place, lambda image: why_bad(image) is None) for place in places]
+
+    def _judge(self, step: int) -> WhyBad:
+        """Return what tells why an image can't be made part of a step, None if it can; it reads a file once.
+
+        As the step has it: of a file that is cut short, a window above the cut can be read.
+        """
+        alone = replace(self._options, batch_size=1, threads=1, device_id=None)
+
+        @cache
+        def why_bad(image: int) -> str | None:
+            if image in self._known_bad:
+                return self._known_bad[image]
+            return reason_unreadable(training_graph([self._content.inputs(step, [image])], alone))
+
+        return why_bad
 
 
 class DaliEvaluationLoader:
@@ -197,12 +203,17 @@ class DaliEvaluationLoader:
 
         Raises DatasetError naming the image file that cannot be read; the iterator ends with it.
         """
+
+        def why_bad(image: int) -> str | None:
+            alone = replace(self._options, batch_size=1, threads=1, device_id=None)
+            return reason_unreadable(evaluation_graph([(_paths(self._index, [image]),)], alone))
+
         pipeline = evaluation_graph(((_paths(self._index, batch),) for batch in self._batches), self._options)
         for batch in self._batches:
             try:
                 (images,) = _run(pipeline, self._placement.device)
             except RuntimeError as error:
-                bad = _name_bad(self._index, batch, "evaluation", error)
+                bad = _name_bad(self._index, batch, why_bad, "evaluation", error)
                 raise unreadable(bad.values(), "evaluation") from error
             rows = slice(batch.start, batch.stop)
             yield EvaluationBatch(
@@ -216,9 +227,11 @@ def _paths(index: CocoIndex, images: Iterable[int]) -> list[NDArray[np.uint8]]:
     return [encode_path(index.path(image)) for image in images]
 
 
-def _name_bad(index: CocoIndex, images: Sequence[int], when: str, error: RuntimeError) -> dict[int, str]:
+def _name_bad(
+    index: CocoIndex, images: Sequence[int], why_bad: WhyBad, when: str, error: RuntimeError
+) -> dict[int, str]:
     """Return the bad images of a batch that DALI failed on; raise its error if there is none."""
-    bad = find_bad_images(index, images)
+    bad = find_bad_images(index, images, why_bad)
     if not bad:
         error.add_note(f"{when}: each of the batch's image files can be read by itself")
         raise error

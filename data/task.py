@@ -1,19 +1,24 @@
 """From the config's `data` section to what the trainer and the evaluator take."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 
+from data.agreement import require_same_data
 from data.annotation_cache import cache_folder
 from data.coco import CocoIndex, Selection, read_index
+from data.file_verdicts import find_bad_files
 from data.image_files import Level
 from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
-from data.quarantine import find_bad_files, leave_out, refuse
+from data.quarantine import leave_out, refuse
 from ssd.categories import Categories
 from ssd.config import Check, DataConfig, OnBadImage, TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example
 from ssd.runtime import Runtime
@@ -21,6 +26,8 @@ from ssd.training.resume import images_per_rank
 from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 from ssd.training.task import Task
+
+Value = TypeVar("Value")
 
 _DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… lists every defect"
 
@@ -35,14 +42,14 @@ def open_training(
     """
     data, ranks = config.data, session.ranks
     batch_size = images_per_rank(config, saved, ranks)
-    train, excluded = _trainable(data, saved, session)
+    train, excluded, replaced = _trainable(data, saved, session)
     loader = DaliTrainLoader(
         train,
         _placement(data, session.runtime, ranks),
         batch_size,
         config.seed,
         augment=data.augment,
-        on_bad_image=data.on_bad_image,
+        quarantined=replaced if data.on_bad_image is OnBadImage.quarantine else None,
     )
     timeout = timedelta(minutes=config.evaluation.timeout_minutes)
     evaluator, val = open_evaluation(data, train.categories, timeout, session.runtime, ranks, session.console)
@@ -51,43 +58,62 @@ def open_training(
     return task, {"training images": describe(train), "validation images": describe(val)}
 
 
-def _trainable(data: DataConfig, saved: SavedRun | None, session: Session) -> tuple[CocoIndex, list[int]]:
-    """Read the training annotations without the images whose files are bad; list these images' ids.
+def _trainable(
+    data: DataConfig, saved: SavedRun | None, session: Session
+) -> tuple[CocoIndex, list[int], dict[int, str]]:
+    """Read the training annotations without the images whose files are bad.
 
-    A resumed run leaves out what it left out from the start, so that it sees the same data: what has turned
-    bad since is replaced where it is met.
+    Returns besides these images' ids, and why by id of those to be replaced in their batches: a run that goes
+    on leaves out what it did from the start, so that its steps stay, and replaces what turned bad since.
     """
     selection = Selection("train", data.limit, data.crowd, data.min_box_px)
-    index = read_index(
-        data.locate("train_annotations"), data.locate("train_images"), selection, cache_folder(data.cache)
-    )
+    index = _read(data, selection, session.ranks)
     excluded: list[int] = saved.excluded_images if saved else []
-    bad = _find_bad(index, data, session)
-    new = {image_id: why for image_id, why in bad.items() if image_id not in excluded}
+    # On other annotations (resume.override) the run goes on as if it began with them.
+    begins = saved is None or leave_out(index, excluded).fingerprint() != saved.fingerprint
+    bad = _find_bad(index, data, session.ranks, session.console)
+    new = {image_id: why for image_id, why in bad.items() if begins or image_id not in excluded}
     if data.on_bad_image is OnBadImage.fail:
         refuse(new, index, f"{_DOCTOR}, or leave them out with data.on_bad_image=quarantine")
-    if saved is None:
-        excluded = sorted(new)
+    if begins:
         session.console.say(*(f"left out: {why}" for why in new.values()))
-    else:
-        session.console.say(*(f"bad since the run began, replaced when met: {why}" for why in new.values()))
-    return leave_out(index, excluded) if excluded else index, excluded
+        excluded, new = sorted(new), {}
+    session.console.say(*(f"bad since the run began, replaced when met: {why}" for why in new.values()))
+    return leave_out(index, excluded), excluded, new
 
 
-def _find_bad(index: CocoIndex, data: DataConfig, session: Session) -> dict[int, str]:
-    """Return what is bad on any machine of the run: each may have a copy of the files."""
-    bad = _bad_files(index, data, session.console)
-    merged: dict[int, str] = {}
-    for own in session.ranks.gather(bad):
-        merged |= own
-    return merged
+def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:
+    """Read the selection's split, on all ranks the same."""
+    files = data.locate(f"{selection.split}_annotations"), data.locate(f"{selection.split}_images")
+    index = _on_all(ranks, lambda: read_index(*files, selection, cache_folder(data.cache)))
+    require_same_data(index, ranks)
+    return index
 
 
-def _bad_files(index: CocoIndex, data: DataConfig, console: RunConsole) -> dict[int, str]:
-    if data.check is Check.off:
-        return {}
-    threads = len(os.sched_getaffinity(0)) if data.threads is None else data.threads
-    return find_bad_files(index, Level(data.check.value), threads, cache_folder(data.cache), console)
+def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunConsole) -> dict[int, str]:
+    """Return what is bad on any host: each may have a copy of the files, which one of its ranks looks at."""
+
+    def look() -> dict[int, str]:
+        if data.check is Check.off or ranks.local_rank != 0:
+            return {}
+        threads = len(os.sched_getaffinity(0)) if data.threads is None else data.threads
+        return find_bad_files(index, Level(data.check.value), threads, cache_folder(data.cache), console)
+
+    bad: dict[int, str] = {}
+    for of_rank in ranks.gather(_on_all(ranks, look)):
+        bad |= of_rank
+    return bad
+
+
+def _on_all(ranks: Ranks, work: Callable[[], Value]) -> Value:
+    """Do a rank's own work. Raises UserError on all ranks where one of them does."""
+    try:
+        result = work()
+    except UserError as error:
+        ranks.agree(error)
+        raise
+    ranks.agree(None)
+    return result
 
 
 def open_evaluation(
@@ -108,8 +134,8 @@ def open_evaluation(
     file = data.locate("val_annotations")
     # Scored is the file as it stands; this cleaning is for the pictures that are shown.
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
-    index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
-    refuse(_bad_files(index, data, console), index, _DOCTOR)
+    index = _read(data, selection, ranks)
+    refuse(_find_bad(index, data, ranks, console), index, _DOCTOR)
     if trained is not None:
         trained.check_scored_by(index.categories, file)
     evaluator = Evaluator(

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,12 @@ import torch
 from torch import Tensor
 
 import data.loader
-from data.bad_image import replace_bad
+from data.bad_image import stand_in
 from data.coco import CocoIndex, read_index
 from data.errors import DatasetError
 from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
 from ssd.batches import EvaluationBatch, TrainBatch
-from ssd.config import OnBadImage
-from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise_folder
+from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise, noise_folder
 
 pytestmark = pytest.mark.unit
 
@@ -244,8 +244,12 @@ def test_unreadable_picture_is_named_with_its_step(tmp_path: Path, content: byte
     assert message.startswith(f"step 2: DALI cannot read {path} (image id {bad_id}): ")
     assert message.count("image id") == 1
     assert next(batches, None) is None
-    with pytest.raises(DatasetError, match=rf"evaluation: .*{bad_id}.png \(image id {bad_id}\): \w"):
+    assert message.endswith(" from the annotation file, or train with data.on_bad_image=quarantine")
+    with pytest.raises(
+        DatasetError, match=rf"evaluation: .*{bad_id}.png \(image id {bad_id}\): \w"
+    ) as caught:
         list(DaliEvaluationLoader(index, place(), 3))
+    assert str(caught.value).endswith("remove its entry and its boxes from the annotation file")
 
 
 @pytest.mark.parametrize("content", [*BAD_FILES.values(), "truncated"], ids=[*BAD_FILES, "truncated"])
@@ -255,8 +259,9 @@ def test_quarantine_puts_the_image_before_in_the_place_of_an_unreadable_one(
     folder = noise_folder(tmp_path, 8)
     index = read_index(folder.annotation_file, folder.image_folder)
     whole = take(DaliTrainLoader(index, place(), batch_size=4, seed=0), 0, 3)
-    loader = DaliTrainLoader(index, place(), batch_size=4, seed=0, on_bad_image=OnBadImage.quarantine)
-    bad_id = ids(loader, 1)[2]
+    loader = DaliTrainLoader(index, place(), batch_size=4, seed=0, quarantined={})
+    seen_ids = ids(loader, 1)
+    bad_id = seen_ids[2]
     path = folder.image_folder / f"{bad_id}.png"
     if content is None:
         path.unlink()
@@ -268,14 +273,118 @@ def test_quarantine_puts_the_image_before_in_the_place_of_an_unreadable_one(
         assert equal(batch, TrainBatch(*(part[seen] for part in tensors(whole[step]))))
     assert list(loader.bad_images()) == [bad_id]
     assert str(path) in loader.bad_images()[bad_id]
+    assert ids(loader, 1) == [seen_ids[place] for place in (0, 1, 1, 3)]
     # Another process, begun at another step, comes to the same batch.
     seen = [0, 1, 1, 3]
     assert equal(take(loader, 1, 1)[0], TrainBatch(*(part[seen] for part in tensors(whole[1]))))
 
 
-def test_quarantine_takes_the_last_image_where_none_stands_before() -> None:
-    assert replace_bad([5, 6, 7, 8], {5, 7}) == [8, 6, 6, 8]
-    assert replace_bad([5, 6], {5, 6}) is None
+@pytest.mark.parametrize(
+    ("bad", "seen"),
+    [
+        ({7}, [5, 6, 6, 8]),
+        ({6, 7}, [5, 5, 5, 8]),
+        ({5}, [8, 6, 7, 8]),
+        ({5, 8}, [7, 6, 7, 7]),
+        ({5, 6, 7, 8}, [5, 6, 7, 8]),
+    ],
+)
+def test_nearest_good_image_before_stands_in_and_before_the_first_the_last(
+    bad: set[int], seen: list[int]
+) -> None:
+    batch = [5, 6, 7, 8]
+    assert [stand_in(batch, place, lambda image: image not in bad) for place in range(4)] == seen
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["met", "known from the start"])
+def test_what_stands_in_is_the_same_for_any_number_of_ranks(numbered: CocoIndex, known: bool) -> None:
+    """Of six images bad are the first, the last of the first of two ranks, and the first of the second."""
+
+    def loader(rank: int, world_size: int, quarantined: dict[int, str]) -> DaliTrainLoader:
+        return DaliTrainLoader(numbered, place(rank, world_size), 6 // world_size, 1, False, quarantined)
+
+    batch = ids(loader(0, 1, {}), 1)
+    bad = {batch[image]: "of another size" for image in (0, 2, 3)}
+    if not known:  # else DALI could read them
+        for image_id in bad:
+            (numbered.source.image_folder / f"{image_id}.png").write_bytes(b"")
+    expected = [batch[image] for image in (5, 1, 1, 1, 4, 5)]
+    for world_size in (1, 2, 3):
+        loaders = [loader(rank, world_size, bad if known else {}) for rank in range(world_size)]
+        assert [image for each in loaders for image in ids_in(take(each, 1, 1)[0].images)] == expected
+        assert all(ids(each, 1) == expected for each in loaders)
+        met = [image_id for each in loaders for image_id in each.bad_images()]
+        assert sorted(met) == ([] if known else sorted(bad))
+
+
+def test_whether_a_picture_cut_short_is_replaced_depends_on_no_other_picture(tmp_path: Path) -> None:
+    """What lies above the cut can be read, so it is for the step's window to say."""
+    folder = CocoFolder(tmp_path)
+    for number in range(8):
+        folder.add(number, noise(np.random.default_rng(number), 90, 120), [(5, 5, 30, 30)], f"{number}.jpg")
+    folder.write()
+    for number in (0, 1, 2, 3):
+        path = folder.image_folder / f"{number}.jpg"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    index = read_index(folder.annotation_file, folder.image_folder)
+    alone = DaliTrainLoader(index, place(), 8, 0, quarantined={})
+    seen = [set(ids(alone, step)) for step in range(3)]
+    assert any(images & {0, 1, 2, 3} for images in seen)
+    assert all(images != set(range(8)) for images in seen)
+    halves = [DaliTrainLoader(index, place(rank, 2), 4, 0, quarantined={}) for rank in range(2)]
+    for batch, *shares in zip(take(alone, 0, 3), *(take(half, 0, 3) for half in halves), strict=True):
+        together = [torch.cat(parts) for parts in zip(*map(tensors, shares), strict=True)]
+        assert equal(TrainBatch(*together), batch)
+
+
+class OnceFailed:
+    """A pipeline that may not be run again once it failed."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline, self._failed = pipeline, False
+
+    def run(self, *given: Any) -> Any:
+        assert not self._failed, "no longer valid"
+        try:
+            return self._pipeline.run(*given)
+        except RuntimeError:
+            self._failed = True
+            raise
+
+
+def test_a_pipeline_that_failed_is_not_used_again(
+    tmp_path: Path, index: CocoIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = noise_folder(tmp_path, IMAGES)
+    spoilt = read_index(folder.annotation_file, folder.image_folder)
+    loader = DaliTrainLoader(spoilt, place(), 6, 3, quarantined={})
+    (folder.image_folder / f"{ids(loader, 1)[2]}.png").unlink()
+    build = data.loader.training_graph
+    monkeypatch.setattr(data.loader, "training_graph", lambda *given: OnceFailed(build(*given)))
+    whole = take(DaliTrainLoader(index, place(), 6, 3), 0, 2)
+    first, second = take(loader, 0, 2)
+    assert equal(first, whole[0])
+    assert equal(second, TrainBatch(*(part[[0, 1, 1, 3, 4, 5]] for part in tensors(whole[1]))))
+    assert len(take(loader, 0, 5)) == 5
+
+
+def test_a_step_of_images_known_to_be_bad_is_an_error(index: CocoIndex) -> None:
+    loader = DaliTrainLoader(index, place(), 2, 0, quarantined={})
+    bad = dict.fromkeys(ids(loader, 1), "of another size")
+    with pytest.raises(DatasetError, match=r"step 1, all images of all ranks: .* of another size"):
+        take(DaliTrainLoader(index, place(), 2, 0, quarantined=bad), 1, 1)
+    with pytest.raises(DatasetError, match="step 1, all images"):
+        take(DaliTrainLoader(index, place(), 2, 0, quarantined=bad), 0, 2)
+
+
+def test_pictures_of_a_few_pixels_train(tmp_path: Path) -> None:
+    folder = CocoFolder(tmp_path)
+    for side in range(1, 7):
+        folder.add(side, noise(np.random.default_rng(side), side, 7 - side), [(0, 0, side, 7 - side)])
+    folder.write()
+    index = read_index(folder.annotation_file, folder.image_folder)
+    for batch in take(DaliTrainLoader(index, place(), 6, 0), 0, 30):
+        assert torch.isfinite(batch.images).all()
 
 
 def test_quarantine_of_a_whole_batch_is_an_error(tmp_path: Path) -> None:
@@ -283,9 +392,12 @@ def test_quarantine_of_a_whole_batch_is_an_error(tmp_path: Path) -> None:
     index = read_index(folder.annotation_file, folder.image_folder)
     for path in folder.image_folder.iterdir():
         path.unlink()
-    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0, on_bad_image=OnBadImage.quarantine)
-    with pytest.raises(DatasetError, match=r"step 0: DALI cannot read .*; .*image id"):
+    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0, quarantined={})
+    with pytest.raises(
+        DatasetError, match=r"step 0, all images .*: DALI cannot read .*; .*image id"
+    ) as caught:
         next(loader.batches(0))
+    assert "data.on_bad_image" not in str(caught.value)
 
 
 def test_failure_that_no_file_explains_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

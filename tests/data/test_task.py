@@ -1,16 +1,25 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from data.coco import CocoIndex
 from data.demo import generate
+from data.errors import DatasetError
 from data.task import describe, open_evaluation, open_training, pick_examples
 from ssd.categories import Categories, CategoryError
-from ssd.config import DataConfig, TrainConfig
+from ssd.compose import as_plain
+from ssd.config import DataConfig, OnBadImage, TrainConfig
+from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
+from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
+from ssd.training.task import Task
 
 pytestmark = pytest.mark.unit
 
@@ -96,3 +105,112 @@ def test_what_is_not_used_is_said(demo: Path, session: Session):
     assert describe(index).startswith(
         f"7 with {len(index.labels)} boxes of {len(index.categories.ids)} classes"
     )
+
+
+@pytest.fixture
+def own_demo(tmp_path: Path) -> Path:
+    """A set that a test may spoil."""
+    generate(tmp_path / "own", 9, 3)
+    return tmp_path / "own"
+
+
+def train_images(folder: Path) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = json.loads(
+        (folder / "annotations" / "instances_train2017.json").read_text()
+    )["images"]
+    return images
+
+
+def saved_of(task: Task, config: TrainConfig) -> SavedRun:
+    """Return a checkpoint of a run on one rank, before its first step."""
+    return SavedRun(
+        step=0,
+        epoch=0,
+        config=as_plain(config),
+        world_size=1,
+        global_batch=2,
+        fingerprint=task.fingerprint,
+        categories=task.categories,
+        excluded_images=task.excluded,
+        bad_images=[],
+        nonfinite_steps=0,
+        versions={},
+        numbers=None,
+        best=None,
+        captured={},
+    )
+
+
+def quarantined(folder: Path, **given: Any) -> TrainConfig:
+    return config(folder, on_bad_image=OnBadImage.quarantine, **given)
+
+
+def test_a_picture_of_another_size_since_the_run_began_is_replaced_though_it_can_be_read(
+    own_demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
+):
+    began, _ = open_training(quarantined(own_demo), None, session)
+    before = [image["image_id"] for image in began.loader.contents(0)]
+    path = Path(began.loader.contents(0)[1]["file"])
+    Image.new("RGB", (40, 30)).save(path)
+    resumed, _ = open_training(quarantined(own_demo), saved_of(began, quarantined(own_demo)), session)
+    assert f"bad since the run began, replaced when met: {path}: the file has" in capsys.readouterr().out
+    assert (resumed.excluded, resumed.fingerprint) == ([], began.fingerprint)
+    assert [image["image_id"] for image in resumed.loader.contents(0)] == [before[0], before[0]]
+    batch = next(resumed.loader.batches(0))
+    assert torch.equal(batch.images[0], batch.images[1])
+    assert torch.equal(batch.labels[0], batch.labels[1])
+
+
+def test_a_run_that_goes_on_with_other_annotations_leaves_out_their_bad_images(
+    own_demo: Path, tmp_path: Path, session: Session
+):
+    first, second, *_ = train_images(own_demo)
+    good, bad = (own_demo / "train2017" / image["file_name"] for image in (first, second))
+    content = good.read_bytes()
+    good.write_bytes(b"")
+    began, _ = open_training(quarantined(own_demo), None, session)
+    assert began.excluded == [first["id"]]
+    good.write_bytes(content)
+    bad.write_bytes(b"")
+    resumed, _ = open_training(quarantined(own_demo), saved_of(began, quarantined(own_demo)), session)
+    assert (resumed.excluded, resumed.fingerprint) == ([first["id"]], began.fingerprint)
+
+    annotations = json.loads((own_demo / "annotations" / "instances_train2017.json").read_text())
+    annotations["categories"][0]["name"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(annotations))
+    val = json.loads((own_demo / "annotations" / "instances_val2017.json").read_text())
+    val["categories"] = annotations["categories"]
+    (tmp_path / "val.json").write_text(json.dumps(val))
+    other = quarantined(
+        own_demo,
+        train_annotations=str(tmp_path / "other.json"),
+        val_annotations=str(tmp_path / "val.json"),
+    )
+    changed, _ = open_training(other, saved_of(began, other), session)
+    assert changed.excluded == [second["id"]]
+    again, _ = open_training(other, saved_of(changed, other), session)
+    assert (again.excluded, again.fingerprint) == (changed.excluded, changed.fingerprint)
+
+
+class SecondOfHost(Ranks):
+    """Rank 1 of a host whose rank 0 has found what is given."""
+
+    found: dict[int, str] | None = None
+
+    def agree(self, error: UserError | None, value: int = 0) -> int:
+        assert error is None
+        return value
+
+    def gather(self, value: Any) -> list[Any]:  # type: ignore[override]
+        if isinstance(value, tuple):  # the annotations' fingerprint
+            return [value, value]
+        assert value == {}
+        return [self.found, value]
+
+
+def test_one_rank_of_a_host_looks_at_the_files_for_all(demo: Path, session: Session):
+    ranks = SecondOfHost(session.ranks.device, rank=1, local_rank=1, world_size=2)
+    content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
+    ranks.found = {content["images"][2]["id"]: "a bad file"}
+    with pytest.raises(DatasetError, match=r"1 of 7 image files .* a bad file"):
+        open_evaluation(config(demo).data, None, timedelta(1), session.runtime, ranks, session.console)
