@@ -76,12 +76,13 @@ def _look_up_states(index: CocoIndex, threads: int) -> tuple[NDArray[np.uint64],
     for start in range(0, len(index), _CHUNK):
         places = range(start, min(start + _CHUNK, len(index)))
         looked_up = look_up([index.path(image) for image in places], threads)
-        for image, found in zip(places, looked_up, strict=True):
+        sizes_px = index.sizes_px[places.start : places.stop].tolist()
+        for image, found, (width, height) in zip(places, looked_up, sizes_px, strict=True):
             if isinstance(found, ImageDefect):  # not kept: it may be a matter of permissions, or of a mount
                 reasons[image] = found.detail
             else:
-                about = (index.file_names[image], *index.sizes_px[image].tolist(), *found)
-                digest = hashlib.blake2b(repr(about).encode(), digest_size=8).digest()
+                about = f"{index.file_names[image]} {width} {height} {found[0]} {found[1]}"
+                digest = hashlib.blake2b(about.encode(), digest_size=8).digest()
                 states[image] = int.from_bytes(digest, "little")
     return states, reasons
 
