@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from data.backslashes import hint_of_backslashes
 from data.trial_process import Result, TrialProcess
 
 MAX_PIXELS = 178_956_970
@@ -135,7 +136,10 @@ def _look_up_one(path: str) -> FileState | ImageDefect:
     except FileNotFoundError:
         dangling = os.path.islink(path)
         return ImageDefect(
-            "missing", "the file is a link to nothing" if dangling else "there is no such file"
+            "missing",
+            "the file is a link to nothing"
+            if dangling
+            else f"there is no such file{hint_of_backslashes(path)}",
         )
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return ImageDefect("unreadable", f"the file cannot be read ({error})")

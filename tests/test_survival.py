@@ -20,6 +20,7 @@ from ssd.distributed import Ranks
 from ssd.training.folder import FolderInUseError, own_folder
 from ssd.training.resume import images_per_rank
 from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.ssd.training.samples import saved_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -199,7 +200,7 @@ def test_every_input_stays_the_same_over_two_one_three_and_two_ranks_of_an_epoch
     generate(tmp_path, 62, 2)
     index = read_index(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "train2017")
     config = TrainConfig(name="x", data=DataConfig(batch_size=6))
-    saved = {"world_size": 2, "global_batch": 12}
+    saved = saved_run(world_size=2, global_batch=12)
 
     def fed(world_size: int, step: int) -> tuple[list[int], list[str]]:
         ranks = Ranks(torch.device("cpu"), world_size=world_size)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd.categories import Categories
 from ssd.checkpoint import CheckpointError, load_run, saved_steps, step_file, write
 from ssd.compose import as_plain
 from ssd.config import ConfigError, DataConfig, ResumeConfig, TrainConfig
@@ -14,6 +13,7 @@ from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.resume import check_same_run, images_per_rank, shaping_values
 from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
+from tests.ssd.training.samples import saved_run
 
 pytestmark = pytest.mark.unit
 
@@ -98,25 +98,6 @@ def test_named_keys_may_differ_and_no_others():
 def test_an_override_that_means_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"):
         compare(CONFIG, override=("optimizer.momentun",))
-
-
-def saved_run(step: int = 4, world_size: int = 1, global_batch: int = 4) -> SavedRun:
-    return SavedRun(
-        step=step,
-        epoch=0,
-        config=CONFIG,
-        world_size=world_size,
-        global_batch=global_batch,
-        fingerprint="f",
-        categories=Categories((7, 3), ("cat", "dog")),
-        excluded_images=[5],
-        bad_images=[],
-        nonfinite_steps=2,
-        versions={"torch": "2"},
-        numbers={"AP": 0.25},
-        best=None,
-        captured={"model": {"weight": torch.ones(2)}, "optimizer": {}, "scaler": {}, "ranks": []},
-    )
 
 
 def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks():
