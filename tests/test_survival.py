@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,28 @@ def test_asked_to_end_by_any_signal_to_any_process_it_ends_as_if_it_had_not_been
     assert not (bench.folder / name / "preempted").exists()
     assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
     assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
+
+
+def test_a_terminal_that_goes_away_costs_no_step(bench: Bench, uninterrupted: str):
+    """As when an ssh session ends: SIGHUP, and what is printed from then on fails."""
+    name, every = "hung_up", ("checkpoint.every_steps=3", "logging.every_steps=1")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        command = bench.train_command(name, *every, ranks=2)
+        os.execv(command[0], command)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + LIMIT_S
+    while not bench.checkpoint(name, 3).exists() and time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            os.read(terminal, 2**16)
+        time.sleep(0.005)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert status != 0
+    assert preempted_step(bench, name, signal.SIGHUP) >= 3
+    succeeded(bench.train(name, *every, ranks=2))
+    assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
 
 
 def test_ranks_whose_torchrun_is_killed_save_and_end_and_the_next_launch_goes_on(
