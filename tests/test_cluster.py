@@ -1,4 +1,4 @@
-"""Launch files for clusters: Slurm's with its commands played by stubs, and that torchrun takes what they give."""
+"""Launch files for clusters: stubs play Slurm's commands, torchrun's own parser reads what it is given."""
 
 import os
 import subprocess

@@ -19,7 +19,6 @@ from data.loader import DaliTrainLoader, Placement
 from ssd.checkpoint import load_run, saved_steps
 from ssd.config import DataConfig, TrainConfig
 from ssd.distributed import Ranks
-from ssd.training.folder import FolderInUseError, own_folder
 from ssd.training.resume import images_per_rank
 from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
 
@@ -161,15 +160,6 @@ def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench)
     assert state_hash(bench.checkpoint("steady_stopped", last)) == state_hash(
         bench.checkpoint("steady", last)
     )
-
-
-def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("ssd.training.folder.WAIT_S", 0.1)
-    refused = pytest.raises(FolderInUseError, match="another process trains there")
-    with own_folder(tmp_path), refused, own_folder(tmp_path):
-        pass
-    with own_folder(tmp_path):
-        pass
 
 
 def test_on_another_number_of_ranks_the_global_batch_stays(bench: Bench):

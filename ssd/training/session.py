@@ -10,7 +10,7 @@ from ssd.config import TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks, open_ranks
 from ssd.runtime import Runtime, set_up
-from ssd.training.folder import own_folder
+from ssd.training.folder import own_folder, require_seen_by_all
 from ssd.training.stop import StopSignals, end_with_parent, leave_if_preempted
 from ssd.training.watchdog import GRACE, Watchdog
 
@@ -31,7 +31,8 @@ class Session:
 def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
     """Join the ranks, set the device up, and take over the signals until the end.
 
-    Raises ConfigError where the device can't do what is asked, Preempted where the run isn't to go on.
+    Raises ConfigError where the device can't do what is asked or a machine doesn't see the folder, Preempted
+    where the run isn't to go on.
     """
     end_with_parent()
     hang = timedelta(minutes=config.training.hang_timeout_minutes)
@@ -44,5 +45,6 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
         RunConsole(ranks.is_main) as console,
         StopSignals(folder, ranks.is_main) as signals,
     ):
+        require_seen_by_all(folder, ranks)
         leave_if_preempted(folder, ranks)
         yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog)

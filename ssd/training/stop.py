@@ -1,8 +1,8 @@
 """Ending a run early when a signal asks for it, and telling whoever starts it again.
 
 A signal of SIGNALS to any rank: before training it ends the process at once; from then on it is noted, all
-ranks agree on a step, save and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder, since
-torchrun turns every failure's status into 1.
+ranks agree on a step, save and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder,
+since torchrun turns every failure's status into 1.
 """
 
 import ctypes
@@ -110,7 +110,7 @@ def _torchrun_of(path: Path) -> str | None:
 
 
 def _let_go_of_lost_terminal() -> None:
-    """Print to nowhere where a terminal has gone: to write there fails, and what is to be saved would be lost."""
+    """Print to nowhere instead of to a terminal that has gone: that fails, in the middle of saving too."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # standard output and error
         try:
