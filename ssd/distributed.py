@@ -29,7 +29,6 @@ class Ranks:
 
     device: torch.device
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
     store: Store | None = None
@@ -40,12 +39,6 @@ class Ranks:
     def is_main(self) -> bool:
         """Tell whether this is rank 0, which writes the files and talks."""
         return self.rank == 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor up over all ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
 
     def highest(self, value: int) -> int:
         """Return the highest of all ranks' values, on every rank, without waiting for a device."""
@@ -76,11 +69,6 @@ class Ranks:
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier(group=self.cpu_group)
 
     def on_main(self, work: Callable[[], Value], timeout: timedelta) -> Value:
         """Run long host work on rank 0 while the others wait for its result on the rendezvous store.
@@ -154,7 +142,6 @@ def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
         yield Ranks(
             device=device,
             rank=rank,
-            local_rank=local_rank,
             world_size=world_size,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             store=PrefixStore("ranks", store),
