@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -20,7 +21,7 @@ from ssd.checkpoint import load_run, saved_steps
 from ssd.config import DataConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.training.resume import images_per_rank
-from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.bench import LIMIT_S, ROOT, Bench, run, state_hash, succeeded, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -149,6 +150,20 @@ def test_a_rank_that_hangs_ends_the_run_and_its_peers_show_where_they_wait(bench
     told = (bench.folder / "hanging.txt").read_text()
     assert "Timeout (0:00:06)!" in told
     assert "take_step" in told
+
+
+def test_a_bit_that_flips_on_one_rank_ends_the_run_before_it_is_saved(bench: Bench):
+    name = "flipped"
+    compared = ("training.compare_replicas_every=2", "checkpoint.every_steps=1")
+    command = bench.train_command(name, *compared, ranks=2)
+    place = command.index(str(ROOT / "train.py"))
+    command[place : place + 1] = ["-m", "tests.flipped_bit"]
+    result = run(command)
+    assert result.returncode == 1
+    told = r"error: the replicas have parted: \S+\.weight \(momentum\) of rank 1 differs from rank 0's"
+    assert len(re.findall(told, result.stderr)) == 2  # both ranks say it
+    assert bench.checkpoint(name, 1).exists()
+    assert not bench.checkpoint(name, 2).exists()
 
 
 def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench):
