@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ssd.config import TrainConfig
+from ssd.config import MINUTES_A_YEAR, TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks, open_ranks
 from ssd.runtime import Runtime, set_up
@@ -35,9 +35,11 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
     where the run isn't to go on.
     """
     end_with_parent()
-    hang = timedelta(minutes=config.training.hang_timeout_minutes)
+    minutes = config.training.hang_timeout_minutes
+    hang = None if minutes is None else timedelta(minutes=minutes)
     # Longer than any wait that the watchdog allows: it shows the stacks, a group's timeout would not.
-    exchange = hang + timedelta(minutes=config.evaluation.timeout_minutes) + 2 * GRACE
+    longest = timedelta(minutes=MINUTES_A_YEAR) if hang is None else hang
+    exchange = longest + timedelta(minutes=config.evaluation.timeout_minutes) + 2 * GRACE
     with (
         Watchdog(hang) as watchdog,
         open_ranks(config.runtime.device, exchange) as ranks,
