@@ -14,8 +14,8 @@ _STANDARD_ERROR = 2
 class Watchdog:
     """Prints all threads' stacks when `alive` was not called again for `timeout`, and then kills the process.
 
-    It watches from the first call on, and never without a timeout: how long a start may take is for the data to
-    say. Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
+    It watches from the first call on: how long a start may take is for the data to say. No timeout: never.
+    Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
     """
 
     def __init__(self, timeout: timedelta | None) -> None:
