@@ -1,10 +1,10 @@
 """Kill and preempt real training runs at random moments, and see whether they end as if nothing had happened.
 
 python scripts/chaos.py --kills 100 --terminations 40: runs of the embedded set under torchrun are hit by
-SIGKILL (one rank, torchrun alone, or all of them) and by SIGTERM, SIGUSR1 or SIGINT (one rank or torchrun),
-each at a random moment of its life, start-up, evaluations and saves included, and started again until they
-end. Every run must end with the weights, momenta and metrics of the run that nobody touched; after a signal
-to stop the newest checkpoint must be of the very step that the run had come to.
+SIGKILL (one rank, torchrun alone, or all of them) and by the signals that ask a run to end (one rank or
+torchrun), each at a random moment of its life, start-up, evaluations and saves included, and started again
+until they end. Every run must end with the weights, momenta and metrics of the run that nobody touched; after
+a signal to end the newest checkpoint must be of the very step that the run had come to.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from typing import Any
 
 from data.demo import generate
 from ssd.checkpoint import CheckpointError, load_run, saved_steps
+from ssd.training.stop import SIGNALS
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")
-TERMINATIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 GONE_WITHIN_S = 60.0
 
 
@@ -57,7 +57,7 @@ class Arena:
         """Start a run, or go on with it."""
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"),
-            "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+            f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
             *(f"--nproc_per_node={self.ranks}", str(ROOT / "train.py"), "experiment=demo", f"name={name}"),
             *(f"hydra.run.dir={self.folder / name}", f"data.path={self.folder / 'demo'}"),
             *(f"data.batch_size={12 // self.ranks}", "data.threads=1", "schedule.epochs=3"),
@@ -144,7 +144,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs to send")
-    parser.add_argument("--terminations", type=int, default=40, help="SIGTERM, SIGUSR1 and SIGINT to send")
+    parser.add_argument("--terminations", type=int, default=40, help="signals to end to send")
     parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
     return parser.parse_args()
@@ -177,7 +177,7 @@ def hit(process: subprocess.Popen[bytes], kind: str, chance: random.Random, tall
         number = signal.SIGKILL
         target = chance.choice(["all", "torchrun", "one rank"])
     else:
-        number = chance.choice(TERMINATIONS)
+        number = chance.choice(SIGNALS)
         target = chance.choice(["torchrun", "one rank"])
     if target == "one rank" and not workers:
         target = "torchrun"  # it has not started any yet

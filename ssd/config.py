@@ -1,5 +1,6 @@
 """The typed schema of conf/train.yaml: how every key is called, its type, and which values make sense."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -68,10 +69,19 @@ class OnNonfinite(Enum):
     rollback = "rollback"
 
 
+MINUTES_A_YEAR = 365 * 24 * 60  # what no wait need exceed, and every clock still counts
+
+
 def require(holds: bool, key: str, value: object, mend: str) -> None:
     """Raise ConfigError(“key=value: mend”) unless the condition holds."""
     if not holds:
         raise ConfigError(f"{key}={'null' if value is None else value}: {mend}")
+
+
+def require_wait(key: str, minutes: float, otherwise: str = "") -> None:
+    """Raise ConfigError unless a wait of so many minutes makes sense."""
+    mend = f"give more than 0 and at most a year's {MINUTES_A_YEAR}{otherwise}"
+    require(0 < minutes <= MINUTES_A_YEAR, key, minutes, mend)
 
 
 @dataclass
@@ -97,7 +107,8 @@ class DataConfig:
         """Check the numbers."""
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "give at least 1 image a rank")
         require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "give at least 1, or null")
-        require(self.min_box_px > 0, "data.min_box_px", self.min_box_px, "give a size in pixels above 0")
+        shortest = self.min_box_px
+        require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
         require(self.threads is None or self.threads >= 1, "data.threads", self.threads, "give at least 1")
 
     def locate(self, key: str) -> Path:
@@ -141,9 +152,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "give a rate above 0")
+        rate, decay = self.learning_rate, self.weight_decay
+        require(0 < rate < math.inf, "optimizer.learning_rate", rate, "give a finite rate above 0")
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give a value in [0, 1)")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
+        require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "give 0 or a finite value above it")
 
 
 @dataclass
@@ -158,13 +170,11 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Check the numbers."""
         require(self.epochs >= 1, "schedule.epochs", self.epochs, "give at least 1")
-        require(
-            self.max_steps is None or self.max_steps >= 1, "schedule.max_steps", self.max_steps, "≥ 1 or null"
-        )
+        steps = self.max_steps
+        require(steps is None or steps >= 1, "schedule.max_steps", steps, "give at least 1, or null")
         require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "give 0 or more")
-        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
-        positive = all(epoch >= 1 for epoch in self.milestones)
-        require(rising and positive, "schedule.milestones", self.milestones, "give rising epochs from 1 on")
+        rising = all(a < b for a, b in zip([0, *self.milestones], self.milestones, strict=False))
+        require(rising, "schedule.milestones", self.milestones, "give rising epochs from 1 on")
 
 
 @dataclass
@@ -201,13 +211,11 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require(
-            self.every is None or self.every >= 1, "evaluation.every", self.every, "give at least 1, or null"
-        )
+        every, first = self.every, min(self.epochs, default=0)
+        require(every is None or every >= 1, "evaluation.every", every, "give at least 1, or null")
+        require(first >= 0, "evaluation.epochs", self.epochs, "give epochs from 0 on")
         require(self.pictures >= 0, "evaluation.pictures", self.pictures, "give 0 or more")
-        require(
-            self.timeout_minutes > 0, "evaluation.timeout_minutes", self.timeout_minutes, "give more than 0"
-        )
+        require_wait("evaluation.timeout_minutes", self.timeout_minutes)
 
     def due(self, epoch: int) -> bool:
         """Tell whether an evaluation follows this epoch."""
@@ -245,19 +253,15 @@ class TrainingConfig:
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     nonfinite_limit: int = 10
     compare_replicas_every: int | None = 1000
-    hang_timeout_minutes: float = 30.0
+    hang_timeout_minutes: float | None = 30.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        require(
-            self.nonfinite_limit >= 1, "training.nonfinite_limit", self.nonfinite_limit, "give at least 1"
-        )
-        every = self.compare_replicas_every
-        require(
-            every is None or every >= 1, "training.compare_replicas_every", every, "give at least 1, or null"
-        )
-        minutes = self.hang_timeout_minutes
-        require(minutes > 0, "training.hang_timeout_minutes", minutes, "give more than 0")
+        limit, every, mend = self.nonfinite_limit, self.compare_replicas_every, "give at least 1"
+        require(limit >= 1, "training.nonfinite_limit", limit, mend)
+        require(every is None or every >= 1, "training.compare_replicas_every", every, mend + ", or null")
+        if self.hang_timeout_minutes is not None:
+            require_wait("training.hang_timeout_minutes", self.hang_timeout_minutes, ", or null for never")
 
 
 @dataclass

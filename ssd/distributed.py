@@ -42,12 +42,6 @@ class Ranks:
         """Tell whether this is rank 0, which writes the files and talks."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor up over all ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
-
     def highest(self, value: int) -> int:
         """Return the highest of all ranks' values, on every rank, without waiting for a device."""
         if self.world_size == 1:
@@ -88,11 +82,6 @@ class Ranks:
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier(group=self.cpu_group)
 
     def on_main(self, work: Callable[[], Value], timeout: timedelta) -> Value:
         """Run long host work on rank 0 while the others wait for its result on the rendezvous store.

@@ -1,5 +1,6 @@
-"""Launch files for clusters can't run here: what can be checked of their text."""
+"""Launch files for clusters: stubs play Slurm's commands, torchrun's own parser reads what it is given."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,8 +13,54 @@ pytestmark = pytest.mark.unit
 FOLDER = Path(__file__).parent.parent / "scripts" / "cluster"
 
 
-def test_the_slurm_file_is_a_script_that_bash_can_parse():
-    subprocess.run(["bash", "-n", str(FOLDER / "slurm.sbatch")], check=True)
+# scontrol names the machines, and writes down what else it is told; srun writes down its arguments.
+STUBS = {
+    "scontrol": 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; else echo "$*" >> scontrol.txt; fi',
+    "srun": 'printf "%s\\n" "$@" > srun.txt\n[ -z "$PREEMPTED" ] || touch runs/coco/preempted\nexit 3',
+}
+
+
+def submit(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the Slurm file as Slurm would, in a folder that has the stubs and a run's folder."""
+    for name, script in STUBS.items():
+        stub = folder / name
+        stub.write_text(f"#!/bin/bash\n{script}\n")
+        stub.chmod(0o755)
+    (folder / "runs" / "coco").mkdir(parents=True)
+    (folder / "runs" / "coco" / "preempted").touch()  # an earlier run's
+    return subprocess.run(
+        ["bash", str(FOLDER / "slurm.sbatch"), "experiment=coco_8x128", "name=coco"],
+        cwd=folder,
+        env={
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "[one-two]",
+            "SLURM_JOB_NUM_NODES": "2",
+            "PREEMPTED": "",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("restarts", "attempt"), [({}, "7-0"), ({"SLURM_RESTART_COUNT": "2"}, "7-2")])
+def test_the_slurm_file_starts_torchrun_when_submitted_and_when_queued_again(
+    restarts: dict[str, str], attempt: str, tmp_path: Path
+):
+    result = submit(tmp_path, **restarts)
+    assert (result.returncode, result.stderr) == (3, "")  # srun's status: nothing was preempted
+    words = (tmp_path / "srun.txt").read_text().splitlines()
+    assert {f"--rdzv-id={attempt}", "--nnodes=2", "--rdzv-endpoint=one:29400"} <= set(words)
+    assert words[-3:] == ["experiment=coco_8x128", "name=coco", "name=coco"]
+    assert not (tmp_path / "scontrol.txt").exists()
+
+
+def test_the_slurm_file_queues_a_preempted_run_again(tmp_path: Path):
+    result = submit(tmp_path, PREEMPTED="1")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 7\n"
 
 
 def torchrun_arguments(words: list[str]) -> list[str]:

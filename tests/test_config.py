@@ -119,18 +119,30 @@ def test_a_plus_does_not_smuggle_an_unknown_key_in(key: str):
         "data.limit=0",
         "data.min_box_px=0",
         "data.threads=0",
+        "data.min_box_px=inf",
         "optimizer.learning_rate=0",
+        "optimizer.learning_rate=inf",
+        "optimizer.learning_rate=nan",
         "optimizer.momentum=1",
+        "optimizer.momentum=nan",
         "optimizer.weight_decay=-1",
+        "optimizer.weight_decay=inf",
         "schedule.epochs=0",
         "schedule.max_steps=0",
         "schedule.warmup_steps=-1",
         "schedule.milestones=[9,3]",
         "schedule.milestones=[0]",
         "logging.every_steps=0",
+        "evaluation.epochs=[-3]",
         "evaluation.every=0",
         "evaluation.pictures=-1",
         "evaluation.timeout_minutes=0",
+        "evaluation.timeout_minutes=inf",
+        "training.hang_timeout_minutes=0",
+        "training.hang_timeout_minutes=inf",
+        "training.hang_timeout_minutes=1e9",
+        "training.nonfinite_limit=0",
+        "training.compare_replicas_every=0",
         "checkpoint.keep=0",
         "checkpoint.every_steps=0",
         "checkpoint.every_epochs=0",
@@ -197,6 +209,15 @@ def test_a_published_checkpoint_runs_in_float32_with_and_without_its_backbone_na
 def test_another_backbone_than_trained_is_refused():
     with pytest.raises(ConfigError, match="the checkpoint is a resnet34"):
         evaluate_config("model.backbone=resnet18").resolve(TRAINED)
+
+
+def test_evaluation_refuses_an_endless_wait():
+    with pytest.raises(ConfigError, match=r"^timeout_minutes=inf: give more than 0 and at most"):
+        evaluate_config("timeout_minutes=inf")
+
+
+def test_training_may_wait_for_ever():
+    assert train_config("training.hang_timeout_minutes=null").training.hang_timeout_minutes is None
 
 
 def test_evaluation_needs_a_checkpoint():

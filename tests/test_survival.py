@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,8 @@ from data.loader import DaliTrainLoader, Placement
 from ssd.checkpoint import load_run, saved_steps
 from ssd.config import DataConfig, TrainConfig
 from ssd.distributed import Ranks
-from ssd.training.folder import FolderInUseError, own_folder
 from ssd.training.resume import images_per_rank
-from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.bench import LIMIT_S, ROOT, Bench, run, state_hash, succeeded, without_times
 from tests.ssd.training.samples import saved_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -79,6 +81,28 @@ def test_asked_to_end_by_any_signal_to_any_process_it_ends_as_if_it_had_not_been
     assert not (bench.folder / name / "preempted").exists()
     assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
     assert without_times(bench.records(name)) == without_times(bench.records(uninterrupted))
+
+
+def test_a_terminal_that_goes_away_costs_no_step(bench: Bench, uninterrupted: str):
+    """As when an ssh session ends: SIGHUP, and what is printed from then on fails."""
+    name, every = "hung_up", ("checkpoint.every_steps=3", "logging.every_steps=1")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        command = bench.train_command(name, *every, ranks=2)
+        os.execv(command[0], command)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + LIMIT_S
+    while not bench.checkpoint(name, 3).exists() and time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            os.read(terminal, 2**16)
+        time.sleep(0.005)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert status != 0
+    assert preempted_step(bench, name, signal.SIGHUP) >= 3
+    succeeded(bench.train(name, *every, ranks=2))
+    assert state_hash(bench.checkpoint(name)) == state_hash(bench.checkpoint(uninterrupted))
 
 
 def test_ranks_whose_torchrun_is_killed_save_and_end_and_the_next_launch_goes_on(
@@ -151,6 +175,20 @@ def test_a_rank_that_hangs_ends_the_run_and_its_peers_show_where_they_wait(bench
     assert "take_step" in told
 
 
+def test_a_bit_that_flips_on_one_rank_ends_the_run_before_it_is_saved(bench: Bench):
+    name = "flipped"
+    compared = ("training.compare_replicas_every=2", "checkpoint.every_steps=1")
+    command = bench.train_command(name, *compared, ranks=2)
+    place = command.index(str(ROOT / "train.py"))
+    command[place : place + 1] = ["-m", "tests.flipped_bit"]
+    result = run(command)
+    assert result.returncode == 1
+    told = r"error: the replicas have parted: \S+\.weight \(momentum\) of rank 1 differs from rank 0's"
+    assert len(re.findall(told, result.stderr)) == 2  # both ranks say it
+    assert bench.checkpoint(name, 1).exists()
+    assert not bench.checkpoint(name, 2).exists()
+
+
 def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench):
     steady = ("data.batch_size=2", "runtime.deterministic=true")
     succeeded(bench.train("steady", *steady, ranks=3))
@@ -160,15 +198,6 @@ def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench)
     assert state_hash(bench.checkpoint("steady_stopped", last)) == state_hash(
         bench.checkpoint("steady", last)
     )
-
-
-def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("ssd.training.folder.WAIT_S", 0.1)
-    refused = pytest.raises(FolderInUseError, match="another process trains there")
-    with own_folder(tmp_path), refused, own_folder(tmp_path):
-        pass
-    with own_folder(tmp_path):
-        pass
 
 
 def test_on_another_number_of_ranks_the_global_batch_stays(bench: Bench):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from ssd.config import Backbone, Check, DataConfig, Device, Precision, RuntimeConfig, require
+from ssd.config import Backbone, Check, DataConfig, Device, Precision, RuntimeConfig, require, require_wait
 from ssd.weights import Weights
 
 
@@ -61,7 +61,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check the number."""
-        require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "give more than 0")
+        require_wait("timeout_minutes", self.timeout_minutes)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint.

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ssd.errors import UserError
+
 
 class MetricsFile:
     """Appends records to a run's metrics.jsonl, each handed to the system when `write` returns."""
@@ -14,19 +16,15 @@ class MetricsFile:
         """Open the file to go on after `first_step` steps; records of later ones will come anew and are cut.
 
         cut_evaluation: that step's evaluation will come anew too. A last line that a killed process left half
-        written goes as well.
+        written goes as well. Raises UserError naming a line before that is no record.
         """
-        kept = b""
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n") or _comes_anew(json.loads(line), first_step, cut_evaluation):
-                    break
-                kept += line
+        content = path.read_bytes() if path.exists() else b""
+        self._size = _bytes_kept(path, content, first_step, cut_evaluation)
+        if self._size < len(content):
             temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(kept)
+            temporary.write_bytes(content[: self._size])
             temporary.replace(path)
         self._file = path.open("ab", buffering=0)
-        self._size = len(kept)
         self._unwritten = b""
 
     def write(self, record: dict[str, Any]) -> None:
@@ -54,6 +52,24 @@ def _strict(record: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
+
+
+def _bytes_kept(path: Path, content: bytes, first_step: int, cut_evaluation: bool) -> int:
+    """Return where the records end that don't come anew."""
+    kept = 0
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            anew = _comes_anew(json.loads(line), first_step, cut_evaluation)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: line {number} is no record of a step ({line[:40]!r}…); mend or remove it"
+            ) from error
+        if anew:
+            break
+        kept += len(line)
+    return kept
 
 
 def _comes_anew(record: dict[str, Any], first_step: int, cut_evaluation: bool) -> bool:

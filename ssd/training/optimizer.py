@@ -68,12 +68,21 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
         {"params": list(undecayed.values()), "weight_decay": 0.0},
     ]
     optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
-    if config.momentum:
-        # Zero momentum from the start is the same as none; made by a first step that is skipped it would be
-        # uninitialised memory.
-        for parameter in (*decayed.values(), *undecayed.values()):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    begin_momenta(optimizer)
     return optimizer
+
+
+def begin_momenta(optimizer: SGD) -> None:
+    """Give every parameter that is to have momentum, and has none yet, one of zero.
+
+    From the start that is the same as none; made by a first step that is skipped it would be uninitialised
+    memory.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_learning_rate(optimizer: SGD, rate: float) -> None:

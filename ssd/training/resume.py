@@ -11,6 +11,7 @@ from ssd.checkpoint import CheckpointError
 from ssd.config import ConfigError, TrainConfig, require
 from ssd.distributed import Ranks
 from ssd.training.meter import LossMeter
+from ssd.training.optimizer import begin_momenta
 from ssd.training.saved_run import SavedRun
 
 # Everything else may differ: where the data lie, device, logging, evaluation, checkpoints, how long to train.
@@ -112,6 +113,7 @@ class TrainState:
         self.network.load_state_dict(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        begin_momenta(self.optimizer)  # saved under optimizer.momentum=0 there were none
         if state["scaler"]:  # empty where it was saved without fp16
             self.scaler.load_state_dict(state["scaler"])
 

@@ -60,4 +60,20 @@ def derived_numbers(trainer: Trainer, origin: str) -> dict[str, str]:
         "learning rate": f"{schedule.base:.4g} ({scaled} {config.optimizer.learning_rate:g} for 32 images), "
         f"warmup {schedule.warmup_steps} steps, × 0.1 before epochs {milestones}",
         "steps": f"{steps} an epoch, {trainer.last_step} in all, {trainer.step} done",
+        **never_reached(config, steps, trainer.last_step),
     }
+
+
+def never_reached(config: TrainConfig, steps_per_epoch: int, last_step: int) -> dict[str, str]:
+    """Name the listed epochs that a run won't come to: a smaller schedule.epochs leaves them behind."""
+    beyond = {
+        "schedule.milestones": [
+            epoch for epoch in config.schedule.milestones if epoch * steps_per_epoch >= last_step
+        ],
+        "evaluation.epochs": [
+            epoch for epoch in config.evaluation.epochs if (epoch + 1) * steps_per_epoch > last_step
+        ],
+    }
+    named = [f"{key} {', '.join(map(str, epochs))}" for key, epochs in beyond.items() if epochs]
+    end = f"the run ends in epoch {(last_step - 1) // steps_per_epoch}"
+    return {"never reached": f"{'; '.join(named)}: {end}"} if named else {}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from ssd.config import TrainConfig
+from ssd.config import MINUTES_A_YEAR, TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks, open_ranks
 from ssd.runtime import Runtime, set_up
-from ssd.training.folder import own_folder
+from ssd.training.folder import own_folder, require_seen_by_all
 from ssd.training.stop import StopSignals, end_with_parent, leave_if_preempted
 from ssd.training.watchdog import GRACE, Watchdog
 
@@ -31,12 +31,15 @@ class Session:
 def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
     """Join the ranks, set the device up, and take over the signals until the end.
 
-    Raises ConfigError where the device can't do what is asked, Preempted where the run isn't to go on.
+    Raises ConfigError where the device can't do what is asked or a machine doesn't see the folder, Preempted
+    where the run isn't to go on.
     """
     end_with_parent()
-    hang = timedelta(minutes=config.training.hang_timeout_minutes)
+    minutes = config.training.hang_timeout_minutes
+    hang = None if minutes is None else timedelta(minutes=minutes)
     # Longer than any wait that the watchdog allows: it shows the stacks, a group's timeout would not.
-    exchange = hang + timedelta(minutes=config.evaluation.timeout_minutes) + 2 * GRACE
+    longest = timedelta(minutes=MINUTES_A_YEAR) if hang is None else hang
+    exchange = longest + timedelta(minutes=config.evaluation.timeout_minutes) + 2 * GRACE
     with (
         Watchdog(hang) as watchdog,
         open_ranks(config.runtime.device, exchange) as ranks,
@@ -44,5 +47,6 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
         RunConsole(ranks.is_main) as console,
         StopSignals(folder, ranks.is_main) as signals,
     ):
+        require_seen_by_all(folder, ranks)
         leave_if_preempted(folder, ranks)
         yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog)

@@ -1,23 +1,27 @@
 """Ending a run early when a signal asks for it, and telling whoever starts it again.
 
-SIGTERM, SIGUSR1 or SIGINT to any rank: before training it ends the process at once; from then on it is noted,
-all ranks agree on a step, save and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder,
+A signal of SIGNALS to any rank: before training it ends the process at once; from then on it is noted, all
+ranks agree on a step, save and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder,
 since torchrun turns every failure's status into 1.
 """
 
 import ctypes
+import errno
 import json
 import os
 import signal
+import socket
 import sys
+import termios
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from ssd.distributed import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Those that torchrun passes on by default, and the one that schedulers send a while before the time is up.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 FILE = "preempted"
 READING_TIMEOUT = timedelta(minutes=5)
@@ -31,10 +35,11 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """Receives the signals while it is open."""
+    """Receives the signals while it is open, but for those that the process was started to ignore (nohup)."""
 
     def __init__(self, folder: Path, is_main: bool) -> None:
         self._folder, self._is_main = folder, is_main
+        self._torchrun = _torchrun()  # now: once it has died this process has another parent
         self._noting = False
         self.received = 0
         """Number of the first signal noted, 0 before."""
@@ -46,7 +51,7 @@ class StopSignals:
     def leave(self, step: int | None, number: int) -> Preempted:
         """Leave the file behind and return what to raise. step: optimizer steps saved, None if not begun."""
         if self._is_main:
-            content = {"step": step, "signal": signal.Signals(number).name, **_torchrun()}
+            content = {"step": step, "signal": signal.Signals(number).name, "torchrun": self._torchrun}
             path = self._folder / FILE
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +63,8 @@ class StopSignals:
         return Preempted()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _let_go_of_lost_terminal()
         # A second one changes nothing: torchrun passes on what its ranks have had from the terminal already.
         if self._noting:
             self.received = self.received or number
@@ -68,7 +75,8 @@ class StopSignals:
             raise self.leave(None, number)
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(
@@ -82,21 +90,35 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
     """Raise Preempted on all ranks that the torchrun they were preempted under starts again; else forget it.
 
     torchrun restarts a rank that exits with 75 like one that crashed, if it has restarts left. Any other
-    start is meant to go on.
+    start is meant to go on. The torchrun that counts is the one of rank 0's host, which may be another
+    rank's after the restart.
     """
-    if ranks.on_main(lambda: _same_torchrun(folder / FILE), READING_TIMEOUT):
+    left_under = ranks.on_main(lambda: _torchrun_of(folder / FILE), READING_TIMEOUT)
+    if any(ranks.gather(left_under is not None and left_under == _torchrun())):
         raise Preempted
     if ranks.is_main:
         (folder / FILE).unlink(missing_ok=True)
 
 
-def _same_torchrun(path: Path) -> bool:
+def _torchrun_of(path: Path) -> str | None:
+    """Return under which torchrun the file was left; None where there is none, or it isn't ours."""
     try:
-        left = json.loads(path.read_text(encoding="utf-8"))
-        now = _torchrun()
-        return bool(left["torchrun"] == now["torchrun"] and now["restarts"] > left["restarts"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none there, or not written by us
-        return False
+        torchrun = json.loads(path.read_text(encoding="utf-8"))["torchrun"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return torchrun if isinstance(torchrun, str) else None
+
+
+def _let_go_of_lost_terminal() -> None:
+    """Print to nowhere instead of to a terminal that has gone: that fails, in the middle of saving too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # standard output and error
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # else it is no terminal: a file or a pipe stays
+                os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def end_with_parent() -> None:
@@ -104,14 +126,22 @@ def end_with_parent() -> None:
 
     On Linux alone; elsewhere, and in a process that no torchrun started, it does nothing.
     """
-    if sys.platform == "linux" and _torchrun()["torchrun"]:
+    if sys.platform == "linux" and _torchrun() is not None:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _torchrun() -> dict[str, Any]:
-    """Say which torchrun started this process and how often it had restarted its workers by then."""
-    return {
-        "torchrun": os.environ.get("TORCHELASTIC_RUN_ID", ""),
-        "restarts": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
-    }
+def _torchrun() -> str | None:
+    """Name the torchrun that started this process, as no other ever is: by host, process and its start.
+
+    None where none did. Its --rdzv-id won't do, which launch files give every torchrun alike.
+    """
+    if not os.environ.get("TORCHELASTIC_RUN_ID"):
+        return None
+    parent = os.getppid()
+    try:
+        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
+        start = status.rpartition(")")[2].split()[19]  # starttime of proc(5), in ticks since the host's start
+    except OSError:  # no Linux: the process's number must do
+        start = "?"
+    return f"{socket.gethostname()} {parent} {start}"

@@ -14,15 +14,17 @@ _STANDARD_ERROR = 2
 class Watchdog:
     """Prints all threads' stacks when `alive` was not called again for `timeout`, and then kills the process.
 
-    It watches from the first call on: how long a start may take is for the data to say. Both are the kernel's
-    and C's work: a rank that hangs with Python's lock held is found as well.
+    It watches from the first call on: how long a start may take is for the data to say. No timeout: never.
+    Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
     """
 
-    def __init__(self, timeout: timedelta) -> None:
+    def __init__(self, timeout: timedelta | None) -> None:
         self._timeout = timeout
 
     def alive(self, extra: timedelta = timedelta(0)) -> None:
         """Start waiting anew. extra: how much longer the next thing may take."""
+        if self._timeout is None:
+            return
         seconds = (self._timeout + extra).total_seconds()
         faulthandler.dump_traceback_later(seconds, file=_STANDARD_ERROR)
         signal.setitimer(signal.ITIMER_REAL, seconds + GRACE.total_seconds())

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from ssd.errors import UserError
 from ssd.training.metrics import MetricsFile
 
 pytestmark = pytest.mark.unit
@@ -39,6 +40,21 @@ def test_a_half_written_last_line_is_cut(tmp_path: Path):
     path.write_text(path.read_text()[:-3])
     MetricsFile(path, first_step=20).close()
     assert steps(path) == [10]
+
+
+@pytest.mark.parametrize(
+    "garbled", [b"\0\0\0\0", b'{"step": 1', b"\xff", b"[]", b"7", b'{"AP": 0.1}', b'{"step": "x"}']
+)
+def test_a_garbled_line_is_named(garbled: bytes, tmp_path: Path):
+    path = written(tmp_path / "metrics.jsonl", 10, 20, 30)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], garbled, lines[2], b""]))
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: line 2 is no record of a step .* mend or remove it"
+    ):
+        MetricsFile(path, first_step=30)
+    MetricsFile(path, first_step=0).close()  # what comes anew is not looked at
+    assert steps(path) == []
 
 
 def test_what_is_no_number_is_null_and_the_file_stays_json(tmp_path: Path):

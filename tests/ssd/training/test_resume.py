@@ -7,16 +7,19 @@ import torch
 
 from ssd.checkpoint import CheckpointError, load_run, saved_steps, step_file, write
 from ssd.compose import as_plain
-from ssd.config import ConfigError, DataConfig, ResumeConfig, TrainConfig
+from ssd.config import ConfigError, DataConfig, OptimizerConfig, ResumeConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.training.checkpoints import newest_checkpoint
-from ssd.training.resume import check_same_run, images_per_rank, shaping_values
+from ssd.training.meter import LossMeter
+from ssd.training.optimizer import build_optimizer
+from ssd.training.resume import TrainState, check_same_run, images_per_rank, shaping_values
 from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 from tests.ssd.training.samples import saved_run
 
 pytestmark = pytest.mark.unit
 
+CPU = torch.device("cpu")
 CONFIG = as_plain(TrainConfig(name="x"))
 
 
@@ -98,6 +101,55 @@ def test_named_keys_may_differ_and_no_others():
 def test_an_override_that_means_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"):
         compare(CONFIG, override=("optimizer.momentun",))
+
+
+def train_state(momentum: float = 0.9, scaler: torch.amp.GradScaler | None = None) -> TrainState:
+    network = torch.nn.Linear(2, 2)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = build_optimizer(network, OptimizerConfig(momentum=momentum))
+    return TrainState(network, optimizer, scaler, LossMeter(CPU), Ranks(CPU))
+
+
+def step_of(state: TrainState, found_inf: bool = False) -> None:
+    """Take a step of TrainStep's kind; found_inf: one that is skipped."""
+    loss = state.network(torch.ones(1, 2)).sum() * (float("inf") if found_inf else 1.0)
+    state.scaler.scale(loss).backward()
+    state.optimizer.found_inf = torch.tensor(float(found_inf))  # type: ignore[attr-defined]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+
+
+def test_momentum_that_a_run_gets_when_it_resumes_begins_at_zero():
+    """Its first step may be skipped, which would leave uninitialised memory."""
+    without, state = train_state(momentum=0.0), train_state(momentum=0.9)
+    step_of(without)
+    state.restore(without.capture())
+    for found_inf in (True, False):
+        momenta = [state.optimizer.state[parameter] for parameter in state.network.parameters()]
+        assert [float(entry["momentum_buffer"].abs().sum()) for entry in momenta] == [0.0, 0.0]
+        step_of(state, found_inf)
+    assert all(entry["momentum_buffer"].all() for entry in momenta)
+
+
+def scales_over(state: TrainState, overflows: list[bool]) -> list[float]:
+    scales = []
+    for found_inf in overflows:
+        step_of(state, found_inf)
+        scales.append(state.scaler.get_scale())
+    return scales
+
+
+def test_loss_scale_and_its_growth_go_on_where_they_were():
+    whole, stopped, resumed = (
+        train_state(scaler=torch.amp.GradScaler("cpu", growth_interval=3)) for _ in range(3)
+    )
+    overflows = [True, False, False, False, False]
+    expected = scales_over(whole, overflows)
+    assert expected == [2.0**15, 2.0**15, 2.0**15, 2.0**16, 2.0**16]
+    scales = scales_over(stopped, overflows[:3])
+    resumed.restore(stopped.capture())
+    assert scales + scales_over(resumed, overflows[3:]) == expected
 
 
 def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks():

@@ -20,11 +20,15 @@ pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
 
 
-def make_step(network: torch.nn.Module, precision: Precision = Precision.fp32) -> TrainStep:
+def make_step(
+    network: torch.nn.Module,
+    precision: Precision = Precision.fp32,
+    scaler: torch.amp.GradScaler | None = None,
+) -> TrainStep:
     return TrainStep(
         model=network,
         optimizer=build_optimizer(network, OptimizerConfig()),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        scaler=scaler or torch.amp.GradScaler("cpu", enabled=False),
         guard=FiniteGuard(CPU),
         runtime=Runtime(CPU, precision, tf32=False, channels_last=False),
         loss=MultiBoxLoss(),
@@ -181,3 +185,57 @@ def test_a_run_goes_on_after_a_bad_step_as_if_it_had_not_been():
         step(random_batch(), 2, 1e-3)
         weights.append(everything(network, step))
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def loss_scaler(scale: float = 2.0**16, growth_interval: int = 2000) -> torch.amp.GradScaler:
+    """What fp16 trains with; on a CPU, in float32, it does the same."""
+    return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_interval)
+
+
+def test_a_loss_scaler_changes_no_bit_where_nothing_overflows():
+    states = []
+    for scaler in (None, loss_scaler()):
+        torch.manual_seed(0)
+        network = SSD300("resnet18", num_classes=4).train()
+        step = make_step(network, scaler=scaler)
+        for index in range(3):
+            assert step(random_batch(), index, 1e-3)[1]
+        states.append(everything(network, step))
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("poison", ["overflow", "loss"])
+def test_under_a_loss_scaler_an_overflow_is_skipped_and_a_bad_loss_is_bad_besides(poison: str, after: int):
+    network = SSD300("resnet18", num_classes=4).train()
+    scaler = loss_scaler()
+    step, batch = make_step(network, scaler=scaler), random_batch()
+    for index in range(after):
+        step(batch, index, 1e-3)
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**127})  # 2^128 and more are infinite
+    before = everything(network, step)
+    if poison == "loss":
+        batch.target_offsets[0, 0, 0] = float("nan")
+    parts, taken = step(batch, after, 1e-3)
+    assert not taken
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(network, step), strict=True))
+    assert scaler.get_scale() == 2.0**126
+    bad = step.guard.read()
+    if poison == "overflow":
+        assert torch.isfinite(parts).all()
+        assert bad is None
+    else:
+        assert bad is not None
+        assert (bad.count, bad.step) == (1, after)
+
+
+def test_the_loss_scale_falls_until_the_step_is_taken_and_grows_again():
+    network, scaler = Poisoned(), loss_scaler(growth_interval=2)
+    step = make_step(network, scaler=scaler)
+    scales = []
+    for index, poison in enumerate(("gradient", "gradient", None, None, None, None)):
+        network.poison = poison
+        assert bool(step(random_batch(), index, 1e-3)[1]) == (poison is None)
+        scales.append(scaler.get_scale())
+    assert scales == [2.0**15, 2.0**14, 2.0**14, 2.0**15, 2.0**15, 2.0**16]
+    assert step.guard.read() is None

@@ -3,26 +3,42 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 from ssd.distributed import Ranks
-from ssd.training.stop import FILE, Preempted, StopSignals, leave_if_preempted
+from ssd.training.stop import FILE, SIGNALS, Preempted, StopSignals, leave_if_preempted
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
 def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run-1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    """As if the process that started the tests were torchrun, of the run that README's command names."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     return monkeypatch
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored() -> Iterator[None]:
+    """A shell starts what runs in its background to ignore some."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_every_signal_that_torchrun_passes_on_is_received():
+    passed_on = get_args_parser().parse_args(["train.py"]).signals_to_handle.split(",")
+    assert {number.name for number in SIGNALS} == {*passed_on, "SIGUSR1"}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_training_is_noted_and_nothing_else(number: signal.Signals, tmp_path: Path):
     with StopSignals(tmp_path, is_main=True) as signals:
         signals.note_only()
@@ -38,6 +54,8 @@ def test_a_signal_while_training_is_noted_and_nothing_else(number: signal.Signal
     [
         (signal.SIGUSR1, True, True),
         (signal.SIGINT, True, True),
+        (signal.SIGHUP, True, True),
+        (signal.SIGQUIT, True, True),
         (signal.SIGUSR1, False, False),
         # torchrun ends all ranks with it when one of them fails: no preemption.
         (signal.SIGTERM, True, False),
@@ -64,6 +82,15 @@ def test_the_handlers_from_before_come_back(tmp_path: Path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path: Path):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with StopSignals(tmp_path, is_main=True) as signals:
+        signals.note_only()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def leave(folder: Path) -> None:
     with StopSignals(folder, is_main=True) as signals:
         assert signals.leave(7, signal.SIGTERM).code == 75
@@ -78,43 +105,65 @@ def test_the_file_says_step_and_signal(tmp_path: Path):
 MAIN = Ranks(torch.device("cpu"))
 
 
-class OtherRank(Ranks):
-    """Rank 1, which hears rank 0's verdict."""
+class TwoHosts(Ranks):
+    """This rank's view of two ranks on two hosts, where rank 0 read `left` and the other one says `other`."""
 
-    def __init__(self, verdict: bool) -> None:
-        super().__init__(torch.device("cpu"), rank=1, world_size=2)
-        self.verdict = verdict
+    def __init__(self, rank: int, left: str | None, other: bool) -> None:
+        super().__init__(torch.device("cpu"), rank=rank, world_size=2)
+        self.left, self.other = left, other
 
     def on_main(self, *_: object) -> Any:
-        return self.verdict
+        return self.left
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other]
 
 
-def test_a_worker_that_the_same_torchrun_restarts_leaves_again(
-    tmp_path: Path, under_torchrun: pytest.MonkeyPatch
-):
+def torchrun_of(folder: Path) -> str:
+    torchrun: str = json.loads((folder / FILE).read_text())["torchrun"]
+    return torchrun
+
+
+def test_a_worker_that_the_same_torchrun_restarts_leaves_again(tmp_path: Path):
     leave(tmp_path)
-    under_torchrun.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    for ranks in (MAIN, OtherRank(True)):
+    with pytest.raises(Preempted):
+        leave_if_preempted(tmp_path, MAIN)
+    assert (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_leave_where_the_torchrun_is_that_of_another_ranks_host(rank: int, tmp_path: Path):
+    leave(tmp_path)
+    for left, other in ((torchrun_of(tmp_path), False), ("of another host", True)):
         with pytest.raises(Preempted):
-            leave_if_preempted(tmp_path, ranks)
+            leave_if_preempted(tmp_path, TwoHosts(rank, left, other))
     assert (tmp_path / FILE).exists()
 
 
-@pytest.mark.parametrize(("run_id", "restarts"), [("run-1", "0"), ("run-2", "1"), ("", "0")])
-def test_any_other_start_goes_on_and_removes_the_file(
-    run_id: str, restarts: str, tmp_path: Path, under_torchrun: pytest.MonkeyPatch
-):
+def test_another_torchrun_of_the_same_run_id_goes_on_though_it_has_restarted_its_workers(tmp_path: Path):
+    """A new launch whose first attempt died before it could remove the file."""
     leave(tmp_path)
-    under_torchrun.setenv("TORCHELASTIC_RUN_ID", run_id)
-    under_torchrun.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-    leave_if_preempted(tmp_path, OtherRank(False))
-    assert (tmp_path / FILE).exists()
+    name = torchrun_of(tmp_path)
+    host, process, start = name.split()
+    for another in (f"{host} {process} {int(start) - 1}", f"{host} {int(process) + 1} {start}", "1"):
+        leave(tmp_path)
+        path = tmp_path / FILE
+        path.write_text(path.read_text().replace(name, another))
+        leave_if_preempted(tmp_path, TwoHosts(1, another, False))
+        assert path.exists()  # rank 0 removes it
+        leave_if_preempted(tmp_path, MAIN)
+        assert not path.exists()
+    leave_if_preempted(tmp_path, MAIN)
+
+
+def test_without_torchrun_every_start_goes_on(tmp_path: Path, under_torchrun: pytest.MonkeyPatch):
+    under_torchrun.delenv("TORCHELASTIC_RUN_ID")
+    leave(tmp_path)
     leave_if_preempted(tmp_path, MAIN)
     assert not (tmp_path / FILE).exists()
-    leave_if_preempted(tmp_path, MAIN)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"torchrun": "run-1"}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 7}', '{"torchrun": 1}'])
 def test_a_file_that_is_no_message_of_ours_is_forgotten(content: str, tmp_path: Path):
     (tmp_path / FILE).write_text(content)
     leave_if_preempted(tmp_path, MAIN)

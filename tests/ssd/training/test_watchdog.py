@@ -2,8 +2,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
+
+from ssd.config import MINUTES_A_YEAR
+from ssd.training.watchdog import Watchdog
 
 pytestmark = pytest.mark.unit
 
@@ -41,3 +45,14 @@ def test_nothing_happens_after_it_is_closed():
     code = HANGING.partition("    print")[0].format(hang="pass") + "time.sleep(1.5)\nprint('still here')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "still here\n"
+
+
+def test_the_longest_timeout_and_none_are_waits_that_the_clocks_can_count():
+    longest = timedelta(minutes=MINUTES_A_YEAR)
+    with Watchdog(longest) as dog:
+        dog.alive()
+        dog.alive(extra=longest)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > longest.total_seconds()
+    with Watchdog(None) as dog:
+        dog.alive(extra=longest)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

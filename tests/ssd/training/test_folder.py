@@ -1,0 +1,64 @@
+"""One run at a time has a folder, and every machine of that run sees it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssd.config import ConfigError
+from ssd.distributed import Ranks
+from ssd.training.folder import FolderInUseError, own_folder, require_seen_by_all
+
+pytestmark = pytest.mark.unit
+
+
+def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("ssd.training.folder.WAIT_S", 0.1)
+    refused = pytest.raises(FolderInUseError, match="another process trains there")
+    with own_folder(tmp_path), refused, own_folder(tmp_path):
+        pass
+    with own_folder(tmp_path):
+        pass
+
+
+class TwoMachines(Ranks):
+    """One rank's view of two on two machines; the other one says what it sees."""
+
+    def __init__(self, rank: int, token: Path, other: tuple[str, bool]) -> None:
+        super().__init__(torch.device("cpu"), rank=rank, world_size=2)
+        self.token, self.other = token, other
+
+    def on_main(self, work: Any, _: object) -> Any:
+        return work() if self.is_main else str(self.token)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other] if self.is_main else [self.other, value]
+
+
+def test_a_folder_that_all_see_is_left_as_it_was(tmp_path: Path):
+    require_seen_by_all(tmp_path, Ranks(torch.device("cpu")))
+    require_seen_by_all(tmp_path, TwoMachines(0, tmp_path, ("two", True)))
+    assert list(tmp_path.iterdir()) == []
+    token = tmp_path / "token"
+    token.touch()
+    require_seen_by_all(tmp_path, TwoMachines(1, token, ("one", True)))
+    assert token.exists()  # rank 0 removes it
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_folder_that_a_machine_does_not_see_is_refused_on_all_ranks(
+    rank: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Each machine has a folder of that name, but not the same one."""
+    monkeypatch.setattr("ssd.training.folder.PATIENCE_S", 0.1)
+    monkeypatch.setattr("socket.gethostname", lambda: ("one", "two")[rank])
+    other = (("two", False), ("one", True))[rank]
+    with pytest.raises(ConfigError, match=rf"hydra\.run\.dir={tmp_path}: two can't see there what one, "):
+        require_seen_by_all(tmp_path, TwoMachines(rank, tmp_path / "token", other))
+
+
+def test_a_file_that_shows_up_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    token = tmp_path / "token"
+    monkeypatch.setattr("time.sleep", lambda _: token.touch())
+    require_seen_by_all(tmp_path, TwoMachines(1, token, ("one", True)))

@@ -1,0 +1,134 @@
+"""What only a GPU can show. The checks run on the CPU as well where they can: that proves the checks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.coco import read_index
+from data.demo import generate
+from data.loader import DaliTrainLoader, Placement
+from ssd.batches import TrainBatch
+from ssd.boxes import default_boxes
+from ssd.config import Device, OptimizerConfig, Precision, RuntimeConfig
+from ssd.detect import Detections, detect
+from ssd.distributed import choose_device
+from ssd.loss import MultiBoxLoss
+from ssd.model import SSD300
+from ssd.runtime import Runtime, set_up
+from ssd.training.guard import FiniteGuard
+from ssd.training.optimizer import build_optimizer
+from ssd.training.step import TrainStep
+from tests.bench import Bench, state_hash, succeeded, without_times
+
+GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")]
+needs_two_gpus = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="needs two CUDA devices")]
+DEVICES = [pytest.param("cpu", marks=pytest.mark.unit), pytest.param("cuda", marks=needs_gpu)]
+
+
+@pytest.fixture
+def _torchs_switches() -> Iterator[None]:
+    """Undo what ssd.runtime.set_up does to the whole process."""
+    before = torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = before
+
+
+def batches(folder: Path, device: torch.device, dtype: torch.dtype, count: int) -> list[TrainBatch]:
+    """The first batches of four that training on the embedded set is fed there."""
+    index = read_index(folder / "annotations" / "instances_train2017.json", folder / "train2017")
+    placement = Placement(rank=0, world_size=1, device=device, threads=1, dtype=dtype)
+    made = DaliTrainLoader(index, placement, batch_size=4, seed=0).batches(0)
+    return [next(made) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu") / "demo"
+    generate(folder, 10, 2)
+    return folder
+
+
+def make_network(runtime: Runtime) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return runtime.place(SSD300("resnet18", num_classes=8)).train()
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_graph_gives_a_gpu_what_it_gives_a_cpu(name: str, demo: Path):
+    """Decoders and filters round differently; a shift, a swap or a missed flip is far more than that."""
+    device, cpu = choose_device(Device(name), local_rank=0), torch.device("cpu")
+    pairs = zip(batches(demo, device, torch.float32, 2), batches(demo, cpu, torch.float32, 2), strict=True)
+    for there, here in pairs:
+        assert there.images.device.type == there.labels.device.type == name
+        apart = (there.images.cpu() - here.images).abs() * 0.225 * 255  # in pixel values, of 255
+        assert apart.mean() < 2
+        assert torch.equal(there.labels.cpu(), here.labels)
+        torch.testing.assert_close(there.target_offsets.cpu(), here.target_offsets)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_steps_under_a_loss_scaler_are_taken_and_learn(name: str, demo: Path):
+    precision = Precision.fp16 if name == "cuda" else Precision.bf16  # fp16 takes minutes on a CPU
+    runtime = Runtime(choose_device(Device(name), 0), precision, tf32=False, channels_last=True)
+    network = make_network(runtime)
+    scaler = torch.amp.GradScaler(name)
+    optimizer = build_optimizer(network, OptimizerConfig())
+    guard = FiniteGuard(runtime.device)
+    step = TrainStep(network, optimizer, scaler, guard, runtime, MultiBoxLoss())
+    (batch,) = batches(demo, runtime.device, runtime.image_dtype, 1)
+    losses = []
+    for index in range(8):
+        parts, taken = step(batch, index, 1e-3)
+        if taken:
+            losses.append(float(parts.sum()))
+    assert len(losses) >= 4  # the scale may have to fall from 2^16 first
+    assert losses[-1] < losses[0]
+    assert guard.read() is None
+    assert all(parameter.dtype is torch.float32 for parameter in network.parameters())
+
+
+def passed(runtime: Runtime, batch: TrainBatch) -> tuple[list[torch.Tensor], list[Detections]]:
+    """Gradients and detections of a network that was made anew."""
+    network = make_network(runtime)
+    with runtime.autocast():
+        offsets, logits = network(runtime.arrange(batch.images))
+    MultiBoxLoss()(offsets, logits, batch.target_offsets, batch.labels).backward()
+    boxes = default_boxes().to(runtime.device)
+    return [p.grad for p in network.parameters() if p.grad is not None], detect(offsets, logits, boxes)
+
+
+@pytest.mark.usefixtures("_torchs_switches")
+@pytest.mark.parametrize("name", DEVICES)
+def test_deterministic_passes_are_equal_to_the_last_bit(name: str, demo: Path):
+    precision = Precision.fp16 if name == "cuda" else Precision.bf16
+    config = RuntimeConfig(device=Device(name), precision=precision, deterministic=True)
+    runtime = set_up(config, choose_device(config.device, local_rank=0))
+    (batch,) = batches(demo, runtime.device, runtime.image_dtype, 1)
+    (gradients, detections), (again, detections_again) = passed(runtime, batch), passed(runtime, batch)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
+    assert sum(len(each.boxes) for each in detections) > 0
+    for found, found_again in zip(detections, detections_again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, found_again, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("runtime", "ranks"),
+    [
+        pytest.param("amp", 1, marks=needs_gpu),
+        pytest.param("tf32", 1, marks=needs_gpu),
+        pytest.param("amp", 2, marks=[*needs_two_gpus, pytest.mark.distributed]),
+    ],
+)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(runtime: str, ranks: int, bench: Bench):
+    same = (f"runtime={runtime}", "runtime.deterministic=true", "training.compare_replicas_every=2")
+    whole, stopped = f"whole_{runtime}_{ranks}", f"stopped_{runtime}_{ranks}"
+    succeeded(bench.train(whole, *same, ranks=ranks))
+    succeeded(bench.train(stopped, *same, "schedule.max_steps=4", ranks=ranks))
+    succeeded(bench.train(stopped, *same, ranks=ranks))
+    assert state_hash(bench.checkpoint(stopped)) == state_hash(bench.checkpoint(whole))
+    assert without_times(bench.records(stopped))[-1] == without_times(bench.records(whole))[-1]
