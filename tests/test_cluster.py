@@ -20,7 +20,7 @@ STUBS = {
 }
 
 
-def submit(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def submit(folder: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the Slurm file as Slurm would, in a folder that has the stubs and a run's folder."""
     for name, script in STUBS.items():
         stub = folder / name
@@ -29,13 +29,14 @@ def submit(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     (folder / "runs" / "coco").mkdir(parents=True)
     (folder / "runs" / "coco" / "preempted").touch()  # an earlier run's
     return subprocess.run(
-        ["bash", str(FOLDER / "slurm.sbatch"), "experiment=coco_8x128", "name=coco"],
+        ["bash", str(FOLDER / "slurm.sbatch"), "experiment=coco_8x128", *overrides],
         cwd=folder,
         env={
             "PATH": f"{folder}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": "[one-two]",
             "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_CPUS_PER_TASK": "64",
             "PREEMPTED": "",
             **variables,
         },
@@ -49,18 +50,26 @@ def submit(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_the_slurm_file_starts_torchrun_when_submitted_and_when_queued_again(
     restarts: dict[str, str], attempt: str, tmp_path: Path
 ):
-    result = submit(tmp_path, **restarts)
+    result = submit(tmp_path, "name=coco", **restarts)
     assert (result.returncode, result.stderr) == (3, "")  # srun's status: nothing was preempted
     words = (tmp_path / "srun.txt").read_text().splitlines()
     assert {f"--rdzv-id={attempt}", "--nnodes=2", "--rdzv-endpoint=one:29400"} <= set(words)
-    assert words[-3:] == ["experiment=coco_8x128", "name=coco", "name=coco"]
+    assert words[-3:] == ["train.py", "experiment=coco_8x128", "name=coco"]
     assert not (tmp_path / "scontrol.txt").exists()
 
 
 def test_the_slurm_file_queues_a_preempted_run_again(tmp_path: Path):
-    result = submit(tmp_path, PREEMPTED="1")
+    result = submit(tmp_path, "name=coco", PREEMPTED="1")
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize("override", ["seed=3", "hydra.run.dir=elsewhere"])
+def test_the_slurm_file_needs_to_know_the_runs_folder(override: str, tmp_path: Path):
+    result = submit(tmp_path, override)
+    assert result.returncode == 2
+    assert "give name=" in result.stderr
+    assert not (tmp_path / "srun.txt").exists()
 
 
 def torchrun_arguments(words: list[str]) -> list[str]:

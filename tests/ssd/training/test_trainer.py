@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,17 @@ def test_too_many_bad_steps_stop_the_run_whatever_is_configured(demo: Path, sess
     policy = TrainingConfig(on_nonfinite=OnNonfinite.skip, nonfinite_limit=1)
     with pytest.raises(NonFiniteError, match=r"2 such steps are more than training\.nonfinite_limit=1"):
         poisoned_trainer(config(demo, training=policy), session, {0, 1}).fit()
+
+
+def test_gradients_that_overflow_step_after_step_stop_the_run(demo: Path, session: Session):
+    trainer = open_trainer(config(demo), session)
+    told = pytest.raises(
+        NonFiniteError, match=r"overflow in fp16 .*loss scale 0\.000488.*runtime\.precision=bf16"
+    )
+    for scale, outcome in ((2.0**-10, nullcontext()), (2.0**-11, told)):
+        object.__setattr__(trainer.state, "scaler", torch.amp.GradScaler("cpu", init_scale=scale))
+        with outcome:
+            trainer.nonfinite.check(trainer.guard, trainer.task.loader, trainer.schedule)
 
 
 def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
