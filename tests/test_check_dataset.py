@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from data.doctor.config import CheckDataConfig, CheckDatasetConfig, Split
+from scripts.check_dataset import main
 from ssd.config import ConfigError
+from ssd.destination import DestinationError
 from tests.conftest import ROOT
 from tests.data.doctor.planted import plant_all
 from tests.data.doctor.sound_set import sound_set
@@ -54,6 +56,36 @@ def test_bad_set_ends_with_status_1_and_all_that_is_wrong(tmp_path: Path) -> Non
         assert f"{kind.value.severity.value} {kind.value.title}: " in ended.stdout
     report = json.loads((tmp_path / "sub/report.json").read_text())
     assert len(report["findings"]) >= len(expected)
+
+
+def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    ended = check_dataset(tmp_path, "data.path=nowhere", "out=.")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: out=. names the folder .; give out=NAME.json")
+
+
+def test_what_was_found_is_shown_though_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise DestinationError("disk full")
+
+    monkeypatch.setattr("scripts.check_dataset.write_report", full)
+    monkeypatch.setattr(sys, "argv", ["", f"data.path={sound_set(tmp_path)}", f"out={tmp_path / 'x.json'}"])
+    with pytest.raises(SystemExit, match="disk full"):
+        main()
+    assert "fit for training: nothing is wrong" in capsys.readouterr().out
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path: Path) -> None:
+    sound_set(tmp_path / "set")
+    for file in (tmp_path / "set" / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        content["categories"][0]["name"] = "sign [/b] :car:"
+        file.write_text(json.dumps(content))
+    ended = check_dataset(tmp_path, "data.path=set")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "│ sign [/b] :car: │" in ended.stdout
 
 
 def test_missing_path_is_an_error_with_its_mend(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from data.doctor.examination import Watch
 from data.doctor.findings import Severity
@@ -94,7 +95,7 @@ def _classes(splits: list[SplitReport]) -> Table:
     for report in splits:
         table.add_column(report.split.value, justify="right")
     for name in names[:SHOWN_CLASSES]:
-        table.add_row(name, *(str(each.get(name, "–")) for each in counts))
+        table.add_row(Text(name), *(str(each.get(name, "–")) for each in counts))
     if len(names) > SHOWN_CLASSES:
         table.add_row(f"and {len(names) - SHOWN_CLASSES} more", *("" for _ in counts))
     return table
