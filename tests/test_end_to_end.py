@@ -16,7 +16,7 @@ from ssd.compose import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES
 from ssd.model import SSD300
-from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.bench import LIMIT_S, ROOT, Bench, run, state_hash, succeeded, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -48,6 +48,18 @@ def test_a_run_leaves_what_it_promises(bench: Bench, uninterrupted: dict[int, st
     training |= {"learning_rate", "images_per_second", "data_wait"}
     assert set(records[0]) == training
     assert set(records[1]) == {"step", "epoch", *NAMES}
+
+
+def test_a_smoke_test_trains_saves_evaluates_and_draws(bench: Bench):
+    where = (f"data.path={bench.data}", f"hydra.run.dir={bench.folder / 'smoke'}")
+    succeeded(run(bench.command("train.py", "experiment=demo", "debug=smoke", *where)))
+    records = bench.records("smoke")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 6]  # 26 images, 4 a step
+    assert set(NAMES) <= set(records[-1])
+    assert {"best.pt", "step_00000004.pt"} <= {
+        path.name for path in bench.checkpoint("smoke").parent.iterdir()
+    }
+    assert list((bench.folder / "smoke" / "pictures" / "step_00000006").iterdir())
 
 
 def test_a_run_shows_its_derived_numbers_and_cocos_lines(bench: Bench, uninterrupted: dict[int, str]):
