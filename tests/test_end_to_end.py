@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, JpegImagePlugin
 
+from scripts import make_docs
 from ssd.checkpoint import write
 from ssd.compose import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
@@ -60,6 +62,16 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws(bench: Bench):
         path.name for path in bench.checkpoint("smoke").parent.iterdir()
     }
     assert list((bench.folder / "smoke" / "pictures" / "step_00000006").iterdir())
+
+
+def test_readmes_pictures_are_made_of_a_run(bench: Bench, uninterrupted: dict[int, str]):
+    folder, out = bench.folder / uninterrupted[1], bench.folder / "docs"
+    make_docs.main([f"--run={folder}", f"--data={bench.data}", f"--out={out}"])
+    assert {path.name for path in out.iterdir()} == {path.name for path in (ROOT / "docs").iterdir()}
+    first = folder / "pictures" / "step_00000000" / "first_training_batch.jpg"
+    for path in (*out.iterdir(), first):
+        with Image.open(path) as picture:
+            assert JpegImagePlugin.get_sampling(picture) == 0  # every pixel of a thin line has its colour
 
 
 def test_a_run_shows_its_derived_numbers_and_cocos_lines(bench: Bench, uninterrupted: dict[int, str]):
