@@ -1,11 +1,12 @@
 # make        the environment (.venv), from the pinned requirements
 # make demo   generate the embedded set, train on it, evaluate, draw
 # make test   lint, types and tests
+# make docs   README's pictures, of that run
 # make chaos  runs killed and preempted at random moments
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all help demo test chaos lint types format clean
+.PHONY: all help demo docs test chaos lint types format clean
 
 all: .venv/made ## Make .venv with everything that training, evaluating and testing need
 	@echo "ready: 'source .venv/bin/activate', or 'make help' for what there is"
@@ -25,6 +26,9 @@ demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, dra
 	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/best.pt data.path=demo out=runs/demo/evaluation.json
 	@echo "the run's folder is runs/demo; its pictures are in runs/demo/pictures"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs"
+
+docs: .venv/made ## README's pictures anew, of the run of make demo
+	$(BIN)/python scripts/make_docs.py
 
 test: lint types ## Lint, types and tests
 	$(BIN)/python -m pytest

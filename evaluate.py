@@ -6,44 +6,35 @@ Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/e
 from datetime import timedelta
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
 from data.task import describe, open_evaluation
-from ssd.compose import parse, register
 from ssd.console import RunConsole
+from ssd.destination import check_file
 from ssd.distributed import open_ranks
-from ssd.errors import UserError
+from ssd.entry_point import entry_point
 from ssd.evaluation.config import EvaluateConfig
 from ssd.evaluation.report import evaluation_report, summary_lines, write_report
 from ssd.runtime import set_up
 from ssd.weights import load_weights
 
-register("evaluate_schema", EvaluateConfig)
 
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(composed: DictConfig) -> None:
-    """Compose, set up, evaluate, report."""
-    try:
-        config = parse(EvaluateConfig, composed)
-        weights = load_weights(Path(config.checkpoint))
-        data, runtime_config = config.resolve(weights)
-        timeout = timedelta(minutes=config.timeout_minutes)
-        with open_ranks(runtime_config.device, timeout) as ranks, RunConsole(ranks.is_main) as console:
-            runtime = set_up(runtime_config, ranks.device)
-            evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
-            evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
-            network = runtime.place(weights.network())
-            console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
-            result = evaluator(network, runtime, ranks, console)
-            console.say(*summary_lines(result.numbers), *result.notes)
-            if ranks.is_main:
-                write_report(
-                    Path(config.out), evaluation_report(config.checkpoint, evaluator, result, runtime)
-                )
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+@entry_point(EvaluateConfig, Path(__file__).with_name("conf"), "evaluate")
+def main(config: EvaluateConfig) -> None:
+    """Set up, evaluate, report."""
+    weights = load_weights(Path(config.checkpoint))
+    data, runtime_config = config.resolve(weights)
+    timeout = timedelta(minutes=config.timeout_minutes)
+    with open_ranks(runtime_config.device, timeout) as ranks, RunConsole(ranks.is_main) as console:
+        ranks.on_all(lambda: check_file(config.out, "out") if ranks.is_main else None)
+        runtime = set_up(runtime_config, ranks.device)
+        evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
+        evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
+        network = runtime.place(weights.network())
+        console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
+        result = evaluator(network, runtime, ranks, console)
+        console.say(*summary_lines(result.numbers), *result.notes)
+        if ranks.is_main:
+            report = evaluation_report(config.checkpoint, evaluator, result, runtime)
+            write_report(config.out, "out", report)
 
 
 if __name__ == "__main__":

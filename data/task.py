@@ -1,9 +1,7 @@
 """From the config's `data` section to what the trainer and the evaluator take."""
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,7 +16,6 @@ from ssd.categories import Categories
 from ssd.config import Check, DataConfig, OnBadImage, TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks
-from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.evaluation.pictures import Example
 from ssd.runtime import Runtime
@@ -27,7 +24,6 @@ from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 from ssd.training.task import Task
 
-Value = TypeVar("Value")
 
 _DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… lists every defect"
 
@@ -85,7 +81,7 @@ def _trainable(
 def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:
     """Read the selection's split, on all ranks the same."""
     files = data.locate(f"{selection.split}_annotations"), data.locate(f"{selection.split}_images")
-    index = _on_all(ranks, lambda: read_index(*files, selection, cache_folder(data.cache)))
+    index = ranks.on_all(lambda: read_index(*files, selection, cache_folder(data.cache)))
     require_same_data(index, ranks)
     return index
 
@@ -100,20 +96,9 @@ def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunCons
         return find_bad_files(index, Level(data.check.value), threads, cache_folder(data.cache), console)
 
     bad: dict[int, str] = {}
-    for of_rank in ranks.gather(_on_all(ranks, look)):
+    for of_rank in ranks.gather(ranks.on_all(look)):
         bad |= of_rank
     return bad
-
-
-def _on_all(ranks: Ranks, work: Callable[[], Value]) -> Value:
-    """Do a rank's own work. Raises UserError on all ranks where one of them does."""
-    try:
-        result = work()
-    except UserError as error:
-        ranks.agree(error)
-        raise
-    ranks.agree(None)
-    return result
 
 
 def open_evaluation(

@@ -20,19 +20,19 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from data.task import open_training
 from ssd.batches import TrainBatch
-from ssd.compose import parse, register
 from ssd.config import ConfigError, TrainConfig
-from ssd.errors import UserError
+from ssd.destination import check_file
+from ssd.entry_point import entry_point
 from ssd.evaluation.report import write_report
 from ssd.training.network import blank_network
 from ssd.training.session import open_session
 from ssd.training.trainer import Trainer
+
+READ_AHEAD = 2  # batches that DALI's pipeline has ready, its default
 
 Figures = dict[str, float]
 Work = Callable[[int], None]  # does so many steps
@@ -70,33 +70,29 @@ class BenchmarkConfig(TrainConfig):
     benchmark: Measurement = field(default_factory=Measurement)
 
 
-register("train_schema", BenchmarkConfig)
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-def main(composed: DictConfig) -> None:
-    """Compose, set up, measure, print."""
+@entry_point(BenchmarkConfig, Path(__file__).parent.parent / "conf", "train")
+def main(config: BenchmarkConfig) -> None:
+    """Set up, measure, print."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        config = parse(BenchmarkConfig, composed)
-        # Beside a run of that name, not in it: on its disk, but no run goes on from our checkpoints.
-        with (
-            TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary,
-            open_session(config, Path(temporary)) as session,
-        ):
-            task, summary = open_training(config, None, session)
-            network = blank_network(config.model, task.categories.num_classes, config.seed)
-            measure = {Subject.step: measure_step, Subject.saving: measure_saving}[config.benchmark.of]
-            figures = measure(Trainer(config, network, task, session), config.benchmark)
-            rounded = {name: round(value, 4) for name, value in figures.items()}
-            session.console.table(
-                f"benchmark of {config.benchmark.of.value}",
-                summary | {name: str(value) for name, value in rounded.items()},
-            )
-            if config.benchmark.out and session.ranks.is_main:
-                write_report(Path(config.benchmark.out), rounded)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    # Beside a run of that name, not in it: on its disk, but no run goes on from our checkpoints.
+    with (
+        TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary,
+        open_session(config, Path(temporary)) as session,
+    ):
+        out = config.benchmark.out if session.ranks.is_main else None
+        if out is not None:
+            check_file(out, "benchmark.out")
+        task, summary = open_training(config, None, session)
+        network = blank_network(config.model, task.categories.num_classes, config.seed)
+        measure = {Subject.step: measure_step, Subject.saving: measure_saving}[config.benchmark.of]
+        figures = measure(Trainer(config, network, task, session), config.benchmark)
+        rounded = {name: round(value, 4) for name, value in figures.items()}
+        session.console.table(
+            f"benchmark of {config.benchmark.of.value}",
+            summary | {name: str(value) for name, value in rounded.items()},
+        )
+        if out is not None:
+            write_report(out, "benchmark.out", rounded)
 
 
 def measure_step(trainer: Trainer, plan: Measurement) -> Figures:
@@ -107,7 +103,9 @@ def measure_step(trainer: Trainer, plan: Measurement) -> Figures:
     trainers(plan.warmup)
     bare(plan.warmup)
     ours, bares = in_turns(trainer, plan, trainers, bare)
-    (loading,) = in_turns(trainer, plan, repeated(partial(next, batches)))
+    load = repeated(partial(next, batches))
+    load(READ_AHEAD)  # what lies ready after the steps would count as loaded in no time
+    (loading,) = in_turns(trainer, plan, load)
     return {
         "seconds a step of the trainer": statistics.median(ours),
         "seconds a bare step": statistics.median(bares),

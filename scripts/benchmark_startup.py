@@ -50,8 +50,8 @@ class Start:
 def main(arguments: list[str]) -> None:
     """Run the command line; with --contender, be one of the measured processes."""
     parser = argparse.ArgumentParser(description="Measure start-up beyond the imports.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="data set in COCO layout")
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each, default %(default)s")
+    parser.add_argument("folder", type=coco_folder, metavar="DIR", help="data set in COCO layout")
+    parser.add_argument("--rounds", type=rounds, default=3, help="starts of each, default %(default)s")
     parser.add_argument(
         "--skip", nargs="+", default=[], choices=CONTENDERS, help="pycocotools needs 3 GB a times of COCO"
     )
@@ -66,6 +66,22 @@ def main(arguments: list[str]) -> None:
         start, cpu_start = time.perf_counter(), time.process_time()
         CONTENDERS[options.contender](options.folder, options.cache)
         print(time.perf_counter() - start, time.process_time() - cpu_start)
+
+
+def coco_folder(text: str) -> Path:
+    """Read a data set's folder on the command line."""
+    data = DataConfig(path=text)
+    for file in (data.locate("train_annotations"), data.locate("val_annotations")):
+        if not file.is_file():
+            raise argparse.ArgumentTypeError(f"{text!r} is not in COCO layout: {file} does not exist")
+    return Path(text)
+
+
+def rounds(text: str) -> int:
+    """Read a number of rounds on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1 on")
+    return int(text)
 
 
 def open_ours(folder: Path, cache: Path) -> None:

@@ -143,11 +143,18 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs to send")
-    parser.add_argument("--terminations", type=int, default=40, help="signals to end to send")
+    parser.add_argument("--kills", type=count, default=100, help="SIGKILLs to send")
+    parser.add_argument("--terminations", type=count, default=40, help="signals to end to send")
     parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
     return parser.parse_args()
+
+
+def count(text: str) -> int:
+    """Read a number of things on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 0 on")
+    return int(text)
 
 
 def torment(

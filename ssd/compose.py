@@ -1,10 +1,18 @@
 """Hydra's composed config → the typed object that the code takes, and back to yaml and plain values."""
 
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
 from typing import TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from .config import ConfigError
 
@@ -26,15 +34,47 @@ def parse(schema: type[Schema], composed: DictConfig) -> Schema:
         plain = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
         return cast(Schema, OmegaConf.to_object(typed))
-    except ConfigKeyError as error:
-        raise ConfigError(
-            f"unknown config key {error.full_key}: see the files in conf/ for the known ones"
-        ) from error
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=…") from error
     except OmegaConfBaseException as error:
-        reason = str(error.msg or error).splitlines()[0]
-        raise ConfigError(f"{error.full_key}: {reason}") from error
+        raise ConfigError(explain(error, schema)) from error
+
+
+def explain(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
+    """Say in one line which key is wrong, and what is wrong with it.
+
+    Known are the keys of a schema and config groups, which Hydra takes for keys.
+    """
+    key = str(error.full_key)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return f"unknown config key {key}; {_meant(key, [*_keys(schema), *groups])}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is not set: give {key}=…"
+    return f"{key}: {str(error.msg or error).splitlines()[0]}"
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """Say which of the known keys was perhaps meant: one of that section, or elsewhere one of that name."""
+    section, _, name = key.rpartition(".")
+    by_name = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
+    own = list(by_name)
+    if not section:
+        by_name = {each.rpartition(".")[2]: each for each in known} | by_name
+    near = [by_name[each] for each in get_close_matches(name, by_name)]
+    if section and own and not near:
+        return f"{section} has {', '.join(own)}"
+    near = near or get_close_matches(key, set(known))
+    if not near:
+        return "the files in conf/ have the known ones"
+    return f"near to it {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+
+
+def _keys(schema: type, section: str = "") -> list[str]:
+    """List a schema's keys and sections, in full."""
+    keys = []
+    for name, node in vars(schema()).items():
+        keys.append(section + name)
+        if is_dataclass(node):
+            keys += _keys(type(node), f"{section}{name}.")
+    return keys
 
 
 def as_yaml(config: object) -> str:

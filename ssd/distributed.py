@@ -61,6 +61,16 @@ class Ranks:
             raise error or UserError("another rank can't go on; its message says why")
         return highest
 
+    def on_all(self, work: Callable[[], Value]) -> Value:
+        """Do each rank's own work. Raises UserError on every rank where one's raises it, as `agree` does."""
+        try:
+            result = work()
+        except UserError as error:
+            self.agree(error)
+            raise
+        self.agree(None)
+        return result
+
     def gather(self, value: Value) -> list[Value]:
         """Collect one Python object of every rank, in rank order, on every rank."""
         if self.world_size == 1:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from data.doctor.config import CheckDataConfig, CheckDatasetConfig, Split
+from scripts.check_dataset import main
 from ssd.config import ConfigError
+from ssd.destination import DestinationError
 from tests.conftest import ROOT
 from tests.data.doctor.planted import plant_all
 from tests.data.doctor.sound_set import sound_set
@@ -77,6 +79,25 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     for name in (*names, "[red]not[bold].jpg", "info file not listed: 1"):
         assert name in ended.stdout
+
+
+def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    ended = check_dataset(tmp_path, "data.path=nowhere", "out=.")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: out=. names the folder .; give out=NAME.json")
+
+
+def test_what_was_found_is_shown_though_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise DestinationError("disk full")
+
+    monkeypatch.setattr("scripts.check_dataset.write_report", full)
+    monkeypatch.setattr(sys, "argv", ["", f"data.path={sound_set(tmp_path)}", f"out={tmp_path / 'x.json'}"])
+    with pytest.raises(SystemExit, match="disk full"):
+        main()
+    assert "fit for training: nothing is wrong" in capsys.readouterr().out
 
 
 def test_missing_path_is_an_error_with_its_mend(tmp_path: Path) -> None:

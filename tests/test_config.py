@@ -69,6 +69,12 @@ def test_every_debug_setting_goes_with_an_experiment(debug: str):
     assert train_config("experiment=demo", f"debug={debug}").name == debug
 
 
+def test_what_is_learned_by_heart_is_what_is_scored():
+    data = train_config("debug=overfit", "data.path=coco").data
+    for kind in ("images", "annotations"):
+        assert data.locate(f"val_{kind}") == data.locate(f"train_{kind}")
+
+
 def test_an_experiment_stands_for_each_published_row():
     assert {f"coco_{gpus}x{images}" for gpus, images in PUBLISHED_ROWS} <= set(EXPERIMENTS)
 

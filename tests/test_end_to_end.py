@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, JpegImagePlugin
 
+from scripts import make_docs
 from ssd.checkpoint import write
 from ssd.compose import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES
 from ssd.model import SSD300
-from tests.bench import LIMIT_S, ROOT, Bench, state_hash, succeeded, without_times
+from tests.bench import LIMIT_S, ROOT, Bench, run, state_hash, succeeded, without_times
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -48,6 +50,28 @@ def test_a_run_leaves_what_it_promises(bench: Bench, uninterrupted: dict[int, st
     training |= {"learning_rate", "images_per_second", "data_wait"}
     assert set(records[0]) == training
     assert set(records[1]) == {"step", "epoch", *NAMES}
+
+
+def test_a_smoke_test_trains_saves_evaluates_and_draws(bench: Bench):
+    where = (f"data.path={bench.data}", f"hydra.run.dir={bench.folder / 'smoke'}")
+    succeeded(run(bench.command("train.py", "experiment=demo", "debug=smoke", *where)))
+    records = bench.records("smoke")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 6]  # 26 images, 4 a step
+    assert set(NAMES) <= set(records[-1])
+    assert {"best.pt", "step_00000004.pt"} <= {
+        path.name for path in bench.checkpoint("smoke").parent.iterdir()
+    }
+    assert list((bench.folder / "smoke" / "pictures" / "step_00000006").iterdir())
+
+
+def test_readmes_pictures_are_made_of_a_run(bench: Bench, uninterrupted: dict[int, str]):
+    folder, out = bench.folder / uninterrupted[1], bench.folder / "docs"
+    make_docs.main([f"--run={folder}", f"--data={bench.data}", f"--out={out}"])
+    assert {path.name for path in out.iterdir()} == {path.name for path in (ROOT / "docs").iterdir()}
+    first = folder / "pictures" / "step_00000000" / "first_training_batch.jpg"
+    for path in (*out.iterdir(), first):
+        with Image.open(path) as picture:
+            assert JpegImagePlugin.get_sampling(picture) == 0  # every pixel of a thin line has its colour
 
 
 def test_a_run_shows_its_derived_numbers_and_cocos_lines(bench: Bench, uninterrupted: dict[int, str]):

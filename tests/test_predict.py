@@ -1,6 +1,6 @@
 """predict.py as a user runs it, against a slow literal reference, and what it does with bad input.
 
-evaluate.py's answer to a malicious checkpoint stands here too, beside predict.py's.
+evaluate.py's answers to a malicious checkpoint and an unwritable place stand here too, beside predict.py's.
 """
 
 import json
@@ -74,8 +74,7 @@ def photos(tmp_path: Path) -> Path:
 def run(script: Any, *overrides: object) -> int | str | None:
     """Run a script's main in this process; return what it exits with."""
     with pytest.MonkeyPatch.context() as patch:
-        # Imported, not started, a script has its package's conf beside it in Hydra's eyes.
-        patch.setattr(sys, "argv", [script.__file__, f"--config-path={ROOT / 'conf'}", *map(str, overrides)])
+        patch.setattr(sys, "argv", [script.__file__, *map(str, overrides)])
         try:
             script.main()
         except SystemExit as end:
@@ -86,7 +85,8 @@ def run(script: Any, *overrides: object) -> int | str | None:
 def predicted(checkpoint: Path, photos: Path, *overrides: str) -> list[dict[str, Any]]:
     out = photos.parent / "out"
     where = (f"checkpoint={checkpoint}", f"images={photos}", f"out={out}")
-    assert run(predict, *where, "threshold=0.2", f"max_detections={MOST}", *overrides) == 0
+    given = {"threshold": "0.2", "max_detections": str(MOST)} | dict(each.split("=", 1) for each in overrides)
+    assert run(predict, *where, *(f"{key}={value}" for key, value in given.items())) == 0
     return json.loads((out / "detections.json").read_text())
 
 
@@ -222,6 +222,23 @@ def test_a_malicious_checkpoint_is_refused_and_does_not_run(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("out", ["{folder}", "", "{folder}/best.pt/report.json"])
+def test_evaluate_says_before_its_work_that_the_report_cannot_be_written(out: str, checkpoint: Path):
+    given = out.format(folder=checkpoint.parent)
+    message = str(run(evaluate, f"checkpoint={checkpoint}", "data.path=nowhere", f"out={given}"))
+    assert message.startswith("error: ")
+    assert "out=" in message
+    assert "\n" not in message
+
+
+def test_nothing_found_is_said_in_words(checkpoint: Path, photos: Path, capsys: pytest.CaptureFixture[str]):
+    assert predicted(checkpoint, photos, "threshold=0.999") == []
+    output = capsys.readouterr().out
+    assert "nothing has a score above threshold=0.999" in output
+    assert "│" not in output
+    assert "0 detections on 5 pictures" in output
+
+
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [
@@ -230,7 +247,7 @@ def test_a_malicious_checkpoint_is_refused_and_does_not_run(
         (("out={photos}",), "error: out={photos} is where images={photos} lie"),
         (
             ("out={photos}/a.png",),
-            "error: {photos}/a.png can't be written (File exists); give another out=DIR",
+            "error: {photos}/a.png can't be written (File exists); give another out=…",
         ),
         (("classes=[ants]",), "error: classes: the checkpoint knows no 'ants'; near to it are ant"),
         (("threshold=2",), "error: threshold=2.0: give a score from 0 to below 1"),

@@ -20,6 +20,8 @@ def main(arguments: list[str]) -> None:
         generate(options.folder, options.train_images, options.val_images, options.seed)
     except DatasetError as error:
         parser.error(str(error))
+    except OSError as error:
+        parser.error(f"{options.folder} can't be written ({error.strerror or error}); give another DIR")
     print(f"{options.folder}\n{report(options.folder)}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd.checkpoint import package_versions
+from ssd.destination import writing
 from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD
 from ssd.evaluation.coco import NAMES
 from ssd.evaluation.evaluator import Evaluation, Evaluator
@@ -58,7 +59,9 @@ def evaluation_report(
     }
 
 
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a report as json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_report(given: str, key: str, report: dict[str, Any]) -> None:
+    """Write a report as json to the file that a key gave. Raises DestinationError where that fails."""
+    path = Path(given)
+    with writing(path, key):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,16 +2,18 @@
 
 import re
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
 from ..coco_categories import COCO
-from ..model import SSD300
+from ..errors import UserError
+from ..model import BACKBONES, SSD300
 from ..weights import Weights, load_weights
 from .errors import HubError
 from .places import Place, local_file
-from .weight_files import nvidia_weights, weight_file
+from .weight_files import ENVIRONMENT_VARIABLE, NVIDIA_URL, nvidia_weights, weight_file
 
 MODEL_MATHS = ("fp32", "fp16")
 
@@ -42,7 +44,9 @@ def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: P
     if model_math not in MODEL_MATHS:
         raise HubError(f"model_math={model_math!r} is unknown; take one of {', '.join(MODEL_MATHS)}")
     if pretrained:
-        network = _network_of(_read(nvidia_weights() if weights is None else weights, force_reload))
+        network = _network_of(
+            _default_weights(force_reload) if weights is None else _read(weights, force_reload)
+        )
     elif weights is None:
         network = HubSSD300("resnet50", COCO.names)
     else:
@@ -52,6 +56,10 @@ def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: P
 
 def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Place | None) -> HubSSD300:
     """Do what hubconf.ssd300 says."""
+    if backbone is not None and backbone not in BACKBONES:
+        raise HubError(f"backbone={backbone!r} is unknown; take one of {', '.join(BACKBONES)}")
+    if num_classes is not None and (not isinstance(num_classes, int | np.integer) or num_classes < 2):
+        raise HubError(f"num_classes={num_classes!r}: give a whole number from 2 on; background counts")
     if checkpoint is None:
         names = _default_names(COCO.num_classes if num_classes is None else num_classes)
         return HubSSD300("resnet50" if backbone is None else backbone, names)
@@ -65,6 +73,17 @@ def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Place | No
                 f"{name}={wanted!r}, but {checkpoint} has {found!r}; leave {name} out or give another file"
             )
     return _network_of(weights)
+
+
+def _default_weights(force_reload: bool) -> Weights:
+    """Read NVIDIA's weights, or those that the environment names instead."""
+    place = nvidia_weights()
+    try:
+        return _read(place, force_reload)
+    except UserError as error:
+        if place == NVIDIA_URL:
+            raise
+        raise HubError(f"{ENVIRONMENT_VARIABLE}={place}: {error}") from error
 
 
 def _read(place: Place, force_reload: bool) -> Weights:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ssd.categories import Categories
+from ssd.destination import DestinationError, check_folder, writing
 from ssd.draw import draw_boxes
-from ssd.errors import UserError
 from ssd.prediction.find import PictureFile
 from ssd.prediction.predictor import Found
 
@@ -24,15 +23,11 @@ JSON_NAME = "detections.json"
 _KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG"}
 
 
-class OutputError(UserError):
-    """A place that can't be written; the message names it and the mend."""
-
-
 class Output:
     """The folder of drawn pictures and detections.json.
 
-    Raises OutputError where the folder can't be made or written, or where a drawn picture would replace one
-    of the pictures themselves.
+    Raises DestinationError where the folder can't be made or written, or where a drawn picture would replace
+    one of the pictures themselves.
     """
 
     def __init__(self, folder: Path, files: Sequence[PictureFile], categories: Categories) -> None:
@@ -42,12 +37,10 @@ class Output:
         originals = {file.path.resolve() for file in files}
         for name in self._drawn.values():
             if (folder / name).resolve() in originals:
-                raise OutputError(
+                raise DestinationError(
                     f"out={folder}: {folder / name} is one of the pictures; give another folder"
                 )
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()  # to learn now, not after the first batch
+        check_folder(folder, "out")
 
     def write_picture(self, file: PictureFile, picture: Image.Image, found: Found) -> list[dict[str, Any]]:
         """Draw what was found into a picture, save it, and return it as COCO's results."""
@@ -75,7 +68,7 @@ class Output:
         """Write COCO's results list with file names, one detection a line."""
         lines = ",\n".join(json.dumps(result, allow_nan=False) for result in results)
         path = self.folder / JSON_NAME
-        with _writing(path), _replacing(path) as temporary:
+        with writing(path, "out"), _replacing(path) as temporary:
             temporary.write_text(f"[\n{lines}\n]\n" if results else "[]\n", encoding="utf-8")
 
     def _save(self, picture: Image.Image, path: Path) -> None:
@@ -85,7 +78,7 @@ class Output:
         profile = profile if profile and profile[16:20] == b"RGB " else None
         # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
         options = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
-        with _writing(path):
+        with writing(path, "out"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _replacing(path) as temporary:
                 picture.save(temporary, format=kind, icc_profile=profile, **options)
@@ -116,17 +109,6 @@ def count_rows(results: Sequence[dict[str, Any]], categories: Categories) -> dic
         names[key]: f"{count:>5} on {pictures[key]:>5} picture{'s' if pictures[key] > 1 else ''}"
         for key, count in detections.most_common()
     }
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"{path} can't be written ({reason}); give another out=DIR, or make room"
-        ) from error
 
 
 @contextmanager

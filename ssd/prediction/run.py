@@ -52,7 +52,7 @@ def predict_all(
 ) -> Summary:
     """Find, draw and write the objects of all pictures, naming at once those that can't be read.
 
-    threads: None for one a core, at most MOST_THREADS. Raises OutputError where something can't be written.
+    threads: None for one a core, at most MOST_THREADS. Raises DestinationError where one can't be written.
     """
     began = time.perf_counter()
     threads = threads or min(os.cpu_count() or 1, MOST_THREADS)

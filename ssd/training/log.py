@@ -60,7 +60,8 @@ class RunLog:
 
         def save() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, quality=90)
+            # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
+            picture.save(path, quality=90, subsampling=0)
 
         self._attempt(save)
         self._show(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssd.categories import Categories
-from ssd.checkpoint import load_file
+from ssd.checkpoint import CheckpointError, load_file
 from ssd.coco_categories import COCO
 from ssd.config import ConfigError, ModelConfig, RuntimeConfig, require
 from ssd.distributed import Ranks
@@ -74,6 +74,8 @@ def _load_imagenet(network: SSD300, config: ModelConfig) -> None:
     except OSError as error:
         mend = "download it elsewhere and give model.weights=FILE, or null to train from scratch"
         raise ConfigError(f"model.weights={name} can't be downloaded ({error}); {mend}") from error
+    except CheckpointError as error:
+        raise ConfigError(f"model.weights={name}: {error}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -324,3 +324,9 @@ def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
     assert "delete it, or give another folder" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["/proc/set"])
+    assert "/proc/set can't be written (" in capsys.readouterr().err

@@ -129,10 +129,34 @@ def test_without_a_checkpoint_the_network_is_as_asked_for():
     assert ssd300("resnet18", None, None).category_names == COCO.names
 
 
-@pytest.mark.parametrize("arguments", [("resnet19", None), ("resnet18", 1), ("resnet18", 0)])
-def test_a_network_that_does_not_exist_is_refused(arguments: tuple[str, int]):
-    with pytest.raises(ValueError, match=r"resnet18, resnet34|num_classes="):
-        ssd300(*arguments, None)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("vgg", None), "^backbone='vgg' is unknown; take one of resnet18, resnet34"),
+        (("resnet18", 1), "^num_classes=1: give"),
+        (("resnet18", 0), "^num_classes=0: give"),
+        (("resnet18", "8"), "^num_classes='8': give a whole number"),
+        (("resnet18", 8.0), "^num_classes=8.0: give a whole number"),
+    ],
+)
+def test_a_network_that_does_not_exist_is_refused_by_its_argument(
+    arguments: tuple[str, object], reason: str, ours: Path
+):
+    for checkpoint in (None, ours):
+        with pytest.raises(HubError, match=reason):
+            ssd300(*arguments, checkpoint)
+
+
+def test_a_number_of_classes_may_be_one_of_numpys():
+    assert ssd300("resnet18", np.arange(5).max(), None).num_classes == 4
+
+
+def test_a_file_that_the_environment_names_is_refused_by_that_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", "nowhere.pt")
+    with pytest.raises(HubError, match=r"^NVIDIA_SSD_WEIGHTS=nowhere\.pt: checkpoint nowhere\.pt does not"):
+        nvidia()
+    with pytest.raises(CheckpointError, match=r"^checkpoint here\.pt does not exist"):
+        nvidia("here.pt")
 
 
 # Arguments that don't fit
@@ -179,7 +203,7 @@ def test_a_malicious_file_in_the_environment_variable_does_not_run(
 ):
     (tmp_path / "evil.pt").write_bytes(saved({"model": Payload(tmp_path / "touched")}))
     monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", str(tmp_path / "evil.pt"))
-    with pytest.raises(CheckpointError, match=r"evil\.pt can't be read"):
+    with pytest.raises(HubError, match=r"^NVIDIA_SSD_WEIGHTS=.*evil\.pt can't be read"):
         nvidia()
     assert not (tmp_path / "touched").exists()
 

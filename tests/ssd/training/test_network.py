@@ -61,6 +61,12 @@ def test_a_failed_download_says_what_to_do_instead(monkeypatch: pytest.MonkeyPat
         build_network(config(weights="IMAGENET1K_V1"), CATEGORIES, seed=0)[0]
 
 
+def test_a_file_that_holds_no_weights_is_refused_by_the_key(tmp_path: Path):
+    (tmp_path / "README.md").write_text("# words")
+    with pytest.raises(ConfigError, match=r"^model\.weights=.*README\.md: checkpoint .* can't be read"):
+        build_network(config(weights=str(tmp_path / "README.md")), CATEGORIES, seed=0)
+
+
 def save_detector(
     path: Path, categories: Categories, published: bool, seed: int = 9
 ) -> dict[str, torch.Tensor]:
