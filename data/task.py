@@ -24,7 +24,6 @@ from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
 from ssd.training.task import Task
 
-
 _DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… lists every defect"
 
 
