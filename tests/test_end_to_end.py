@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -210,5 +211,5 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_nothing_is_saved(bench: B
     result = bench.train("wild", *wild, ranks=2)
     assert result.returncode == 1
     assert result.stderr.count("error: loss or gradient not finite in the step after") == 2
-    assert "image ids [" in result.stderr
+    assert re.search(r"image ids \d+(, \d+)*; ", result.stderr)
     assert not (bench.folder / "wild" / "checkpoints").exists()

@@ -68,10 +68,10 @@ def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
         task, _ = open_training(ours, None, session)
         trainer, _ = start_or_resume(ours, None, task, session)
         turning_bad = task.loader.contents(1)[2]  # the first of rank 1's
-        session.ranks.barrier()
+        torch.distributed.barrier()
         if rank == 0:
             Path(turning_bad["file"]).write_bytes(b"")
-        session.ranks.barrier()
+        torch.distributed.barrier()
         trainer.fit()
         return {
             "refusals": refusals,
