@@ -1,4 +1,4 @@
-"""Make README's pictures anew of the run of `make demo`: python scripts/make_docs.py, or make docs.
+"""Make README's pictures of a run on the embedded set: python scripts/make_docs.py; make docs trains it too.
 
 docs/detections.jpg and docs/training_batch.jpg are the run's own; docs/hub.jpg is drawn by README's code for
 torch.hub, with the run's best.pt. Prints what the run came to, for their captions.
@@ -24,8 +24,8 @@ QUALITY = 72
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Make README's pictures anew of the run of make demo.")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "demo", help="the run's folder")
+    parser = argparse.ArgumentParser(description="Make README's pictures of a run on the embedded set.")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "docs", help="the run's folder")
     parser.add_argument("--data", type=Path, default=ROOT / "demo", help="the embedded set")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where to put them")
     options = parser.parse_args(arguments)
@@ -91,7 +91,7 @@ def _rendered(figure: Any) -> Image.Image:
 
 def _needed(file: Path) -> Path:
     if not file.is_file():
-        raise UserError(f"{file} does not exist; run `make demo` first, or give --run=FOLDER")
+        raise UserError(f"{file} does not exist; run `make docs`, or give --run=FOLDER")
     return file
 
 
