@@ -175,9 +175,10 @@ def in_turns(trainer: Trainer, plan: Measurement, *works: Work) -> list[list[flo
         sides = list(zip(works, seconds, strict=True))
         for work, taken in sides if turn % 2 == 0 else reversed(sides):
             trainer.saver.wait()  # for what the side before has begun
+            trainer.guard.read()  # reading a value off the device waits for all that was queued
             start = time.perf_counter()
             work(plan.steps)
-            trainer.guard.read()  # reading a value off the device waits for all that was queued
+            trainer.guard.read()
             taken.append((time.perf_counter() - start) / plan.steps)
     return seconds
 

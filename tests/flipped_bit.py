@@ -22,5 +22,5 @@ def take_faulty_step(self: TrainStep, batch: TrainBatch, step: int, rate: float)
     return result
 
 
-TrainStep.__call__ = take_faulty_step  # type: ignore[method-assign]
+TrainStep.__call__ = take_faulty_step
 runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

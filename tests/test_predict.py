@@ -51,7 +51,7 @@ def network() -> SSD300:
 def checkpoint(network: SSD300, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
     config = as_plain(TrainConfig(name="x", model=ModelConfig(backbone=Backbone.resnet18)))
-    config["runtime"]["precision"] = "fp32"  # type: ignore[index]
+    config["runtime"]["precision"] = "fp32"
     categories = {"ids": list(IDS), "names": list(NAMES)}
     model = dict(network.state_dict())
     write(path, {"format": 1, "model": model, "categories": categories, "config": config})

@@ -123,7 +123,7 @@ def _changed(index: CocoIndex, rows: NDArray[np.float64], boxes: ReadBoxes) -> N
     expected = boxes.where(usable & ~boxes.crowd)
     expected = expected.where(np.argsort(expected.images, kind="stable"))
     if len(rows) != len(expected.places):
-        return ~np.zeros_like(changed)
+        return np.ones_like(changed)
     off = np.abs(_ltrb(rows[:, 1:5]) - _ltrb(expected.ltwh_px)).max(axis=1)
     alike = off <= SAME * expected.ltwh_px[:, 2:].min(axis=1)
     alike &= rows[:, 0].astype(np.int64) == _ids(boxes.image_ids)[expected.images]

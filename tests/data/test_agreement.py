@@ -19,7 +19,7 @@ class Gathering(Ranks):
 
     values: list[Any]
 
-    def gather(self, value: Any) -> list[Any]:  # type: ignore[override]
+    def gather(self, value: Any) -> list[Any]:
         return [value, *self.values]
 
 

@@ -114,7 +114,7 @@ def step_of(state: TrainState, found_inf: bool = False) -> None:
     """Take a step of TrainStep's kind; found_inf: one that is skipped."""
     loss = state.network(torch.ones(1, 2)).sum() * (float("inf") if found_inf else 1.0)
     state.scaler.scale(loss).backward()
-    state.optimizer.found_inf = torch.tensor(float(found_inf))  # type: ignore[attr-defined]
+    state.optimizer.found_inf = torch.tensor(float(found_inf))
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()

@@ -318,7 +318,7 @@ def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
             signal.raise_signal(signal.SIGTERM)
         take_step(*arguments)
 
-    trainer.take_step = signalled  # type: ignore[method-assign]
+    trainer.take_step = signalled
     with pytest.raises(Preempted):
         trainer.fit()
     assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [2]
@@ -394,7 +394,7 @@ def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run(
             raise ZeroDivisionError
         take_step(*_)
 
-    take_step, trainer.take_step = trainer.take_step, fails  # type: ignore[method-assign]
+    take_step, trainer.take_step = trainer.take_step, fails
     with pytest.raises(ZeroDivisionError):
         trainer.fit()
     assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [1]
