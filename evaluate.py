@@ -7,14 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from data.task import describe, open_evaluation
+from ssd.cli import check_file, entry_point
+from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
-from ssd.destination import check_file
 from ssd.distributed import open_ranks
-from ssd.entry_point import entry_point
-from ssd.evaluation.config import EvaluateConfig
 from ssd.evaluation.report import evaluation_report, summary_lines, write_report
+from ssd.published import load_weights
 from ssd.runtime import set_up
-from ssd.weights import load_weights
 
 
 @entry_point(EvaluateConfig, Path(__file__).with_name("conf"), "evaluate")

@@ -5,16 +5,16 @@ Leaves the pictures with boxes drawn, and detections.json. Keys and their values
 
 from pathlib import Path
 
+from ssd.cli import entry_point
+from ssd.config import PredictConfig
 from ssd.console import RunConsole
 from ssd.distributed import choose_device
-from ssd.entry_point import entry_point
-from ssd.prediction.config import PredictConfig, categories_of
 from ssd.prediction.find import find_pictures
 from ssd.prediction.output import Output, count_rows
 from ssd.prediction.predictor import Predictor
 from ssd.prediction.run import predict_all
+from ssd.published import load_weights
 from ssd.runtime import set_up
-from ssd.weights import load_weights
 
 
 @entry_point(PredictConfig, Path(__file__).with_name("conf"), "predict")
@@ -22,7 +22,7 @@ def main(config: PredictConfig) -> None:
     """Set up, predict, report."""
     files = find_pictures(config.places(), Path(config.out))
     weights = load_weights(Path(config.checkpoint))
-    categories = categories_of(weights, config.checkpoint)
+    categories = weights.categories_or_coco(config.checkpoint)
     labels = config.resolve_classes(categories)
     runtime_config = config.runtime.as_trained(weights)
     runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))

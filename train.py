@@ -9,8 +9,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from data.task import open_training
+from ssd.cli import entry_point
 from ssd.config import TrainConfig
-from ssd.entry_point import entry_point
 from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.run import derived_numbers, start_or_resume
 from ssd.training.session import open_session

@@ -7,7 +7,7 @@ from ssd.distributed import Ranks
 
 
 def require_same_data(index: CocoIndex, ranks: Ranks) -> None:
-    """Raise DatasetError on every rank, naming key and hosts, unless all have read what this one has."""
+    """Raise UserError on every rank, naming key and hosts, unless all have read what this one has."""
     if ranks.world_size == 1:
         return
     readers: dict[str, dict[str, list[int]]] = {}  # fingerprint → host → its ranks

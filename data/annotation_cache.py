@@ -57,7 +57,7 @@ def cache_folder(given: str | None) -> Path:
 def open_annotations(source: Source, folder: Path) -> Annotations:
     """Return data.annotations.read_annotations(source) in mapped memory; parse the file where no entry is.
 
-    Raises DatasetError as read_annotations does, UserError where the folder cannot be used.
+    Raises UserError as read_annotations does, UserError where the folder cannot be used.
     """
     place = _place(source, folder)
     with _naming(folder):
@@ -75,7 +75,7 @@ def open_annotations(source: Source, folder: Path) -> Annotations:
 def find_kept(source: Source, folder: Path) -> Annotations | None:
     """Return what open_annotations would map, None where it would parse the file.
 
-    Raises DatasetError for an annotation file, UserError for a folder that cannot be read.
+    Raises UserError for an annotation file, UserError for a folder that cannot be read.
     """
     with _naming(folder):
         return _map(_place(source, folder).entry)

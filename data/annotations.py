@@ -41,7 +41,7 @@ class Annotations:
 def read_annotations(source: Source) -> Annotations:
     """Parse and check a whole annotation file.
 
-    Raises DatasetError, naming the file, the entry and what mends it.
+    Raises UserError, naming the file, the entry and what mends it.
     """
     document = read_document(source)
     categories = check_categories(document.categories, source)

@@ -6,7 +6,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from data.coco import CocoIndex
 from data.dali_error import reason_of
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 NAMED_IMAGES = 5
 """Bad images that an error lists."""
@@ -48,7 +48,7 @@ def stand_in(batch: Sequence[int], place: int, is_good: Callable[[int], bool]) -
     return next(filter(is_good, (batch[place - back] for back in range(len(batch)))), batch[place])
 
 
-def unreadable(lines: Iterable[str], when: str, mend: str = REPLACE) -> DatasetError:
+def unreadable(lines: Iterable[str], when: str, mend: str = REPLACE) -> UserError:
     """Return the error about bad images. when: what was running."""
     named = "; ".join([*lines][:NAMED_IMAGES])
-    return DatasetError(f"{when}: DALI cannot read {named}. {mend}")
+    return UserError(f"{when}: DALI cannot read {named}. {mend}")

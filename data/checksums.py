@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 Report = Callable[[int, int], None]
 
@@ -29,20 +29,20 @@ def write_checksums(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
-    """Return sha256 by file name, None where none are kept. Raises DatasetError for a file not of ours."""
+    """Return sha256 by file name, None where none are kept. Raises UserError for a file not of ours."""
     path = checksum_file(folder)
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); move it away and run again") from error
+        raise UserError(f"{path} cannot be read ({error}); move it away and run again") from error
     sums: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         entry = re.fullmatch(rf"([0-9a-f]{{64}})  {re.escape(folder.name)}/([^/]+)", line)
         if not entry:
             reason = f"line {number} is not 'SHA256  {folder.name}/NAME'"
-            raise DatasetError(f"{path}: {reason}; move it and {folder} away and run again")
+            raise UserError(f"{path}: {reason}; move it and {folder} away and run again")
         sums[entry[2]] = entry[1]
     return sums
 

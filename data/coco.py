@@ -96,7 +96,7 @@ def read_index(
 
     cache: the folder of data.annotation_cache; None parses the file anew.
     Whether the image files are there is another question (data.image_files).
-    Raises DatasetError, naming the file, the entry and what mends it; UserError for an unusable cache folder.
+    Raises UserError, naming the file, the entry and what mends it; UserError for an unusable cache folder.
     """
     selection = selection or Selection()
     source = Source(annotation_file, image_folder, selection.split)
@@ -107,7 +107,7 @@ def read_index(
 def select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
     """Keep what the selection wants of a parsed file, in memory of the index's own.
 
-    Raises DatasetError where no image is left.
+    Raises UserError where no image is left.
     """
     images = min(len(annotations), selection.limit or len(annotations))
     dropped = {"images beyond data.limit": len(annotations) - images}

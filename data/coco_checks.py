@@ -1,6 +1,6 @@
 """What must hold of an annotation file before anything is trained on it.
 
-Each check returns what it read as arrays, or raises DatasetError naming the first bad entry and the mend.
+Each check returns what it read as arrays, or raises UserError naming the first bad entry and the mend.
 """
 
 import itertools

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from data.errors import DatasetError
 from data.json_text import mapped_text
+from ssd.errors import UserError
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -90,11 +90,11 @@ class Source:
         """The override that names the image folder."""
         return f"data.{self.split}_images"
 
-    def error(self, what: str) -> DatasetError:
+    def error(self, what: str) -> UserError:
         """Return the error of something in the annotation file."""
-        return DatasetError(f"{self.annotations_key}={self.annotation_file}: {what}")
+        return UserError(f"{self.annotations_key}={self.annotation_file}: {what}")
 
-    def unreadable(self, error: OSError) -> DatasetError:
+    def unreadable(self, error: OSError) -> UserError:
         """Return the error of an annotation file that the system does not hand out."""
         return self.error(
             f"cannot be read ({error.strerror}); name the annotation file with {self.annotations_key}="
@@ -104,7 +104,7 @@ class Source:
 def read_document(source: Source) -> Document:
     """Parse the annotation file. It is mapped, not copied: the ranks of one machine share its pages.
 
-    Raises DatasetError where the file is missing, truncated, no JSON or lacks a field, naming the entry.
+    Raises UserError where the file is missing, truncated, no JSON or lacks a field, naming the entry.
     """
     key = source.annotations_key
     try:

@@ -4,7 +4,6 @@ There is no pipeline state: a batch follows from (seed, step) and the index alon
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from data.bad_image import REPLACE, find_bad_images, reason_unreadable, stand_in, unreadable
 from data.coco import CocoIndex
-from data.errors import DatasetError
 from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
 from data.order import evaluation_batches, rank_share
 from data.step_content import StepContent
@@ -27,9 +25,6 @@ from ssd.errors import UserError
 
 WhyBad = Callable[[int], str | None]
 """Of an image, by its place in the index: what is wrong with it, None if nothing is."""
-
-MAX_DEFAULT_THREADS = 8
-"""Threads a rank takes by default where there are more; one GPU's share in the published recipe."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +45,13 @@ class Placement:
         return torch.cuda.current_device() if self.device.index is None else self.device.index
 
 
-def default_threads(ranks_on_machine: int) -> int:
-    """Share the cores that this process may use out among the machine's ranks: 1 … MAX_DEFAULT_THREADS."""
-    return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), MAX_DEFAULT_THREADS)
-
-
 class DaliTrainLoader:
     """The ssd.batches.TrainLoader of one rank: endless batches from any step on.
 
     batch_size: images a rank and step. augment: draw RECIPE 6's augmentations, or feed the whole pictures as
     they are. quarantined: images known to be bad, by id, and why; another takes their place in the batch, and
     that of images which turn out to be unreadable. None: these are an error.
-    Raises UserError for a batch size that cannot train, DatasetError where the images do not fill one step.
+    Raises UserError for a batch size that cannot train, UserError where the images do not fill one step.
     """
 
     def __init__(
@@ -93,7 +83,7 @@ class DaliTrainLoader:
         self._bad_images: dict[int, str] = {}
         self._options = GraphOptions(batch_size, placement.dtype, placement.threads, placement.device_id)
         if self.steps_per_epoch == 0:
-            raise DatasetError(
+            raise UserError(
                 f"{len(index)} images do not fill one step of {placement.world_size} ranks times "
                 f"data.batch_size={batch_size}: give a smaller data.batch_size, fewer ranks or more images"
             )
@@ -121,7 +111,7 @@ class DaliTrainLoader:
         """Yield this rank's batches of steps first_step, first_step + 1, …, without end.
 
         The next batches are made in the background meanwhile, over the ends of epochs too.
-        Raises DatasetError naming the image file that cannot be read and its step; the iterator ends with it.
+        Raises UserError naming the image file that cannot be read and its step; the iterator ends with it.
         Where bad images are replaced, the nearest good one before it in the global batch takes the place of
         each, every time anew: what a step is made of depends on its files alone, on no earlier step and not
         on the number of ranks.
@@ -159,7 +149,7 @@ class DaliTrainLoader:
         return share
 
     def _checked(self, step: int, why_bad: WhyBad) -> list[int]:
-        """Return this rank's stand-ins; raise DatasetError where no image of the global batch is good."""
+        """Return this rank's stand-ins; raise UserError where no image of the global batch is good."""
         share = self._stand_ins(step, self._own_places, why_bad)
         bad = find_bad_images(self._index, share, why_bad)
         if bad:
@@ -201,7 +191,7 @@ class DaliEvaluationLoader:
     def __iter__(self) -> Iterator[EvaluationBatch]:
         """Yield this rank's batches in file order; the last of all may be smaller.
 
-        Raises DatasetError naming the image file that cannot be read; the iterator ends with it.
+        Raises UserError naming the image file that cannot be read; the iterator ends with it.
         """
 
         def why_bad(image: int) -> str | None:

@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 
 from data.coco import CocoIndex
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 NAMED_FILES = 5
 """Bad files that a message lists."""
 
 
 def refuse(bad: dict[int, str], index: CocoIndex, mend: str) -> None:
-    """Raise DatasetError naming the first few bad files, if there are any."""
+    """Raise UserError naming the first few bad files, if there are any."""
     if bad:
         named = "; ".join(f"{why} (image id {image_id})" for image_id, why in [*bad.items()][:NAMED_FILES])
-        raise DatasetError(
+        raise UserError(
             f"{index.source.images_key}={index.source.image_folder}: {len(bad)} of {len(index)} image files "
             f"can't be used, such as {named}. {mend}"
         )
@@ -27,7 +27,7 @@ def leave_out(index: CocoIndex, image_ids: list[int]) -> CocoIndex:
         return index
     kept = ~np.isin(index.image_ids, image_ids)
     if not kept.any():
-        raise DatasetError(f"{index.source.annotations_key}: no image is left, all of their files are bad")
+        raise UserError(f"{index.source.annotations_key}: no image is left, all of their files are bad")
     boxes = np.diff(index.box_starts)
     kept_boxes = np.repeat(kept, boxes)
     return replace(

@@ -10,10 +10,10 @@ from data.annotation_cache import cache_folder
 from data.coco import CocoIndex, Selection, read_index
 from data.file_verdicts import find_bad_files
 from data.image_files import Level
-from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
+from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement
 from data.quarantine import leave_out, refuse
 from ssd.categories import Categories
-from ssd.config import Check, DataConfig, OnBadImage, TrainConfig
+from ssd.config import Check, DataConfig, OnBadImage, TrainConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import Ranks
 from ssd.evaluation.evaluator import Evaluator
@@ -33,7 +33,7 @@ def open_training(
     """Read both annotation files and build this rank's input; return it with rows for the start-up table.
 
     saved: the checkpoint that the run goes on from; it says which images are left out.
-    Raises DatasetError for data that can't be used, CategoryError where the two files have other classes.
+    Raises UserError for data that can't be used, UserError where the two files have other classes.
     """
     data, ranks = config.data, session.ranks
     batch_size = images_per_rank(config, saved, ranks)
@@ -112,8 +112,8 @@ def open_evaluation(
 
     trained: what the network's labels mean; None takes the annotation file's categories in their order.
     timeout: how long other ranks wait for rank 0's numbers.
-    Raises DatasetError for data that can't be used (a bad image is never left out: that would be another
-    evaluation), CategoryError where it has other classes.
+    Raises UserError for data that can't be used (a bad image is never left out: that would be another
+    evaluation), UserError where it has other classes.
     """
     file = data.locate("val_annotations")
     # Scored is the file as it stands; this cleaning is for the pictures that are shown.

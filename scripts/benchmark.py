@@ -24,9 +24,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from data.task import open_training
 from ssd.batches import TrainBatch
-from ssd.config import ConfigError, TrainConfig
-from ssd.destination import check_file
-from ssd.entry_point import entry_point
+from ssd.cli import check_file, entry_point
+from ssd.config import TrainConfig
+from ssd.errors import UserError
 from ssd.evaluation.report import write_report
 from ssd.training.network import blank_network
 from ssd.training.session import open_session
@@ -57,7 +57,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if self.rounds < 2 or self.steps < 1 or self.warmup < 1:
-            raise ConfigError(
+            raise UserError(
                 f"benchmark.rounds={self.rounds}, steps={self.steps}, warmup={self.warmup}: "
                 "a spread needs 2 rounds or more, each of a step or more, after a step or more"
             )

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.doctor.config import CheckDatasetConfig
 from data.doctor.examination import examine
 from data.doctor.screen import progress_bar, show
-from ssd.destination import check_file
-from ssd.entry_point import entry_point
+from ssd.cli import check_file, entry_point
+from ssd.config import CheckDatasetConfig
 from ssd.evaluation.report import write_report
 
 

@@ -34,7 +34,6 @@ from data.checksums import (
     write_checksums,
 )
 from data.coco2017 import COCO_2017, SOURCE, Published, disk_needed
-from data.errors import DatasetError
 from ssd.download import download
 from ssd.errors import UserError
 
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def install(folder: Path, parts: Sequence[Published], source: str, keep_archives: bool) -> None:
     """Fetch and unpack the parts that the folder does not hold yet.
 
-    Raises DatasetError where a part in place lacks files or the disk is too small, and as download and
+    Raises UserError where a part in place lacks files or the disk is too small, and as download and
     unpack do.
     """
     with _alone(folder):
@@ -87,16 +86,16 @@ def install(folder: Path, parts: Sequence[Published], source: str, keep_archives
 
 
 def verify(folder: Path, parts: Sequence[Published]) -> None:
-    """Read anew the parts' files, and their archives where kept; raise DatasetError unless all are whole."""
+    """Read anew the parts' files, and their archives where kept; raise UserError unless all are whole."""
     damaged = []
     for part in parts:
         place = folder / part.folder
         if not _is_there(folder, part):
-            raise DatasetError(f"{place} is not there; run without --verify to download it")
+            raise UserError(f"{place} is not there; run without --verify to download it")
         sums = read_checksums(place)
         if sums is None:
             reason = f"there is no {checksum_file(place).name} to compare it with"
-            raise DatasetError(f"{place}: {reason}; move it away and run without --verify to have it anew")
+            raise UserError(f"{place}: {reason}; move it away and run without --verify to have it anew")
         with _progress(f"{part.folder}: reading", in_bytes=False) as report:
             damaged += [f"{part.folder}/{name}" for name in changed_files(place, sums, report)]
         archive = folder / part.archive
@@ -105,7 +104,7 @@ def verify(folder: Path, parts: Sequence[Published]) -> None:
     if damaged:
         named = ", ".join(damaged[:NAMED_FILES])
         mend = "delete the folders and archives they are of and run without --verify to have them anew"
-        raise DatasetError(f"{folder}: not what was unpacked: {len(damaged)} files, such as {named}; {mend}")
+        raise UserError(f"{folder}: not what was unpacked: {len(damaged)} files, such as {named}; {mend}")
     _say(f"whole: {', '.join(part.folder for part in parts)}")
 
 
@@ -145,9 +144,7 @@ def _alone(folder: Path) -> Iterator[None]:
             _say(f"another run is at work in {folder}; waiting for it")
             lock.acquire()
     except OSError as error:
-        raise DatasetError(
-            f"{folder} cannot be written ({error.strerror}); mend that and run again"
-        ) from error
+        raise UserError(f"{folder} cannot be written ({error.strerror}); mend that and run again") from error
     try:
         yield
     finally:
@@ -155,19 +152,19 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _is_there(folder: Path, part: Published) -> bool:
-    """Tell whether a part is in place; raise DatasetError where it is, but lacks files."""
+    """Tell whether a part is in place; raise UserError where it is, but lacks files."""
     place = folder / part.folder
     if not place.is_dir():
         return False
     sums = read_checksums(place)
     lacking = part.files - len(os.listdir(place)) if sums is None else len(missing_files(place, sums))
     if lacking > 0:
-        raise DatasetError(f"{place} lacks {lacking} of {part.files} files; move it away and run again")
+        raise UserError(f"{place} lacks {lacking} of {part.files} files; move it away and run again")
     return True
 
 
 def _check_disk(folder: Path, parts: Sequence[Published], keep_archives: bool) -> None:
-    """Say how much disk is needed and free; raise DatasetError where that is not enough."""
+    """Say how much disk is needed and free; raise UserError where that is not enough."""
     present = []
     for part in parts:
         archive = folder / part.archive
@@ -179,7 +176,7 @@ def _check_disk(folder: Path, parts: Sequence[Published], keep_archives: bool) -
     _say(f"{', '.join(part.folder for part in parts)}: {figures}")
     if needed > free:
         mend = "free the rest, name a folder on another disk, or take fewer parts with --parts"
-        raise DatasetError(f"{folder}: {figures}; {mend}")
+        raise UserError(f"{folder}: {figures}; {mend}")
 
 
 def _fetch(folder: Path, part: Published, source: str) -> Path:
@@ -187,7 +184,7 @@ def _fetch(folder: Path, part: Published, source: str) -> Path:
     archive = folder / part.archive
     if archive.is_file():
         if not _is_published(archive, part):
-            raise DatasetError(f"{archive} is not the published archive; delete it and run again")
+            raise UserError(f"{archive} is not the published archive; delete it and run again")
         return archive
     with _progress(f"{part.archive}: fetching") as report:
         url = f"{source.rstrip('/')}/{part.path}"

@@ -15,8 +15,8 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from ssd.draw import grid
 from ssd.errors import UserError
+from ssd.image import grid
 
 ROOT = Path(__file__).parent.parent
 QUALITY = 72

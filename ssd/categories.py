@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torchvision
+
 from .errors import UserError
-
-
-class CategoryError(UserError):
-    """Two sets of categories that don't fit; the message names the categories and the mend."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,15 @@ class Categories:
         return self.names[label - 1]
 
     def check_count(self, num_classes: int, annotation_file: object) -> None:
-        """Raise CategoryError unless a detector of that many classes, background included, can have these."""
+        """Raise UserError unless a detector of that many classes, background included, can have these."""
         if num_classes != self.num_classes:
-            raise CategoryError(
+            raise UserError(
                 f"the checkpoint tells {num_classes - 1} classes apart and {annotation_file} has "
                 f"{len(self.ids)}; give an annotation file with the categories it was trained on"
             )
 
     def check_scored_by(self, truth: "Categories", annotation_file: object) -> None:
-        """Raise CategoryError unless ground truth with the categories `truth` can score a detector of these.
+        """Raise UserError unless ground truth with the categories `truth` can score a detector of these.
 
         Ids count, not their order; each id must carry the same name on both sides.
         """
@@ -62,7 +60,19 @@ class Categories:
         }
         if unlike:
             key, (trained, found) = next(iter(unlike.items()))
-            raise CategoryError(
+            raise UserError(
                 f"{annotation_file}: {len(unlike)} categories differ from those trained on; id {key}, say, "
                 f"is {trained!r} in training and {found!r} there; give annotations with the same categories"
             )
+
+
+def _coco() -> Categories:
+    """COCO's categories as torchvision lists them: a name's place is its id, unused ids are "N/A"."""
+    names = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categories"]
+    used = [(key, name) for key, name in enumerate(names) if key > 0 and name != "N/A"]
+    ids, names = zip(*used, strict=True)
+    return Categories(ids, names)
+
+
+COCO = _coco()
+"""COCO 2017's 80 classes in the order of its annotation files, which published checkpoints label by."""

@@ -1,18 +1,19 @@
-"""The typed schema of conf/train.yaml: how every key is called, its type, and which values make sense."""
+"""The schema of every script in conf/: how each key is called, its type, and which values make sense."""
 
 import math
+import os
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import MISSING
 
+from .categories import Categories
+from .detect import MAX_DETECTIONS, SHOWN_SCORE
 from .errors import UserError
-
-
-class ConfigError(UserError):
-    """A config value that can't be used; the message names the key, the value and the mend."""
+from .published import Weights
 
 
 class Device(Enum):
@@ -72,16 +73,25 @@ class OnNonfinite(Enum):
 MINUTES_A_YEAR = 365 * 24 * 60  # what no wait need exceed, and every clock still counts
 
 
+MAX_DEFAULT_THREADS = 8
+"""Threads a rank takes by default where there are more; one GPU's share in the published recipe."""
+
+
 def require(holds: bool, key: str, value: object, mend: str) -> None:
-    """Raise ConfigError(“key=value: mend”) unless the condition holds."""
+    """Raise UserError(“key=value: mend”) unless the condition holds."""
     if not holds:
-        raise ConfigError(f"{key}={'null' if value is None else value}: {mend}")
+        raise UserError(f"{key}={'null' if value is None else value}: {mend}")
 
 
 def require_wait(key: str, minutes: float, otherwise: str = "") -> None:
-    """Raise ConfigError unless a wait of so many minutes makes sense."""
+    """Raise UserError unless a wait of so many minutes makes sense."""
     mend = f"give more than 0 and at most a year's {MINUTES_A_YEAR}{otherwise}"
     require(0 < minutes <= MINUTES_A_YEAR, key, minutes, mend)
+
+
+def default_threads(ranks_on_machine: int) -> int:
+    """Share the cores that this process may use out among the machine's ranks: 1 … MAX_DEFAULT_THREADS."""
+    return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), MAX_DEFAULT_THREADS)
 
 
 @dataclass
@@ -114,7 +124,7 @@ class DataConfig:
     def locate(self, key: str) -> Path:
         """Return one of the four paths: as given by its own key, else from data.path.
 
-        Raises ConfigError where neither is given.
+        Raises UserError where neither is given.
         """
         layout = {
             "train_images": "train2017",
@@ -293,3 +303,183 @@ class TrainConfig:
         plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
         require(plain, "name", self.name, "give a folder's name: no slash, not empty")
         require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0 to 2^63 − 1")
+
+
+@dataclass
+class EvaluateDataConfig:
+    """Validation pictures; batch_size null is as in training."""
+
+    path: str | None = None
+    val_images: str | None = None
+    val_annotations: str | None = None
+    batch_size: int | None = None
+    limit: int | None = None
+    threads: int | None = None
+    cache: str | None = None
+    check: Check = Check.header
+
+
+@dataclass
+class EvaluateModelConfig:
+    """What the checkpoint should be."""
+
+    backbone: Backbone | None = None
+
+
+@dataclass
+class EvaluateRuntimeConfig:
+    """The machine's side; null is as in training."""
+
+    device: Device = Device.auto
+    precision: Precision | None = None
+    tf32: bool | None = None
+    channels_last: bool | None = None
+
+    def as_trained(self, weights: Weights) -> RuntimeConfig:
+        """Fill what is null from the training config in the checkpoint; a published one has none: float32."""
+        trained = (weights.config or {"runtime": {"precision": "fp32"}})["runtime"]
+        runtime = {key: value for key, value in vars(self).items() if value is not None}
+        runtime.setdefault("precision", Precision(trained["precision"]))
+        for key in ("tf32", "channels_last"):
+            runtime.setdefault(key, trained.get(key, getattr(RuntimeConfig, key)))
+        return RuntimeConfig(**runtime)
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything that evaluate.py reads."""
+
+    checkpoint: str = MISSING
+    out: str = "evaluation.json"
+    timeout_minutes: float = 60.0
+    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
+    model: EvaluateModelConfig = field(default_factory=EvaluateModelConfig)
+    runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        require_wait("timeout_minutes", self.timeout_minutes)
+
+    def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
+        """Fill what is null from the training config in the checkpoint.
+
+        A published checkpoint has none: float32, 32 images a batch.
+        Raises UserError where model.backbone is given and another than the checkpoint's.
+        """
+        given = self.model.backbone
+        require(
+            given is None or given.value == weights.backbone,
+            "model.backbone",
+            given and given.value,
+            f"the checkpoint is a {weights.backbone}; leave the key out",
+        )
+        trained = (weights.config or {"data": {}})["data"]
+        data = {key: value for key, value in vars(self.data).items() if value is not None}
+        data.setdefault("batch_size", trained.get("batch_size", DataConfig.batch_size))
+        return DataConfig(**data), self.runtime.as_trained(weights)
+
+
+@dataclass
+class PredictConfig:
+    """Everything that predict.py reads. images: a path, folder or glob, or a list of these."""
+
+    checkpoint: str = MISSING
+    images: Any = MISSING
+    out: str = "predictions"
+    threshold: float = SHOWN_SCORE
+    max_detections: int = MAX_DETECTIONS
+    classes: list[str] | None = None
+    batch_size: int = 8
+    threads: int | None = None
+    runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(0 <= self.threshold < 1, "threshold", self.threshold, "give a score from 0 to below 1")
+        require(self.max_detections >= 1, "max_detections", self.max_detections, "give at least 1 a picture")
+        require(self.classes != [], "classes", self.classes, "name at least one, or give null for all")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1 picture")
+        require(
+            self.threads is None or self.threads >= 1, "threads", self.threads, "give at least 1, or null"
+        )
+        require(self.out != "", "out", "''", "name a folder")
+        self.places()
+
+    def places(self) -> list[str]:
+        """List what `images` names, one or several. Raises UserError where a part of it is no text."""
+        given = self.images if isinstance(self.images, list) else [self.images]
+        # Hydra reads 2017 as a number, and that is a folder's name; of 1e3 and true the spelling is lost.
+        for place in given:
+            plain = isinstance(place, str | int) and not isinstance(place, bool) and place != ""
+            require(
+                plain, "images", place, "give a picture, folder or glob, or a list; quote what isn't text"
+            )
+        require(given != [], "images", given, "give at least one picture, folder or glob")
+        return [str(place) for place in given]
+
+    def resolve_classes(self, categories: Categories) -> frozenset[int]:
+        """Return the labels of `classes`, of all where that is null.
+
+        Raises UserError naming the classes nearest to one that the checkpoint doesn't know.
+        """
+        if self.classes is None:
+            return frozenset(range(1, categories.num_classes))
+        for name in self.classes:
+            if name not in categories.names:
+                raise UserError(f"classes: the checkpoint knows no {name!r}; {_nearest(name, categories)}")
+        return frozenset(
+            label for label, name in enumerate(categories.names, start=1) if name in self.classes
+        )
+
+
+def _nearest(name: str, categories: Categories) -> str:
+    by_lower_case = {known.lower(): known for known in categories.names}
+    near = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, n=5)]
+    if near:
+        return f"near to it are {', '.join(near)}"
+    return f"it knows {', '.join(categories.names)}"
+
+
+class Split(Enum):
+    """What a data set is trained on, and what it is evaluated on."""
+
+    train = "train"
+    val = "val"
+
+
+@dataclass
+class CheckDataConfig:
+    """Where the data set lies; the keys are train.py's and mean the same."""
+
+    path: str | None = None
+    train_images: str | None = None
+    train_annotations: str | None = None
+    val_images: str | None = None
+    val_annotations: str | None = None
+    min_box_px: float = 1.0
+    threads: int | None = None
+    cache: str | None = None
+
+    def as_in_training(self) -> DataConfig:
+        """Return the config that training would take. Raises UserError for a value that makes no sense."""
+        return DataConfig(**vars(self))
+
+    @property
+    def workers(self) -> int:
+        """Threads that read pictures."""
+        return self.threads or default_threads(ranks_on_machine=1)
+
+
+@dataclass
+class CheckDatasetConfig:
+    """Everything that scripts/check_dataset.py reads."""
+
+    splits: list[Split] = field(default_factory=lambda: [Split.train, Split.val])
+    out: str = "dataset_report.json"
+    data: CheckDataConfig = field(default_factory=CheckDataConfig)
+
+    def __post_init__(self) -> None:
+        """Check the list, and the numbers as training does."""
+        names = [split.value for split in self.splits]
+        require(0 < len(names) == len(set(names)), "splits", names, "give [train], [val] or [train,val]")
+        self.data.as_in_training()

@@ -11,6 +11,7 @@ from .boxes import cxcywh_to_ltrb, decode_offsets, pairwise_iou
 
 # RECIPE 7; an evaluation report quotes them.
 SCORE_THRESHOLD = 0.05
+SHOWN_SCORE = 0.3  # to be drawn: low enough to show what a short training has begun to see
 IOU_THRESHOLD = 0.5
 MAX_DETECTIONS = 200
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from .config import ConfigError, Device
+from .config import Device
 from .errors import UserError
 
 Value = TypeVar("Value")
@@ -112,12 +112,12 @@ class Ranks:
 
 
 def choose_device(choice: Device, local_rank: int) -> torch.device:
-    """Turn runtime.device into this rank's device. Raises ConfigError where there is no such GPU."""
+    """Turn runtime.device into this rank's device. Raises UserError where there is no such GPU."""
     if choice is Device.cpu or (choice is Device.auto and not torch.cuda.is_available()):
         return torch.device("cpu")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank >= found:
-        raise ConfigError(
+        raise UserError(
             f"runtime.device={choice.value}: local rank {local_rank} needs its own GPU, {found} were found; "
             "start fewer ranks or give runtime.device=cpu"
         )

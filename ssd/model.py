@@ -1,8 +1,7 @@
-"""SSD300, a ResNet with two heads on each of six maps (RECIPE 1), and the layout of published checkpoints."""
+"""SSD300, a ResNet with two heads on each of six maps (RECIPE 1)."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Set
-from functools import cache
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -108,7 +107,7 @@ class SSD300(nn.Module):
         if missing or unknown or reshaped:
             raise ValueError(
                 "ImageNet weights (model.weights) must be of the same ResNet as model.backbone: unknown keys "
-                f"{_shortened(unknown)}; missing keys {_shortened(missing)}; shapes {_shortened(reshaped)}"
+                f"{shortened(unknown)}; missing keys {shortened(missing)}; shapes {shortened(reshaped)}"
             )
         self.backbone.load_state_dict(given)
 
@@ -163,90 +162,8 @@ def _all_outputs(heads: nn.ModuleList, maps: list[Tensor], outputs_per_box: int)
     return torch.cat([output.reshape(len(output), outputs_per_box, -1) for output in outputs], dim=2)
 
 
-# Our beginning of a state-dict key, and the published one.
-_PREFIXES = (
-    ("backbone.conv1.", "feature_extractor.feature_extractor.0."),
-    ("backbone.bn1.", "feature_extractor.feature_extractor.1."),
-    ("backbone.layer1.", "feature_extractor.feature_extractor.4."),
-    ("backbone.layer2.", "feature_extractor.feature_extractor.5."),
-    ("backbone.layer3.", "feature_extractor.feature_extractor.6."),
-    *(
-        (f"extra_blocks.{index}.{ours}.", f"additional_blocks.{index}.{published}.")
-        for index in range(len(_EXTRA_BLOCKS))
-        for ours, published in (("conv1", 0), ("bn1", 1), ("conv2", 3), ("bn2", 4))
-    ),
-    ("offset_heads.", "loc."),
-    ("logit_heads.", "conf."),
-)
-
-
-def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the state dict of a published SSD300, the `model` entry of its checkpoint, the keys of ours.
-
-    Its keys may begin with `module.` or `module.1.`, as distributed training leaves them. Tensors are shared.
-    Raises ValueError naming the keys that are unknown or missing.
-    """
-    return _renamed(
-        state_dict,
-        {
-            backbone: {published: ours for ours, published in _published_keys(backbone).items()}
-            for backbone in BACKBONES
-        },
-    )
-
-
-def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give our SSD300's state dict the published keys in the published order, the inverse of from_published.
-
-    Raises ValueError naming the keys that are unknown or missing.
-    """
-    return _renamed(state_dict, {backbone: _published_keys(backbone) for backbone in BACKBONES})
-
-
-def backbone_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Name the backbone, one of BACKBONES, that a state dict of our SSD300 is of.
-
-    Raises ValueError naming the keys that are unknown or missing for the nearest one.
-    """
-    return _best_fit(state_dict.keys(), {backbone: _published_keys(backbone) for backbone in BACKBONES})
-
-
-@cache
-def _published_keys(backbone: str) -> dict[str, str]:
-    """Pair each key of our state dict, in order, with the published one."""
-    with torch.device("meta"):
-        keys = SSD300(backbone).state_dict().keys()
-    return {
-        key: key.replace(ours, published, 1)
-        for key in keys
-        for ours, published in _PREFIXES
-        if key.startswith(ours)
-    }
-
-
-def _renamed(state_dict: Mapping[str, Tensor], new_keys: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """Rename by the table, of those by backbone, that has exactly these keys, prefixes aside."""
-    given = {
-        key.removeprefix("module.1.").removeprefix("module."): value for key, value in state_dict.items()
-    }
-    table = new_keys[_best_fit(given.keys(), new_keys)]
-    return {new: given[old] for old, new in table.items()}
-
-
-def _best_fit(keys: Set[str], tables: dict[str, dict[str, str]]) -> str:
-    """Name the table, of those by backbone, that has exactly these keys; raise ValueError if none has."""
-    backbone = min(tables, key=lambda name: len(tables[name].keys() ^ keys))
-    unknown = [key for key in keys if key not in tables[backbone]]
-    missing = [key for key in tables[backbone] if key not in keys]
-    if unknown or missing:
-        raise ValueError(
-            f"not the state dict of an SSD300 (the nearest is {backbone}'s): "
-            f"unknown keys {_shortened(unknown)}; missing keys {_shortened(missing)}"
-        )
-    return backbone
-
-
-def _shortened(keys: list[str]) -> str:
+def shortened(keys: list[str]) -> str:
+    """List the first few keys, for an error."""
     shown = 8
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return (", ".join(keys[:shown]) or "none") + more

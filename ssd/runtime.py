@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import ConfigError, Precision, RuntimeConfig
+from .config import Precision, RuntimeConfig
+from .errors import UserError
 
 AUTOCAST = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
@@ -56,15 +57,15 @@ class Runtime:
 def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:
     """Check that the device can do what the config asks, and set torch's switches.
 
-    Raises ConfigError naming the key where it can't.
+    Raises UserError naming the key where it can't.
     """
     on_gpu = device.type == "cuda"
     if config.precision is Precision.fp16 and not on_gpu:
-        raise ConfigError("runtime.precision=fp16 needs a GPU; on a CPU give runtime.precision=bf16 or fp32")
+        raise UserError("runtime.precision=fp16 needs a GPU; on a CPU give runtime.precision=bf16 or fp32")
     if config.precision is Precision.bf16 and on_gpu and not torch.cuda.is_bf16_supported(False):
-        raise ConfigError("runtime.precision=bf16: this GPU has none; give runtime.precision=fp16 or fp32")
+        raise UserError("runtime.precision=bf16: this GPU has none; give runtime.precision=fp16 or fp32")
     if config.tf32 and not on_gpu:
-        raise ConfigError("runtime.tf32=true needs a GPU; on a CPU give runtime.tf32=false")
+        raise UserError("runtime.tf32=true needs a GPU; on a CPU give runtime.tf32=false")
     products = "tf32" if config.tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = products
     torch.backends.cudnn.fp32_precision = products

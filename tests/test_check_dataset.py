@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from data.doctor.config import CheckDataConfig, CheckDatasetConfig, Split
 from scripts.check_dataset import main
-from ssd.config import ConfigError
-from ssd.destination import DestinationError
+from ssd.config import CheckDataConfig, CheckDatasetConfig, Split
+from ssd.errors import UserError
 from tests.conftest import ROOT
 from tests.data.doctor.planted import plant_all
 from tests.data.doctor.sound_set import sound_set
@@ -91,7 +90,7 @@ def test_what_was_found_is_shown_though_it_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
-        raise DestinationError("disk full")
+        raise UserError("disk full")
 
     monkeypatch.setattr("scripts.check_dataset.write_report", full)
     monkeypatch.setattr(sys, "argv", ["", f"data.path={sound_set(tmp_path)}", f"out={tmp_path / 'x.json'}"])
@@ -116,5 +115,5 @@ def test_missing_path_is_an_error_with_its_mend(tmp_path: Path) -> None:
     ],
 )
 def test_value_that_makes_no_sense_is_refused_with_its_key(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         CheckDatasetConfig(**config)

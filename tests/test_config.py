@@ -8,12 +8,12 @@ from hydra.errors import HydraException
 
 from ssd.categories import Categories
 from ssd.checkpoint import CheckpointError
-from ssd.compose import parse, register
-from ssd.config import Check, ConfigError, DataConfig, EvaluationConfig, OnError, Precision, TrainConfig
-from ssd.evaluation.config import EvaluateConfig
+from ssd.cli import parse, register
+from ssd.config import Check, DataConfig, EvaluateConfig, EvaluationConfig, OnError, Precision, TrainConfig
+from ssd.errors import UserError
+from ssd.published import Weights
 from ssd.training.network import build_network
 from ssd.training.optimizer import build_schedule
-from ssd.weights import Weights
 
 pytestmark = pytest.mark.unit
 
@@ -114,7 +114,7 @@ def test_hydra_refuses_and_names_the_key(override: str, named: str):
 
 @pytest.mark.parametrize("key", ["unknown", "optimizer.unknown", "evaluation.unknown"])
 def test_a_plus_does_not_smuggle_an_unknown_key_in(key: str):
-    with pytest.raises(ConfigError, match=rf"unknown config key {key}"):
+    with pytest.raises(UserError, match=rf"unknown config key {key}"):
         train_config(f"+{key}=1")
 
 
@@ -158,7 +158,7 @@ def test_a_plus_does_not_smuggle_an_unknown_key_in(key: str):
     ],
 )
 def test_a_senseless_value_is_refused_by_its_key(override: str):
-    with pytest.raises(ConfigError, match=rf"^{override.split('=')[0]}="):
+    with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
         train_config(override)
 
 
@@ -169,7 +169,7 @@ def test_paths_follow_from_data_path_unless_given():
 
 
 def test_a_path_that_follows_from_nothing_names_both_keys():
-    with pytest.raises(ConfigError, match=r"data\.path=null.*data\.val_images="):
+    with pytest.raises(UserError, match=r"data\.path=null.*data\.val_images="):
         DataConfig().locate("val_images")
 
 
@@ -213,12 +213,12 @@ def test_a_published_checkpoint_runs_in_float32_with_and_without_its_backbone_na
 
 
 def test_another_backbone_than_trained_is_refused():
-    with pytest.raises(ConfigError, match="the checkpoint is a resnet34"):
+    with pytest.raises(UserError, match="the checkpoint is a resnet34"):
         evaluate_config("model.backbone=resnet18").resolve(TRAINED)
 
 
 def test_evaluation_refuses_an_endless_wait():
-    with pytest.raises(ConfigError, match=r"^timeout_minutes=inf: give more than 0 and at most"):
+    with pytest.raises(UserError, match=r"^timeout_minutes=inf: give more than 0 and at most"):
         evaluate_config("timeout_minutes=inf")
 
 
@@ -227,5 +227,5 @@ def test_training_may_wait_for_ever():
 
 
 def test_evaluation_needs_a_checkpoint():
-    with pytest.raises(ConfigError, match="checkpoint is not set"):
+    with pytest.raises(UserError, match="checkpoint is not set"):
         parse(EvaluateConfig, compose("evaluate"))

@@ -15,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from scripts import make_docs
 from ssd.checkpoint import write
-from ssd.compose import as_plain
+from ssd.cli import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES
 from ssd.model import SSD300

@@ -20,11 +20,12 @@ import evaluate
 import predict
 from ssd.boxes import default_boxes
 from ssd.checkpoint import write
-from ssd.compose import as_plain
+from ssd.cli import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.detect import detect
-from ssd.model import SSD300, to_published
-from ssd.picture import normalize, read_picture, squash
+from ssd.image import normalize, read_picture, squash
+from ssd.model import SSD300
+from ssd.published import to_published
 
 pytestmark = pytest.mark.unit
 

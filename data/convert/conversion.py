@@ -12,7 +12,7 @@ from data.convert.folder import Link, new_folder, require_free
 from data.convert.splits import deal
 from data.convert.voc import read_voc, write_voc
 from data.convert.yolo import read_yolo, write_yolo
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 NAMED_CATEGORIES = 10
 """Categories that the report lists."""
@@ -41,9 +41,9 @@ class Options:
     link: Link = Link.hard
 
     def __post_init__(self) -> None:
-        """Raise DatasetError for a fraction that leaves a split empty."""
+        """Raise UserError for a fraction that leaves a split empty."""
         if not 0 < self.val_fraction < 1:
-            raise DatasetError(f"--val-fraction {self.val_fraction:g}: give a number between 0 and 1")
+            raise UserError(f"--val-fraction {self.val_fraction:g}: give a number between 0 and 1")
 
 
 def convert(
@@ -56,9 +56,9 @@ def convert(
     """
     source = Path(os.path.abspath(source))
     if source_format is out_format:
-        raise DatasetError(f"{source} is {source_format.value} already; give another format with --to")
+        raise UserError(f"{source} is {source_format.value} already; give another format with --to")
     if not source.is_dir():
-        raise DatasetError(f"{source} is no folder; give the one that holds the data set")
+        raise UserError(f"{source} is no folder; give the one that holds the data set")
     require_free(out)
     findings = Findings()
     data = _with_two_splits(_read(source, source_format, options, findings), options, findings)
@@ -79,7 +79,7 @@ def _read(source: Path, source_format: Format, options: Options, findings: Findi
             return read_yolo(source, options.classes_file, findings)
         case Format.coco:
             if options.classes_file is not None:
-                raise DatasetError(
+                raise UserError(
                     f"--classes {options.classes_file}: COCO annotations name their categories; leave it out"
                 )
             return read_coco(source, findings)

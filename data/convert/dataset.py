@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -61,22 +61,22 @@ class DataSet:
     splits: dict[Split, tuple[Picture, ...]]
 
     def __post_init__(self) -> None:
-        """Raise DatasetError for a split with two pictures of a name."""
+        """Raise UserError for a split with two pictures of a name."""
         for split, pictures in self.splits.items():
             for name in _twice(picture.name for picture in pictures):
                 files = [str(picture.file) for picture in pictures if picture.name == name]
-                raise DatasetError(f"{' and '.join(files)} are both {name} in {split}; rename or remove one")
+                raise UserError(f"{' and '.join(files)} are both {name} in {split}; rename or remove one")
 
     def by_stem(self, splits: Sequence[Split]) -> dict[str, Picture]:
         """Return the pictures of these splits by what their annotation files are called.
 
-        Raises DatasetError where different pictures would share an annotation file.
+        Raises UserError where different pictures would share an annotation file.
         """
         pictures: dict[str, Picture] = {}
         for picture in (picture for split in splits for picture in self.splits[split]):
             other = pictures.setdefault(picture.stem, picture)
             if other != picture:
-                raise DatasetError(
+                raise UserError(
                     f"{other.file} and {picture.file} would share the annotation file of {picture.stem!r}; "
                     "rename one"
                 )
@@ -87,7 +87,7 @@ def cut_to_picture(ltwh_px: Ltwh, header: Header) -> tuple[Ltwh, float]:
     """Return the part of a box inside the picture, and by how many pixels it hung over an edge.
 
     What hangs over is taken off the size, as data.clipping does it: a box inside keeps its exact numbers.
-    Raises DatasetError where nothing is left.
+    Raises UserError where nothing is left.
     """
     left, top, width, height = ltwh_px
     over_left, over_right = max(-left, 0.0), max(left + width - header.width, 0.0)
@@ -97,7 +97,7 @@ def cut_to_picture(ltwh_px: Ltwh, header: Header) -> tuple[Ltwh, float]:
         left, width = max(left, 0.0), width - over_left - over_right
         top, height = max(top, 0.0), height - over_top - over_bottom
     if width <= 0 or height <= 0:
-        raise DatasetError(
+        raise UserError(
             f"box (left, top, width, height) {ltwh_px} px has no area inside the picture of {header.width}×"
             f"{header.height}; correct or remove it"
         )

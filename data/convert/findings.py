@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 NAMED_PROBLEMS = 20
 """Problems that the error lists."""
@@ -30,10 +30,10 @@ class Findings:
 
     @contextmanager
     def collect(self, place: object) -> Iterator[None]:
-        """Keep a DatasetError of the block as a problem of that place, and go on after the block."""
+        """Keep a UserError of the block as a problem of that place, and go on after the block."""
         try:
             yield
-        except DatasetError as error:
+        except UserError as error:
             self._problems.append(f"{place}: {error}")
 
     def remark(self, line: str) -> None:
@@ -52,12 +52,12 @@ class Findings:
             self.count("boxes hung over an edge of their picture and were cut there", place, pixels)
 
     def stop_at_problems(self, source: Path) -> None:
-        """Raise one DatasetError that lists the problems met so far, if there are any."""
+        """Raise one UserError that lists the problems met so far, if there are any."""
         if not self._problems:
             return
         if len(self._problems) == 1:
-            raise DatasetError(self._problems[0])
-        raise DatasetError(
+            raise UserError(self._problems[0])
+        raise UserError(
             f"{source}: {len(self._problems)} problems, nothing was written:\n{_listed(self._problems)}"
         )
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from data.convert.dataset import Picture
 from data.convert.progress import shown
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 
 class Link(Enum):
@@ -37,12 +37,12 @@ class Link(Enum):
 
 
 def place_pictures(pictures: Iterable[Picture], folder: Path, link: Link) -> None:
-    """Put pictures into a folder under their names; raise DatasetError where that cannot be."""
+    """Put pictures into a folder under their names; raise UserError where that cannot be."""
     for picture in shown(list(pictures), f"pictures into {folder.name}"):
         try:
             link.place(picture.file, folder / picture.name)
         except OSError as error:
-            raise DatasetError(
+            raise UserError(
                 f"{picture.file}: --link {link.value} to {picture.name} failed ({error.strerror}); "
                 f"give --link {'symlink or copy' if link is Link.hard else 'copy'}, or make room"
             ) from error
@@ -52,7 +52,7 @@ def place_pictures(pictures: Iterable[Picture], folder: Path, link: Link) -> Non
 def new_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder beside `out` that becomes `out` when the block ends, and vanishes when it fails.
 
-    Raises DatasetError where `out` is there and not empty, or cannot be made.
+    Raises UserError where `out` is there and not empty, or cannot be made.
     """
     out = out.absolute()
     require_free(out)
@@ -64,10 +64,10 @@ def new_folder(out: Path) -> Iterator[Path]:
             yield unfinished
             unfinished.rename(out)
     except OSError as error:
-        raise DatasetError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
 
 
 def require_free(out: Path) -> None:
-    """Raise DatasetError unless the folder is absent or empty."""
+    """Raise UserError unless the folder is absent or empty."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DatasetError(f"{out} is there and is no empty folder; delete it, or give another one")
+        raise UserError(f"{out} is there and is no empty folder; delete it, or give another one")

@@ -9,8 +9,8 @@ from PIL import Image, UnidentifiedImageError
 from data.backslashes import hint_of_backslashes
 from data.convert.dataset import Header
 from data.convert.findings import Findings
-from data.errors import DatasetError
 from data.exif import UPRIGHT, orientation
+from ssd.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -33,7 +33,7 @@ def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def read_header(file: Path, findings: Findings) -> Header:
-    """Return what the picture's header says; raise DatasetError where it is missing or no picture.
+    """Return what the picture's header says; raise UserError where it is missing or no picture.
 
     Boxes are of the pixels as stored, as training reads them: an EXIF rotation is told to the findings.
     """
@@ -44,17 +44,17 @@ def read_header(file: Path, findings: Findings) -> Header:
                 findings.count("pictures are to be shown turned (EXIF); boxes are taken as unturned", file)
             return Header(image.width, image.height, len(image.getbands()))
     except UnidentifiedImageError as error:
-        raise DatasetError(f"{file} is no picture that can be read; replace or remove it") from error
+        raise UserError(f"{file} is no picture that can be read; replace or remove it") from error
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
         reason = getattr(error, "strerror", None) or error
         hint = hint_of_backslashes(str(file))
-        raise DatasetError(f"{file} cannot be read ({reason}{hint}); replace or remove it") from error
+        raise UserError(f"{file} cannot be read ({reason}{hint}); replace or remove it") from error
 
 
 def check_size(header: Header, width: int, height: int) -> None:
-    """Raise DatasetError where an annotation was made for another size than the picture has."""
+    """Raise UserError where an annotation was made for another size than the picture has."""
     if (header.width, header.height) != (width, height):
-        raise DatasetError(
+        raise UserError(
             f"says the picture has {width}×{height} pixels, its file has {header.width}×{header.height}; "
             "correct the size, or put the picture there that the boxes were drawn on"
         )

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 from data.convert.dataset import Picture, Split
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 
 def deal(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Split, tuple[Picture, ...]]:
@@ -12,10 +12,10 @@ def deal(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Sp
 
     Each name is hashed with the seed and the lowest hashes are `val`: neither the order of the files nor the
     machine matters, and a picture that is added later moves hardly any other one.
-    pictures: at least one. Raises DatasetError for a single one.
+    pictures: at least one. Raises UserError for a single one.
     """
     if len(pictures) < 2:
-        raise DatasetError(f"{pictures[0].file} is the only picture, one split stays empty; add more")
+        raise UserError(f"{pictures[0].file} is the only picture, one split stays empty; add more")
 
     def rank(picture: Picture) -> bytes:
         return hashlib.sha256(f"{seed}/{picture.name}".encode()).digest()

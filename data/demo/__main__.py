@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data.demo.folder import SEED, TRAIN_IMAGES, VAL_IMAGES, generate, report
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     try:
         generate(options.folder, options.train_images, options.val_images, options.seed)
-    except DatasetError as error:
+    except UserError as error:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{options.folder} can't be written ({error.strerror or error}); give another DIR")

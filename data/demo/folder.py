@@ -9,7 +9,7 @@ from typing import Any
 
 from data.demo.objects import CATEGORIES
 from data.demo.scene import make_scene
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 TRAIN_IMAGES = 240
 VAL_IMAGES = 40
@@ -32,13 +32,13 @@ class Parameters:
     edition: int = EDITION
 
     def __post_init__(self) -> None:
-        """Raise DatasetError for counts and seeds that the ids and the random key cannot hold."""
+        """Raise UserError for counts and seeds that the ids and the random key cannot hold."""
         for split in SPLITS:
             count = self.images(split)
             if not 1 <= count < IDS_PER_SPLIT:
-                raise DatasetError(f"{count} {split} images: give --{split}-images 1 to {IDS_PER_SPLIT - 1}")
+                raise UserError(f"{count} {split} images: give --{split}-images 1 to {IDS_PER_SPLIT - 1}")
         if self.seed < 0:
-            raise DatasetError(f"seed {self.seed} is negative: give --seed 0 or more")
+            raise UserError(f"seed {self.seed} is negative: give --seed 0 or more")
 
     def images(self, split: str) -> int:
         """Return how many images a split has."""
@@ -53,7 +53,7 @@ def generate(
     The same arguments give the same bytes for the same versions of NumPy and Pillow, and the first images do
     not depend on how many follow. The folder appears when all of it is there; one that holds this very set is
     left as it is.
-    Raises DatasetError where the folder holds anything else, or for a count or seed out of range.
+    Raises UserError where the folder holds anything else, or for a count or seed out of range.
     """
     parameters = Parameters(train_images, val_images, seed)
     folder = folder.absolute()
@@ -88,20 +88,20 @@ def report(folder: Path) -> str:
 
 
 def _holds_this_set(folder: Path, parameters: Parameters) -> bool:
-    """Return whether the set is there already; raise DatasetError where something else is in the way."""
+    """Return whether the set is there already; raise UserError where something else is in the way."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     mend = "delete it, or give another folder"
     stored = folder / PARAMETERS_FILE
     if not stored.is_file():
-        raise DatasetError(f"{folder} holds something that is not an embedded set: {mend}")
+        raise UserError(f"{folder} holds something that is not an embedded set: {mend}")
     try:
         found = json.loads(stored.read_text())
     except ValueError as error:
-        raise DatasetError(f"{stored} cannot be read ({error}): {mend}") from error
+        raise UserError(f"{stored} cannot be read ({error}): {mend}") from error
     wanted = asdict(parameters)
     if found != wanted:
-        raise DatasetError(f"{folder} holds an embedded set made with {found}, not {wanted}: {mend}")
+        raise UserError(f"{folder} holds an embedded set made with {found}, not {wanted}: {mend}")
     return True
 
 

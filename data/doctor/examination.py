@@ -8,7 +8,6 @@ from pathlib import Path
 from data.annotation_cache import cache_folder
 from data.coco_json import Source
 from data.doctor.annotations import ReadBoxes, check_annotations, check_geometry
-from data.doctor.config import CheckDatasetConfig, Split
 from data.doctor.document import read_entries
 from data.doctor.entries import ListedImage, check_categories, check_images
 from data.doctor.findings import Finding, Kind
@@ -18,6 +17,7 @@ from data.doctor.splits import compare_categories
 from data.doctor.statistics import Statistics, describe
 from data.doctor.training_view import check_truth, open_as_training_does
 from data.doctor.truth import explain_loss
+from ssd.config import CheckDatasetConfig, Split
 
 Watch = Callable[[str, int, int], None]
 """Told how far it is: what is being done, how much of it is done, and how much there is."""
@@ -53,7 +53,7 @@ class _Reading:
 def examine(config: CheckDatasetConfig, watch: Watch) -> DatasetReport:
     """Look at everything once. What is wrong with the data goes into the report, nothing of it is raised.
 
-    Raises ConfigError for paths that are not given, UserError for an unusable cache.
+    Raises UserError for paths that are not given, UserError for an unusable cache.
     """
     readings = [_read(split, config, watch) for split in config.splits]
     listed = {os.path.normpath(file.path) for reading in readings for file in reading.files}

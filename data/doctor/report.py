@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.doctor.config import Split
 from data.doctor.findings import Finding, Kind, Severity
 from data.doctor.pictures import KINDS
 from data.doctor.statistics import Statistics
 from data.doctor.truth import TruthScore
+from ssd.config import Split
 
 BETWEEN = "both"
 """What stands for a split's name where a finding is about the two of them."""

@@ -12,9 +12,8 @@ from data.coco_json import Source
 from data.doctor.annotations import ReadBoxes
 from data.doctor.findings import Finding, Kind, Severity
 from data.doctor.truth import TruthScore, score_truth
-from data.errors import DatasetError
 from data.file_names import FileNames
-from ssd.evaluation.errors import EvaluationError
+from ssd.errors import UserError
 
 
 def open_as_training_does(
@@ -35,7 +34,7 @@ def open_as_training_does(
             select(annotations, source, Selection("train", min_box_px=min_box_px))
         every_image = Selection(source.split, crowd_boxes=False, min_box_px=0.0, images_without_boxes=True)
         return select(annotations, source, every_image)
-    except DatasetError as error:
+    except UserError as error:
         _refuse(error, source, findings)
         return None
 
@@ -51,7 +50,7 @@ def check_truth(
     where = str(index.source.annotation_file)
     try:
         truth = score_truth(index, boxes)
-    except EvaluationError as error:
+    except UserError as error:
         _refuse(error, index.source, findings)
         return None
     if truth.ap < 0:

@@ -59,7 +59,7 @@ def score_truth(index: CocoIndex, boxes: ReadBoxes) -> TruthScore:
     """Score the index's boxes as detections against its annotation file.
 
     index: every image of the file, without crowd boxes, which an evaluation passes over. boxes: what stands
-    in the file, whose ids are whole numbers. Raises EvaluationError.
+    in the file, whose ids are whole numbers. Raises UserError.
     """
     rows = _as_detections(index)
     scored = _changed(index, rows, boxes) | _examples(index)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd.evaluation.errors import EvaluationError
+from ssd.errors import UserError
 from ssd.evaluation.ground_truth import AnnotationFile, read_annotations
 from ssd.evaluation.matching import IOU_THRESHOLDS, best_of_each_cell
 from ssd.evaluation.precision import Tables, tabulate
 from ssd.evaluation.results import Results, read_detections
 
-__all__ = ["NAMES", "EvaluationError", "coco_numbers"]
+__all__ = ["NAMES", "UserError", "coco_numbers"]
 
 NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -30,7 +30,7 @@ def coco_numbers(
     image_ids: score these images alone; by default every image of the file.
     Returns the numbers of RECIPE 7 by NAMES, −1 where the file has no ground truth to count (as pycocotools).
     Without any detection every number that counts something is 0. An annotation without `area` counts by its
-    box's area. Raises EvaluationError.
+    box's area. Raises UserError.
     """
     annotated = read_annotations(Path(annotation_file))
     truth, detected = annotated.boxes, read_detections(detections, annotated)
@@ -45,7 +45,7 @@ def _selection(image_ids: Iterable[int], annotated: AnnotationFile) -> NDArray[n
     ids = np.array(list(image_ids), dtype=np.int64)
     unknown = ids[~np.isin(ids, annotated.image_ids)]
     if len(unknown):
-        raise EvaluationError(
+        raise UserError(
             f"image_ids: {annotated.path} does not list {unknown[0]} (nor {len(unknown) - 1} others); "
             "give ids of its `images`"
         )

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd.evaluation.errors import EvaluationError
+from ssd.errors import UserError
 from ssd.evaluation.matching import GroundTruth
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -50,7 +50,7 @@ def read_annotations(path: Path) -> AnnotationFile:
     """Read an annotation file; polygons, most of it, are passed over.
 
     An annotation without `area` has its box's area. Annotation ids play no part: pycocotools takes a match
-    with the id 0 for none. Raises EvaluationError where the file is missing, truncated, no JSON, lacks a
+    with the id 0 for none. Raises UserError where the file is missing, truncated, no JSON, lacks a
     field, or has an annotation of an image or category that it does not list.
     """
     document = _decode(path)
@@ -63,7 +63,7 @@ def read_annotations(path: Path) -> AnnotationFile:
     categories = places(np.array([entry.category_id for entry in annotations], dtype=np.int64), category_ids)
     for entry in np.flatnonzero((images < 0) | (categories < 0))[:1]:
         section, key = ("images", "image_id") if images[entry] < 0 else ("categories", "category_id")
-        raise EvaluationError(
+        raise UserError(
             f"annotation file {path}: annotations[{entry}] has the {key} {getattr(annotations[entry], key)}, "
             f"which no entry of `{section}` has; correct it, add that entry or remove the annotation"
         )
@@ -86,16 +86,14 @@ def _decode(path: Path) -> _Document:
     try:
         text = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # of tools on Windows
     except OSError as error:
-        raise EvaluationError(
+        raise UserError(
             f"annotation file {path} cannot be read ({error.strerror}); give data.val_annotations=FILE"
         ) from error
     try:
         return msgspec.json.decode(text, type=_Document)
     except msgspec.ValidationError as error:
-        raise EvaluationError(f"annotation file {path}: {error}; edit the file") from error
+        raise UserError(f"annotation file {path}: {error}; edit the file") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         place = re.search(r"\(byte (\d+)\)", str(error))
         near = f" in {text[max(int(place[1]) - 40, 0) : int(place[1]) + 20]!r}" if place else ""
-        raise EvaluationError(
-            f"annotation file {path}: {error}{near}; mend the file or fetch it anew"
-        ) from error
+        raise UserError(f"annotation file {path}: {error}{near}; mend the file or fetch it anew") from error

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssd.categories import Categories
-from ssd.draw import draw_boxes, side_by_side
-
-SHOWN_SCORE = 0.3  # low enough to show what a short training has begun to see
+from ssd.detect import SHOWN_SCORE
+from ssd.image import draw_boxes, side_by_side
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd.checkpoint import package_versions
-from ssd.destination import writing
+from ssd.cli import writing
 from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD
 from ssd.evaluation.coco import NAMES
 from ssd.evaluation.evaluator import Evaluation, Evaluator
@@ -60,7 +60,7 @@ def evaluation_report(
 
 
 def write_report(given: str, key: str, report: dict[str, Any]) -> None:
-    """Write a report as json to the file that a key gave. Raises DestinationError where that fails."""
+    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
     path = Path(given)
     with writing(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssd.evaluation.errors import EvaluationError
+from ssd.errors import UserError
 from ssd.evaluation.ground_truth import AnnotationFile, places
 from ssd.evaluation.matching import ScoredBoxes
 
@@ -33,13 +33,13 @@ class _Columns:
 def read_detections(results: Results, annotated: AnnotationFile) -> ScoredBoxes:
     """Check detections and find their images and categories in the annotation file.
 
-    results: as in `coco.coco_numbers`. Raises EvaluationError naming the first entry that is no detection, is
+    results: as in `coco.coco_numbers`. Raises UserError naming the first entry that is no detection, is
     not finite, or has an image or category that the annotation file does not list.
     """
     columns = _columns(results)
     finite = np.isfinite(columns.boxes_ltwh_px).all(axis=1) & np.isfinite(columns.scores)
     for entry in np.flatnonzero(~finite)[:1]:
-        raise EvaluationError(
+        raise UserError(
             f"{columns.source}: entry {entry} has the bbox {columns.boxes_ltwh_px[entry].tolist()} and the "
             f"score {columns.scores[entry]}, which must be finite; look for NaN in the model's weights"
         )
@@ -47,12 +47,12 @@ def read_detections(results: Results, annotated: AnnotationFile) -> ScoredBoxes:
     category_ids = _whole(columns.category_ids, "category_id", columns.source)
     images, categories = places(image_ids, annotated.image_ids), places(category_ids, annotated.category_ids)
     for entry in np.flatnonzero(images < 0)[:1]:
-        raise EvaluationError(
+        raise UserError(
             f"{columns.source}: {_count(images < 0)} of images that {annotated.path} does not list; entry "
             f"{entry}, the first, has the image_id {image_ids[entry]}; give the file that lists these images"
         )
     for entry in np.flatnonzero(categories < 0)[:1]:
-        raise EvaluationError(
+        raise UserError(
             f"{columns.source}: {_count(categories < 0)} of categories that {annotated.path} does not list; "
             f"entry {entry}, the first, has the category_id {category_ids[entry]}; write that file's ids, "
             "not the labels 1 to K"
@@ -72,11 +72,11 @@ def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise EvaluationError(
+        raise UserError(
             f"detections {path} cannot be read ({error.strerror}); name a json file of COCO's results"
         ) from error
     except ValueError as error:
-        raise EvaluationError(
+        raise UserError(
             f"detections {path}: no JSON text, or one that breaks off ({error}); write the file anew"
         ) from error
 
@@ -85,7 +85,7 @@ def _columns_of_array(rows: NDArray[Any], source: str) -> _Columns:
     if rows.shape == (0,):  # what numpy makes of an empty list
         rows = rows.reshape(0, len(ARRAY_COLUMNS))
     if rows.ndim != 2 or rows.shape[1] != len(ARRAY_COLUMNS) or rows.dtype.kind not in "fiu":
-        raise EvaluationError(
+        raise UserError(
             f"{source}: an array of shape {rows.shape} and dtype {rows.dtype}; "
             f"give n×7 float64 numbers, the columns {', '.join(ARRAY_COLUMNS)}"
         )
@@ -95,7 +95,7 @@ def _columns_of_array(rows: NDArray[Any], source: str) -> _Columns:
 
 def _columns_of_list(entries: Any, source: str) -> _Columns:
     if not isinstance(entries, list):
-        raise EvaluationError(
+        raise UserError(
             f"{source}: a {type(entries).__name__}; give COCO's results, "
             f"a list of objects with {', '.join(FIELDS)}"
         )
@@ -107,7 +107,7 @@ def _columns_of_list(entries: Any, source: str) -> _Columns:
         columns = []
     shapes = [column.shape[1:] for column in columns if column.dtype.kind in "fiu"]
     if shapes != [(), (), (4,), ()]:
-        raise EvaluationError(f"{source}: {_fault(entries)}; write it as COCO's results are")
+        raise UserError(f"{source}: {_fault(entries)}; write it as COCO's results are")
     image_ids, category_ids, boxes_ltwh_px, scores = columns
     return _Columns(
         source, image_ids, category_ids, boxes_ltwh_px.astype(np.float64), scores.astype(np.float64)
@@ -140,7 +140,7 @@ def _is_number(value: Any) -> bool:
 
 def _whole(ids: NDArray[Any], field: str, source: str) -> NDArray[np.int64]:
     for entry in np.flatnonzero(~((ids == np.round(ids)) & (np.abs(ids) < 2**63)))[:1]:
-        raise EvaluationError(
+        raise UserError(
             f"{source}: entry {entry} has the {field} {ids[entry]}, not a whole number; "
             "write the annotation file's"
         )

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..categories import COCO
 from ..checkpoint import CheckpointError
-from ..coco_categories import COCO
 from ..errors import UserError
 from ..model import BACKBONES, SSD300
-from ..weights import Weights, load_weights
-from .errors import HubError
+from ..published import Weights, load_weights
 from .places import Place, local_file
 from .weight_files import ENVIRONMENT_VARIABLE, NVIDIA_URL, nvidia_weights, weight_file
 
@@ -42,7 +41,7 @@ class HubSSD300(SSD300):
 def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: Place | None) -> HubSSD300:
     """Do what hubconf.nvidia_ssd says."""
     if model_math not in MODEL_MATHS:
-        raise HubError(f"model_math={model_math!r} is unknown; take one of {', '.join(MODEL_MATHS)}")
+        raise UserError(f"model_math={model_math!r} is unknown; take one of {', '.join(MODEL_MATHS)}")
     if pretrained:
         network = _network_of(
             _default_weights(force_reload) if weights is None else _read(weights, force_reload)
@@ -50,16 +49,16 @@ def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: P
     elif weights is None:
         network = HubSSD300("resnet50", COCO.names)
     else:
-        raise HubError(f"weights={str(weights)!r} and pretrained=False exclude each other; leave one out")
+        raise UserError(f"weights={str(weights)!r} and pretrained=False exclude each other; leave one out")
     return _halved(network) if model_math == "fp16" else network
 
 
 def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Place | None) -> HubSSD300:
     """Do what hubconf.ssd300 says."""
     if backbone is not None and backbone not in BACKBONES:
-        raise HubError(f"backbone={backbone!r} is unknown; take one of {', '.join(BACKBONES)}")
+        raise UserError(f"backbone={backbone!r} is unknown; take one of {', '.join(BACKBONES)}")
     if num_classes is not None and (not isinstance(num_classes, int | np.integer) or num_classes < 2):
-        raise HubError(f"num_classes={num_classes!r}: give a whole number from 2 on; background counts")
+        raise UserError(f"num_classes={num_classes!r}: give a whole number from 2 on; background counts")
     if checkpoint is None:
         names = _default_names(COCO.num_classes if num_classes is None else num_classes)
         return HubSSD300("resnet50" if backbone is None else backbone, names)
@@ -69,7 +68,7 @@ def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Place | No
         ("num_classes", num_classes, weights.num_classes),
     ):
         if wanted not in (None, found):
-            raise HubError(
+            raise UserError(
                 f"{name}={wanted!r}, but {checkpoint} has {found!r}; leave {name} out or give another file"
             )
     return _network_of(weights)
@@ -83,14 +82,14 @@ def _default_weights(force_reload: bool) -> Weights:
     except UserError as error:
         if place == NVIDIA_URL:
             raise
-        raise HubError(f"{ENVIRONMENT_VARIABLE}={place}: {error}") from error
+        raise UserError(f"{ENVIRONMENT_VARIABLE}={place}: {error}") from error
 
 
 def _read(place: Place, force_reload: bool) -> Weights:
     version = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if version and (int(version[1]), int(version[2])) < _SAFE_TORCH:
         needed = ".".join(map(str, _SAFE_TORCH))
-        raise HubError(
+        raise UserError(
             f"torch {torch.__version__} may run code that a weight file hides; install {needed} or later"
         )
     path = weight_file(place, force_reload)
@@ -99,7 +98,7 @@ def _read(place: Place, force_reload: bool) -> Weights:
     except CheckpointError as error:
         if local_file(place) is not None:
             raise
-        raise HubError(
+        raise UserError(
             f"{error}. It is what {place} gave; delete it to have that downloaded again"
         ) from error
 

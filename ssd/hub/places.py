@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from .errors import HubError
+from ..errors import UserError
 
 Place = str | os.PathLike[str]
 
@@ -19,7 +19,7 @@ def is_url(place: Place) -> bool:
 def local_file(place: Place) -> Path | None:
     """Return the path that a path (~ is one's home) or a file: URL names, None for a http(s) URL.
 
-    Raises HubError for another kind of URL and for a file: URL of another machine, not for a missing file.
+    Raises UserError for another kind of URL and for a file: URL of another machine, not for a missing file.
     """
     text = os.fspath(place)
     if not is_url(text):
@@ -28,9 +28,9 @@ def local_file(place: Place) -> Path | None:
     if url.scheme in ("http", "https"):
         return None
     if url.scheme != "file":
-        raise HubError(
+        raise UserError(
             f"{text}: a URL of kind {url.scheme}: can't be read; give http:, https:, file: or a path"
         )
     if url.netloc not in ("", "localhost"):
-        raise HubError(f"{text} names a file of the machine {url.netloc}; of this one it is file:///…")
+        raise UserError(f"{text} names a file of the machine {url.netloc}; of this one it is file:///…")
     return Path(url2pathname(url.path))

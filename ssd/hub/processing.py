@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..boxes import IMAGE_SIZE, default_boxes
-from ..coco_categories import COCO
+from ..categories import COCO
 from ..detect import IOU_THRESHOLD, detect
-from ..picture import PictureError, centre_crop, normalize, read_picture, squash
+from ..errors import UserError
+from ..image import PictureError, centre_crop, normalize, read_picture, squash
 from ..url import BrokenError, RefusedError, open_url
-from .errors import HubError
 from .places import Place, local_file
 
 MAX_DETECTIONS = 20
@@ -43,7 +43,7 @@ def prepare_tensor(inputs: Sequence[NDArray[np.float32]], fp16: bool = False) ->
     """
     values = np.asarray(inputs, dtype=np.float32)
     if values.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise HubError(f"prepare_tensor takes a list of arrays 300×300×3, got shape {values.shape}")
+        raise UserError(f"prepare_tensor takes a list of arrays 300×300×3, got shape {values.shape}")
     images = normalize(values / 2 + 0.5).contiguous()
     return images.half() if fp16 else images
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 
 from ..download import DownloadError, download
-from .errors import HubError
+from ..errors import UserError
 from .places import Place, is_url, local_file
 
 # NVIDIA's published SSD300 v1.1: ResNet-50 trained on COCO 2017 (RECIPE 8).
@@ -34,7 +34,7 @@ def weight_file(place: Place, force_reload: bool = False) -> Path:
     http(s) is downloaded once, into checkpoints/ of `torch.hub.get_dir()`, and again with force_reload; what
     was there stays if that fails. A URL may end in #sha256=<64 hex digits> for the file to have. A path is
     given back as it is, whether there is a file or not.
-    Raises HubError where the download fails, the sha256 is another, or the place can't be understood.
+    Raises UserError where the download fails, the sha256 is another, or the place can't be understood.
     """
     if not is_url(place):
         return Path(os.path.expanduser(place))
@@ -54,17 +54,17 @@ def _split_sha256(url: str) -> tuple[str, str | None]:
         return bare, None
     digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if digest is None:
-        raise HubError(f"{url}: #{fragment} must be #sha256= and 64 hex digits, or be left out")
+        raise UserError(f"{url}: #{fragment} must be #sha256= and 64 hex digits, or be left out")
     return bare, digest[1].lower()
 
 
 def _check_sha256(path: Path, sha256: str) -> None:
     if not path.is_file():
-        raise HubError(f"{path} does not exist; correct the file: URL")
+        raise UserError(f"{path} does not exist; correct the file: URL")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise HubError(f"{path}: its sha256 is {found}, not {sha256}; get the file anew or correct the URL")
+        raise UserError(f"{path}: its sha256 is {found}, not {sha256}; get the file anew or correct the URL")
 
 
 def _downloaded(url: str, sha256: str | None, force_reload: bool) -> Path:
@@ -81,7 +81,7 @@ def _downloaded(url: str, sha256: str | None, force_reload: bool) -> Path:
         if force_reload:
             arriving.replace(target)
     except DownloadError as error:
-        raise HubError(
+        raise UserError(
             f"{error}. Or get the file by other means and pass its path as weights= (ssd300: checkpoint=); "
             f"for nvidia_ssd {ENVIRONMENT_VARIABLE}=PATH does it too"
         ) from error

@@ -18,10 +18,6 @@ _KINDS = f"it takes files that end in {' '.join(sorted(SUFFIXES))}"
 _QUOTES = "a name that isn't plain needs quotes: 'images=\"…\"'"
 
 
-class FindError(UserError):
-    """Pictures that aren't there, or that can't be told apart from what is to be written; names the mend."""
-
-
 @dataclass(frozen=True)
 class PictureFile:
     """A picture to look at.
@@ -44,7 +40,7 @@ def find_pictures(places: Sequence[str], out: Path) -> list[PictureFile]:
 
     A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
     hidden ones; folders are searched through and through, links to folders not followed.
-    Raises FindError where a place gives nothing, or where `out` is a folder that is searched.
+    Raises UserError where a place gives nothing, or where `out` is a folder that is searched.
     """
     drawn = out.resolve()
     searched = []
@@ -52,14 +48,14 @@ def find_pictures(places: Sequence[str], out: Path) -> list[PictureFile]:
     for place in places:
         base, files = _look(place)
         if base.resolve() == drawn:
-            raise FindError(
+            raise UserError(
                 f"out={out} is where images={place} lie; give another folder, so that none is lost"
             )
         own = [file for file in files if not file.resolve().is_relative_to(drawn)]
         # `out` may also hold the place as a whole (out=. beside photos/); then nothing in it was drawn.
         own = files if base.resolve().is_relative_to(drawn) else own
         if not own:
-            raise FindError(_nothing_in(place))
+            raise UserError(_nothing_in(place))
         searched.append(base)
         found.update(own)
     top = Path(os.path.commonpath(searched))
@@ -93,7 +89,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
 
 
 def _refuse(error: OSError) -> None:
-    raise FindError(f"{error.filename} can't be searched ({error.strerror}); make it readable")
+    raise UserError(f"{error.filename} can't be searched ({error.strerror}); make it readable")
 
 
 def _fixed_part(pattern: str) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 
 from ssd.categories import Categories
-from ssd.destination import DestinationError, check_folder, writing
-from ssd.draw import draw_boxes
+from ssd.cli import check_folder, writing
+from ssd.errors import UserError
+from ssd.image import draw_boxes
 from ssd.prediction.find import PictureFile
 from ssd.prediction.predictor import Found
 
@@ -26,7 +27,7 @@ _KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".pn
 class Output:
     """The folder of drawn pictures and detections.json.
 
-    Raises DestinationError where the folder can't be made or written, or where a drawn picture would replace
+    Raises UserError where the folder can't be made or written, or where a drawn picture would replace
     one of the pictures themselves.
     """
 
@@ -37,9 +38,7 @@ class Output:
         originals = {file.path.resolve() for file in files}
         for name in self._drawn.values():
             if (folder / name).resolve() in originals:
-                raise DestinationError(
-                    f"out={folder}: {folder / name} is one of the pictures; give another folder"
-                )
+                raise UserError(f"out={folder}: {folder / name} is one of the pictures; give another folder")
         check_folder(folder, "out")
 
     def write_picture(self, file: PictureFile, picture: Image.Image, found: Found) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ssd.picture import PictureError, read_picture, squash
+from ssd.image import PictureError, read_picture, squash
 from ssd.prediction.find import PictureFile
 from ssd.prediction.predictor import Found, Predictor
 

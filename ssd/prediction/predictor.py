@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssd.boxes import default_boxes
 from ssd.detect import Detections, detect
 from ssd.errors import UserError
-from ssd.picture import normalize
+from ssd.image import normalize
 from ssd.runtime import Runtime
 
 

@@ -16,10 +16,6 @@ from ssd.prediction.predictor import Predictor
 MOST_THREADS = 8
 
 
-class UnreadError(UserError):
-    """Some pictures couldn't be read, and all the others are done; the message lists them."""
-
-
 @dataclass(frozen=True)
 class Summary:
     """What came of the pictures. results: COCO's, with file names. unread: why some couldn't be read."""
@@ -36,10 +32,10 @@ class Summary:
         return f"{found}, {self.seconds:.1f} s, {done / self.seconds:.1f} pictures/s"
 
     def check(self) -> None:
-        """Raise UnreadError where pictures weren't read."""
+        """Raise UserError where pictures weren't read."""
         if self.unread:
             failed = f"{len(self.unread)} of {counted(self.pictures, 'picture')} could not be read"
-            raise UnreadError("\n  ".join([f"{failed}:", *self.unread]))
+            raise UserError("\n  ".join([f"{failed}:", *self.unread]))
 
 
 def predict_all(
@@ -52,7 +48,7 @@ def predict_all(
 ) -> Summary:
     """Find, draw and write the objects of all pictures, naming at once those that can't be read.
 
-    threads: None for one a core, at most MOST_THREADS. Raises DestinationError where one can't be written.
+    threads: None for one a core, at most MOST_THREADS. Raises UserError where one can't be written.
     """
     began = time.perf_counter()
     threads = threads or min(os.cpu_count() or 1, MOST_THREADS)

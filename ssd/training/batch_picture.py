@@ -6,7 +6,7 @@ from PIL import Image
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD, TrainBatch
 from ssd.boxes import IMAGE_SIZE, cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.categories import Categories
-from ssd.draw import draw_boxes, grid, outline
+from ssd.image import draw_boxes, grid, outline
 
 SAME_BOX_PX = 0.25  # far above the rounding, and far below what a picture could show apart
 

@@ -11,7 +11,6 @@ from tempfile import mkstemp
 
 from filelock import FileLock, Timeout
 
-from ssd.config import ConfigError
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 
@@ -24,22 +23,18 @@ PATIENCE_S = 10.0
 """A network file system may show what another machine made only after some seconds."""
 
 
-class FolderInUseError(UserError):
-    """Another process trains in the run's folder; the message names it and the mend."""
-
-
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Hold the run's folder; the kernel lets go of it when the process dies, however it dies.
 
-    Raises FolderInUseError where another process has held it for WAIT_S, UserError where it can't be written.
+    Raises UserError where another process has held it for WAIT_S, UserError where it can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=WAIT_S)
         lock.acquire()
     except Timeout as error:
-        raise FolderInUseError(
+        raise UserError(
             f"{folder}: another process trains there; stop it, or give name=… for a run of another folder"
         ) from error
     except OSError as error:
@@ -51,7 +46,7 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
-    """Raise ConfigError on all ranks unless each sees what rank 0 writes into the run's folder.
+    """Raise UserError on all ranks unless each sees what rank 0 writes into the run's folder.
 
     All resume from the checkpoint that rank 0 names: without it a run of several machines would train until
     its first restart, and fail there.
@@ -62,7 +57,7 @@ def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
         token.unlink()
     blind = sorted({machine for machine, sees in machines if not sees})
     if blind:
-        raise ConfigError(
+        raise UserError(
             f"hydra.run.dir={token.parent}: {', '.join(blind)} can't see there what {machines[0][0]}, the "
             "machine of rank 0, writes; give a folder on a file system that all machines share"
         )

@@ -6,12 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd.errors import UserError
-
-
-class NonFiniteError(UserError):
-    """Training met losses or gradients that are not finite; the message names the step and its images."""
-
 
 @dataclass(frozen=True)
 class BadSteps:

@@ -12,16 +12,12 @@ from ssd.errors import UserError
 from ssd.training.metrics import MetricsFile
 
 
-class LogError(UserError):
-    """The records of a run can't be written; the message names the folder and the reason."""
-
-
 class RunLog:
     """The records of one run in its folder; rank 0 alone has one. It goes on after `first_step` steps.
 
     cut_evaluation: that step's evaluation is done once more. complain: takes what can't be written, a line
     each; metrics are then written as soon as it goes again, pictures and TensorBoard's events are lost.
-    Without it LogError is raised.
+    Without it UserError is raised.
     """
 
     def __init__(
@@ -37,7 +33,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, cut_evaluation)
         except OSError as error:
-            raise LogError(f"{folder}: nothing can be written there ({error.strerror or error})") from error
+            raise UserError(f"{folder}: nothing can be written there ({error.strerror or error})") from error
 
     def config(self, text: str) -> None:
         """Write the config that the run goes on with."""
@@ -94,5 +90,5 @@ class RunLog:
             message = f"{self._folder}: records can't be written ({error.strerror or error})"
             if self._complain is None:
                 mend = "make room, or let training go on without by checkpoint.on_error=continue"
-                raise LogError(f"{message}; {mend}") from error
+                raise UserError(f"{message}; {mend}") from error
             self._complain(f"{message}; training goes on (checkpoint.on_error=continue)")

@@ -8,20 +8,20 @@ import torchvision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssd.categories import Categories
+from ssd.categories import COCO, Categories
 from ssd.checkpoint import CheckpointError, load_file
-from ssd.coco_categories import COCO
-from ssd.config import ConfigError, ModelConfig, RuntimeConfig, require
+from ssd.config import ModelConfig, RuntimeConfig, require
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.model import SSD300
-from ssd.weights import load_weights
+from ssd.published import load_weights
 
 
 def build_network(config: ModelConfig, categories: Categories, seed: int) -> tuple[SSD300, str]:
     """Make a network with its first weights: random by seed, ImageNet's backbone, or a detector's checkpoint.
 
     Returns it and a sentence on where its weights come from.
-    Raises ConfigError where weights don't exist or don't fit, CheckpointError where a file can't be read.
+    Raises UserError where weights don't exist or don't fit, CheckpointError where a file can't be read.
     """
     network = blank_network(config, categories.num_classes, seed)
     if config.checkpoint is not None:
@@ -67,17 +67,17 @@ def _load_imagenet(network: SSD300, config: ModelConfig) -> None:
             weights = load_file(Path(name))
         else:
             choice = f"give {' or '.join(known)}, a file, or null to train from scratch"
-            raise ConfigError(
+            raise UserError(
                 f"model.weights={name}: {backbone} has no such weights and there is no such file; {choice}"
             )
         network.load_imagenet_backbone(weights)
     except OSError as error:
         mend = "download it elsewhere and give model.weights=FILE, or null to train from scratch"
-        raise ConfigError(f"model.weights={name} can't be downloaded ({error}); {mend}") from error
+        raise UserError(f"model.weights={name} can't be downloaded ({error}); {mend}") from error
     except CheckpointError as error:
-        raise ConfigError(f"model.weights={name}: {error}") from error
+        raise UserError(f"model.weights={name}: {error}") from error
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _load_detector(network: SSD300, config: ModelConfig, categories: Categories) -> str:

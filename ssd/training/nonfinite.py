@@ -6,8 +6,9 @@ from typing import Any
 
 from ssd.batches import TrainLoader
 from ssd.config import OnNonfinite, TrainingConfig
+from ssd.errors import UserError
 from ssd.training.checkpoints import newest_checkpoint
-from ssd.training.guard import BadSteps, FiniteGuard, NonFiniteError
+from ssd.training.guard import BadSteps, FiniteGuard
 from ssd.training.optimizer import Schedule
 from ssd.training.resume import TrainState
 from ssd.training.saver import CheckpointSaver
@@ -33,7 +34,7 @@ class NonFinitePolicy:
     def check(self, guard: FiniteGuard, loader: TrainLoader, schedule: Schedule) -> None:
         """Look at what all ranks' guards saw since the last check; every rank calls this.
 
-        Raises NonFiniteError on all of them.
+        Raises UserError on all of them.
         """
         seen = self._session.ranks.gather(guard.read())
         met = {rank: bad for rank, bad in enumerate(seen) if bad}
@@ -45,7 +46,7 @@ class NonFinitePolicy:
             self._act(message)
         scaler = self._state.scaler
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
-            raise NonFiniteError(
+            raise UserError(
                 f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()}); "
                 "give runtime.precision=bf16 or a lower optimizer.learning_rate"
             )
@@ -73,10 +74,10 @@ class NonFinitePolicy:
     def _act(self, message: str) -> None:
         mend = "Look at these boxes, or give a lower optimizer.learning_rate or more schedule.warmup_steps"
         if self._config.on_nonfinite is OnNonfinite.stop:
-            raise NonFiniteError(f"{message}. Nothing was saved since. {mend}")
+            raise UserError(f"{message}. Nothing was saved since. {mend}")
         if self.count > self._config.nonfinite_limit:
             limit = f"training.nonfinite_limit={self._config.nonfinite_limit}"
-            raise NonFiniteError(f"{message}. {self.count} such steps are more than {limit}. {mend}")
+            raise UserError(f"{message}. {self.count} such steps are more than {limit}. {mend}")
         if self._config.on_nonfinite is OnNonfinite.rollback:
             message += f"; weights and momenta are those after step {self._roll_back()} again"
         self._session.console.say(f"{message}; going on ({self.count} such steps so far)")
@@ -89,7 +90,7 @@ class NonFinitePolicy:
         self._saver.wait()
         saved = newest_checkpoint(self._session)
         if saved is None:
-            raise NonFiniteError(
+            raise UserError(
                 "training.on_nonfinite=rollback: there is no checkpoint yet; give a smaller "
                 "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
             )

@@ -11,12 +11,8 @@ from ssd.errors import UserError
 _MIXER = 0x9E3779B97F4A7C15 - 2**64
 
 
-class ReplicaError(UserError):
-    """Ranks whose replicas differ; the message names the first such tensor and the ranks."""
-
-
 def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
-    """Raise ReplicaError on all ranks unless parameters and momenta are equal on all, bit for bit.
+    """Raise UserError on all ranks unless parameters and momenta are equal on all, bit for bit.
 
     BatchNorm's statistics differ by design, each rank's being of its own images (RECIPE 9). It waits for the
     device.
@@ -33,7 +29,7 @@ def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
     for place, name in enumerate(names):
         differing = [rank for rank, own in enumerate(of_ranks) if own[place] != of_ranks[0][place]]
         if differing:
-            raise ReplicaError(
+            raise UserError(
                 f"the replicas have parted: {name} of rank {', '.join(map(str, differing))} differs from "
                 "rank 0's. A GPU or its memory is faulty, or the network between the machines; find out "
                 "which, then start again: the run resumes from its newest checkpoint"

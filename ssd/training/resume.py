@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim import SGD
 
 from ssd.checkpoint import CheckpointError
-from ssd.config import ConfigError, TrainConfig, require
+from ssd.config import TrainConfig, require
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.training.meter import LossMeter
 from ssd.training.optimizer import begin_momenta
 from ssd.training.saved_run import SavedRun
@@ -44,7 +45,7 @@ def shaping_values(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
 def check_same_run(saved: dict[str, Any], current: dict[str, Any], override: list[str], name: str) -> None:
     """Raise CheckpointError naming each key that differs, both values, and the mend.
 
-    override: keys that may differ. Raises ConfigError where one of them is none that had to stay otherwise.
+    override: keys that may differ. Raises UserError where one of them is none that had to stay otherwise.
     """
     for key in override:
         require(key in current, "resume.override", override, f"{key} is none of {', '.join(current)}")
@@ -64,14 +65,14 @@ def images_per_rank(config: TrainConfig, saved: SavedRun | None, ranks: Ranks) -
     """Return how many images of a step each rank takes: data.batch_size when a run begins.
 
     A resumed run keeps its global batch, however many ranks share it now, unless resume.override names
-    data.batch_size. Raises ConfigError where they can't share it equally, with at least 2 images each.
+    data.batch_size. Raises UserError where they can't share it equally, with at least 2 images each.
     """
     if saved is None or "data.batch_size" in config.resume.override:
         return config.data.batch_size
     global_batch = saved.global_batch
     working = [n for n in range(1, global_batch // 2 + 1) if global_batch % n == 0]
     if ranks.world_size not in working:
-        raise ConfigError(
+        raise UserError(
             f"{ranks.world_size} ranks can't share out the run's global batch of {global_batch}: each takes "
             f"equally many images, at least 2. Numbers of ranks that work: {', '.join(map(str, working))}"
         )

@@ -1,6 +1,6 @@
 """A run as its folder has it: started, or gone on with after its newest good checkpoint."""
 
-from ssd.compose import as_plain
+from ssd.cli import as_plain
 from ssd.config import TrainConfig
 from ssd.training.network import blank_network, build_network
 from ssd.training.resume import check_same_run, shaping_values

@@ -31,7 +31,7 @@ class Session:
 def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
     """Join the ranks, set the device up, and take over the signals until the end.
 
-    Raises ConfigError where the device can't do what is asked or a machine doesn't see the folder, Preempted
+    Raises UserError where the device can't do what is asked or a machine doesn't see the folder, Preempted
     where the run isn't to go on.
     """
     end_with_parent()

@@ -7,7 +7,7 @@ import torch
 
 from ssd.batches import TrainBatch
 from ssd.checkpoint import package_versions
-from ssd.compose import as_plain, as_yaml
+from ssd.cli import as_plain, as_yaml
 from ssd.config import OnError, Precision, TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.pictures import example_pictures
@@ -84,7 +84,7 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current step to the last one, leaving everything in the run's folder.
 
-        Raises NonFiniteError, ReplicaError and CheckpointError on every rank; after saving, on every rank,
+        Raises UserError, UserError and CheckpointError on every rank; after saving, on every rank,
         UserError for an image that can't be read and Preempted for a signal.
         """
         if self.step >= self.last_step and not self._overdue:

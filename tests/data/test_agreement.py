@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data.agreement import require_same_data
-from data.errors import DatasetError
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from tests.data.coco_folder import index_of, three_pictures
 
 pytestmark = pytest.mark.unit
@@ -34,7 +34,7 @@ def test_the_key_and_each_hosts_ranks_are_named(tmp_path: Path, monkeypatch: pyt
     own = index.fingerprint()
     monkeypatch.setattr("socket.gethostname", lambda: "a")
     require_same_data(index, ranks((own, "a"), (own, "b"), (own, "b")))
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         require_same_data(index, ranks((own, "a"), ("other fingerprint", "b"), (own, "c")))
     message = str(caught.value)
     assert message.startswith(f"data.train_annotations={index.source.annotation_file}: ")

@@ -16,7 +16,6 @@ from data.annotation_cache import CLOCK_TICK_S, OUTDATED_AFTER_S, cache_folder, 
 from data.annotations import Annotations, read_annotations
 from data.coco import CocoIndex, Selection, read_index
 from data.coco_json import Source
-from data.errors import DatasetError
 from ssd.errors import UserError
 from tests.data.coco_folder import CocoFolder, noise_folder, three_pictures
 
@@ -69,7 +68,7 @@ def test_what_is_kept_is_found_without_parsing(
     folder.annotation_file.write_text(folder.annotation_file.read_text() + " ")
     assert find_kept(source(folder), cache) is None
     folder.annotation_file.unlink()
-    with pytest.raises(DatasetError, match=r"data.train_annotations=.*No such file"):
+    with pytest.raises(UserError, match=r"data.train_annotations=.*No such file"):
         find_kept(source(folder), cache)
 
 
@@ -203,10 +202,10 @@ def test_entries_of_a_changed_file_are_deleted_once_nobody_can_be_opening_them(
 
 def test_refused_annotation_file_leaves_no_entry(folder: CocoFolder, cache: Path) -> None:
     folder.annotation_file.write_text("{")
-    with pytest.raises(DatasetError, match="breaks off"):
+    with pytest.raises(UserError, match="breaks off"):
         open_annotations(source(folder), cache)
     assert entries(cache) == []
-    with pytest.raises(DatasetError, match=r"data.train_annotations=.*No such file"):
+    with pytest.raises(UserError, match=r"data.train_annotations=.*No such file"):
         open_annotations(Source(folder.folder / "none.json", folder.image_folder, "train"), cache)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.checksums import changed_files, missing_files, read_checksums, sha256_of, write_checksums
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -87,11 +87,11 @@ def test_no_checksums_are_none(tmp_path: Path) -> None:
 def test_line_of_another_kind_is_named(folder: Path, line: str) -> None:
     path = folder.with_name("set.2017.sha256")
     path.write_text(f"{'0' * 64}  set.2017/a\n{line}\n")
-    with pytest.raises(DatasetError, match=r"set\.2017\.sha256: line 2 is not .* move it and .* away"):
+    with pytest.raises(UserError, match=r"set\.2017\.sha256: line 2 is not .* move it and .* away"):
         read_checksums(folder)
 
 
 def test_checksums_that_are_no_text_are_refused(folder: Path) -> None:
     folder.with_name("set.2017.sha256").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_checksums(folder)

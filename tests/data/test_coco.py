@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data.coco import Selection, read_index
-from data.errors import DatasetError
 from ssd.categories import Categories
+from ssd.errors import UserError
 from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, index_of, three_pictures
 
 pytestmark = pytest.mark.unit
@@ -60,7 +60,7 @@ def test_evaluation_keeps_every_image_of_the_file_in_its_order(data: CocoFolder)
 def test_file_that_lists_images_alone_can_be_evaluated_on(data: CocoFolder) -> None:
     data.annotations = []
     assert len(index_of(data, EVERY_VAL_IMAGE)) == 3
-    with pytest.raises(DatasetError, match="no image with a box is left; not used: 3 images without boxes"):
+    with pytest.raises(UserError, match="no image with a box is left; not used: 3 images without boxes"):
         index_of(data)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data.coco import read_index
 from data.doctor.document import read_entries
-from data.errors import DatasetError
+from ssd.errors import UserError
 from ssd.evaluation.coco import coco_numbers
 from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, index_of, three_pictures
 
@@ -106,7 +106,7 @@ def test_bad_entry_is_named_with_its_file_and_mend(
     data: CocoFolder, edit: Callable[[CocoFolder], None], message: str
 ) -> None:
     edit(data)
-    with pytest.raises(DatasetError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         index_of(data)
     assert str(caught.value).startswith(f"data.train_annotations={data.annotation_file}: ")
 
@@ -115,7 +115,7 @@ def test_number_beyond_floating_point_is_named(data: CocoFolder) -> None:
     data.write()
     text = data.annotation_file.read_text().replace("[20, 10, 100, 50]", "[20, 10, 1e999, 50]")
     data.annotation_file.write_text(text)
-    with pytest.raises(DatasetError, match=r"annotations\[0\].bbox\[2\] \(id 1000\): Number out of range"):
+    with pytest.raises(UserError, match=r"annotations\[0\].bbox\[2\] \(id 1000\): Number out of range"):
         read_index(data.annotation_file, data.image_folder)
 
 
@@ -141,7 +141,7 @@ def test_number_beyond_floating_point_is_named(data: CocoFolder) -> None:
 )
 def test_file_that_is_no_annotation_file_is_named(data: CocoFolder, text: bytes, message: str) -> None:
     data.annotation_file.write_bytes(text)
-    with pytest.raises(DatasetError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_index(data.annotation_file, data.image_folder)
     assert str(data.annotation_file) in str(caught.value)
 
@@ -150,7 +150,7 @@ def test_file_that_is_no_annotation_file_is_named(data: CocoFolder, text: bytes,
 def test_brackets_nested_too_deeply_are_named(data: CocoFolder, closed: bool) -> None:
     nest = "[" * 200_000 + "]" * 200_000 * closed
     data.annotation_file.write_text(f'{{"info": {nest}, "images": []}}')
-    with pytest.raises(DatasetError, match="brackets are nested too deeply"):
+    with pytest.raises(UserError, match="brackets are nested too deeply"):
         read_index(data.annotation_file, data.image_folder)
 
 
@@ -176,7 +176,7 @@ def test_byte_order_mark_is_passed_over(data: CocoFolder) -> None:
 
 def index_error(data: CocoFolder, text: str) -> str:
     data.annotation_file.write_text(text)
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         read_index(data.annotation_file, data.image_folder)
     return str(caught.value)
 
@@ -186,15 +186,15 @@ def test_download_cut_short_anywhere_is_refused(data: CocoFolder) -> None:
     text = data.annotation_file.read_bytes()
     for length in range(1, len(text), 7):
         data.annotation_file.write_bytes(text[:length])
-        with pytest.raises(DatasetError, match="breaks off"):
+        with pytest.raises(UserError, match="breaks off"):
             read_index(data.annotation_file, data.image_folder)
 
 
 def test_missing_annotation_file_is_named_by_its_override(data: CocoFolder) -> None:
     path = data.folder / "none.json"
     with pytest.raises(
-        DatasetError, match=r"data.val_annotations=.*none.json.*No such file.*data.val_annotations="
+        UserError, match=r"data.val_annotations=.*none.json.*No such file.*data.val_annotations="
     ):
         read_index(path, data.image_folder, EVERY_VAL_IMAGE)
-    with pytest.raises(DatasetError, match="Is a directory"):
+    with pytest.raises(UserError, match="Is a directory"):
         read_index(data.folder, data.image_folder)

@@ -23,7 +23,7 @@ from data.demo.scene import (
     mask_of,
     place_objects,
 )
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -258,7 +258,7 @@ def test_set_of_other_parameters_is_refused(tmp_path: Path, other: dict[str, int
     arguments = {"train_images": 1, "val_images": 1, "seed": 0}
     generate(tmp_path / "set", **arguments)
     before = files(tmp_path / "set")
-    with pytest.raises(DatasetError, match=r"set holds .* made with .*'seed': 0.*delete it"):
+    with pytest.raises(UserError, match=r"set holds .* made with .*'seed': 0.*delete it"):
         generate(tmp_path / "set", **(arguments | other))
     assert files(tmp_path / "set") == before
 
@@ -267,21 +267,21 @@ def test_set_of_another_edition_is_refused(tmp_path: Path) -> None:
     generate(tmp_path / "set", train_images=1, val_images=1)
     stored = tmp_path / "set" / PARAMETERS_FILE
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"edition": 0}))
-    with pytest.raises(DatasetError, match="'edition': 0"):
+    with pytest.raises(UserError, match="'edition': 0"):
         generate(tmp_path / "set", train_images=1, val_images=1)
 
 
 @pytest.mark.parametrize("name", ["photograph.jpg", PARAMETERS_FILE])
 def test_folder_of_something_else_is_refused_and_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(DatasetError, match=rf"{tmp_path}.*delete it, or give another folder"):
+    with pytest.raises(UserError, match=rf"{tmp_path}.*delete it, or give another folder"):
         generate(tmp_path, train_images=1, val_images=1)
     assert files(tmp_path) == {name: b"mine"}
 
 
 def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("mine")
-    with pytest.raises(DatasetError, match="not an embedded set"):
+    with pytest.raises(UserError, match="not an embedded set"):
         generate(tmp_path / "set", train_images=1, val_images=1)
 
 
@@ -302,7 +302,7 @@ def test_empty_folder_is_filled_and_missing_parents_are_made(tmp_path: Path) -> 
     ],
 )
 def test_arguments_out_of_range_are_refused(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         generate(tmp_path / "set", **arguments)
     assert not (tmp_path / "set").exists()
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from data.coco import read_index
-from data.doctor.config import CheckDataConfig, CheckDatasetConfig, Split
 from data.doctor.examination import examine
 from data.doctor.findings import Severity
 from data.doctor.report import SplitReport
-from data.errors import DatasetError
+from ssd.config import CheckDataConfig, CheckDatasetConfig, Split
+from ssd.errors import UserError
 from tests.data.coco_folder import CocoFolder, Entry, noise_folder
 
 pytestmark = pytest.mark.unit
@@ -178,6 +178,6 @@ def test_what_is_in_doubt_is_named_by_training_and_doctor(
 ) -> None:
     edit(data)
     data.write()
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         read_index(data.annotation_file, data.image_folder)
     assert any(re.match(finding, error) for error in errors(examined(data)))

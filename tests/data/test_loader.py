@@ -13,9 +13,10 @@ from torch import Tensor
 import data.loader
 from data.bad_image import stand_in
 from data.coco import CocoIndex, read_index
-from data.errors import DatasetError
-from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement, default_threads
+from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement
 from ssd.batches import EvaluationBatch, TrainBatch
+from ssd.config import default_threads
+from ssd.errors import UserError
 from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise, noise_folder
 
 pytestmark = pytest.mark.unit
@@ -211,7 +212,7 @@ def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: i
 
 def test_fewer_images_than_a_step_takes_are_refused(index: CocoIndex) -> None:
     DaliTrainLoader(index, place(world_size=2), batch_size=7, seed=0)
-    with pytest.raises(DatasetError, match=r"14 images .* 2 ranks times data.batch_size=8: give a smaller"):
+    with pytest.raises(UserError, match=r"14 images .* 2 ranks times data.batch_size=8: give a smaller"):
         DaliTrainLoader(index, place(world_size=2), batch_size=8, seed=0)
 
 
@@ -238,16 +239,14 @@ def test_unreadable_picture_is_named_with_its_step(tmp_path: Path, content: byte
     batches = loader.batches(0)
     next(batches)
     next(batches)
-    with pytest.raises(DatasetError, match="Replace the file, or remove its entry") as caught:
+    with pytest.raises(UserError, match="Replace the file, or remove its entry") as caught:
         next(batches)
     message = str(caught.value)
     assert message.startswith(f"step 2: DALI cannot read {path} (image id {bad_id}): ")
     assert message.count("image id") == 1
     assert next(batches, None) is None
     assert message.endswith(" from the annotation file, or train with data.on_bad_image=quarantine")
-    with pytest.raises(
-        DatasetError, match=rf"evaluation: .*{bad_id}.png \(image id {bad_id}\): \w"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"evaluation: .*{bad_id}.png \(image id {bad_id}\): \w") as caught:
         list(DaliEvaluationLoader(index, place(), 3))
     assert str(caught.value).endswith("remove its entry and its boxes from the annotation file")
 
@@ -371,9 +370,9 @@ def test_a_pipeline_that_failed_is_not_used_again(
 def test_a_step_of_images_known_to_be_bad_is_an_error(index: CocoIndex) -> None:
     loader = DaliTrainLoader(index, place(), 2, 0, quarantined={})
     bad = dict.fromkeys(ids(loader, 1), "of another size")
-    with pytest.raises(DatasetError, match=r"step 1, all images of all ranks: .* of another size"):
+    with pytest.raises(UserError, match=r"step 1, all images of all ranks: .* of another size"):
         take(DaliTrainLoader(index, place(), 2, 0, quarantined=bad), 1, 1)
-    with pytest.raises(DatasetError, match="step 1, all images"):
+    with pytest.raises(UserError, match="step 1, all images"):
         take(DaliTrainLoader(index, place(), 2, 0, quarantined=bad), 0, 2)
 
 
@@ -393,9 +392,7 @@ def test_quarantine_of_a_whole_batch_is_an_error(tmp_path: Path) -> None:
     for path in folder.image_folder.iterdir():
         path.unlink()
     loader = DaliTrainLoader(index, place(), batch_size=2, seed=0, quarantined={})
-    with pytest.raises(
-        DatasetError, match=r"step 0, all images .*: DALI cannot read .*; .*image id"
-    ) as caught:
+    with pytest.raises(UserError, match=r"step 0, all images .*: DALI cannot read .*; .*image id") as caught:
         next(loader.batches(0))
     assert "data.on_bad_image" not in str(caught.value)
 

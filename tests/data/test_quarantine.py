@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.coco import CocoIndex, read_index
-from data.errors import DatasetError
 from data.quarantine import leave_out, refuse
+from ssd.errors import UserError
 from tests.data.coco_folder import noise_folder
 
 pytestmark = pytest.mark.unit
@@ -31,12 +31,12 @@ def test_leaving_out_keeps_every_other_image_as_it_was(index: CocoIndex):
 
 
 def test_nothing_left_is_an_error(index: CocoIndex):
-    with pytest.raises(DatasetError, match="no image is left"):
+    with pytest.raises(UserError, match="no image is left"):
         leave_out(index, index.image_ids.tolist())
 
 
 def test_a_refusal_counts_names_and_mends(index: CocoIndex):
     refuse({}, index, "mend")
-    with pytest.raises(DatasetError, match=r"8 of 6 .* such as f0 \(image id 0\); .*f4 .*\. mend$") as caught:
+    with pytest.raises(UserError, match=r"8 of 6 .* such as f0 \(image id 0\); .*f4 .*\. mend$") as caught:
         refuse({number: f"f{number}" for number in range(8)}, index, "mend")
     assert "f5" not in str(caught.value)

@@ -9,10 +9,9 @@ from PIL import Image
 
 from data.coco import CocoIndex
 from data.demo import generate
-from data.errors import DatasetError
 from data.task import describe, open_evaluation, open_training, pick_examples
-from ssd.categories import Categories, CategoryError
-from ssd.compose import as_plain
+from ssd.categories import Categories
+from ssd.cli import as_plain
 from ssd.config import DataConfig, OnBadImage, TrainConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
@@ -58,7 +57,7 @@ def test_validation_with_other_categories_is_refused(demo: Path, tmp_path: Path,
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     content["categories"][0]["name"] = "something else"
     (tmp_path / "val.json").write_text(json.dumps(content))
-    with pytest.raises(CategoryError, match="something else"):
+    with pytest.raises(UserError, match="something else"):
         open_training(config(demo, val_annotations=str(tmp_path / "val.json")), None, session)
 
 
@@ -212,5 +211,5 @@ def test_one_rank_of_a_host_looks_at_the_files_for_all(demo: Path, session: Sess
     ranks = SecondOfHost(session.ranks.device, rank=1, local_rank=1, world_size=2)
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     ranks.found = {content["images"][2]["id"]: "a bad file"}
-    with pytest.raises(DatasetError, match=r"1 of 7 image files .* a bad file"):
+    with pytest.raises(UserError, match=r"1 of 7 image files .* a bad file"):
         open_evaluation(config(demo).data, None, timedelta(1), session.runtime, ranks, session.console)

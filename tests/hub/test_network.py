@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ssd import download
+from ssd.categories import COCO
 from ssd.checkpoint import CheckpointError, write
-from ssd.coco_categories import COCO
 from ssd.errors import UserError
-from ssd.hub.errors import HubError
 from ssd.hub.network import HubSSD300, nvidia_ssd, ssd300
-from ssd.model import SSD300, to_published
+from ssd.model import SSD300
+from ssd.published import to_published
 from tests.golden_inputs import forward_images, golden_arrays
 from tests.hub.checkpoints import (
     HEAD_SCALE,
@@ -118,7 +118,7 @@ def test_our_checkpoint_makes_the_network_that_it_is_of(ours: Path, small: SSD30
     ],
 )
 def test_what_the_checkpoint_is_not_is_refused(arguments: tuple[str, int], reason: str, ours: Path):
-    with pytest.raises(HubError, match=reason):
+    with pytest.raises(UserError, match=reason):
         ssd300(*arguments, ours)
 
 
@@ -143,7 +143,7 @@ def test_a_network_that_does_not_exist_is_refused_by_its_argument(
     arguments: tuple[str, object], reason: str, ours: Path
 ):
     for checkpoint in (None, ours):
-        with pytest.raises(HubError, match=reason):
+        with pytest.raises(UserError, match=reason):
             ssd300(*arguments, checkpoint)
 
 
@@ -153,7 +153,7 @@ def test_a_number_of_classes_may_be_one_of_numpys():
 
 def test_a_file_that_the_environment_names_is_refused_by_that_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", "nowhere.pt")
-    with pytest.raises(HubError, match=r"^NVIDIA_SSD_WEIGHTS=nowhere\.pt: checkpoint nowhere\.pt does not"):
+    with pytest.raises(UserError, match=r"^NVIDIA_SSD_WEIGHTS=nowhere\.pt: checkpoint nowhere\.pt does not"):
         nvidia()
     with pytest.raises(CheckpointError, match=r"^checkpoint here\.pt does not exist"):
         nvidia("here.pt")
@@ -163,12 +163,12 @@ def test_a_file_that_the_environment_names_is_refused_by_that_name(monkeypatch: 
 
 
 def test_an_unknown_model_math_is_refused_before_anything_is_read():
-    with pytest.raises(HubError, match="model_math='int8' is unknown; take one of fp32, fp16"):
+    with pytest.raises(UserError, match="model_math='int8' is unknown; take one of fp32, fp16"):
         nvidia("/gone.pt", model_math="int8")
 
 
 def test_weights_for_a_network_without_any_are_refused(ours: Path):
-    with pytest.raises(HubError, match="leave one out"):
+    with pytest.raises(UserError, match="leave one out"):
         nvidia(ours, pretrained=False)
 
 
@@ -203,7 +203,7 @@ def test_a_malicious_file_in_the_environment_variable_does_not_run(
 ):
     (tmp_path / "evil.pt").write_bytes(saved({"model": Payload(tmp_path / "touched")}))
     monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", str(tmp_path / "evil.pt"))
-    with pytest.raises(HubError, match=r"^NVIDIA_SSD_WEIGHTS=.*evil\.pt can't be read"):
+    with pytest.raises(UserError, match=r"^NVIDIA_SSD_WEIGHTS=.*evil\.pt can't be read"):
         nvidia()
     assert not (tmp_path / "touched").exists()
 
@@ -215,7 +215,7 @@ def test_the_payload_would_run_otherwise(tmp_path: Path):
 
 def test_a_torch_that_can_be_made_to_run_files_reads_none(ours: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
-    with pytest.raises(HubError, match=r"torch 2\.9\.1.*install 2\.10 or later"):
+    with pytest.raises(UserError, match=r"torch 2\.9\.1.*install 2\.10 or later"):
         nvidia(ours)
 
 
@@ -225,7 +225,7 @@ def test_a_downloaded_file_that_is_no_checkpoint_says_which_to_delete(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with serving() as site:
         site.files["/w.pt"] = b"<html>Please log in</html>"
-        with pytest.raises(HubError, match=r"checkpoints/w-\w+\.pt can't be read.*/w\.pt gave; delete it"):
+        with pytest.raises(UserError, match=r"checkpoints/w-\w+\.pt can't be read.*/w\.pt gave; delete it"):
             nvidia(f"{site.url}/w.pt")
 
 

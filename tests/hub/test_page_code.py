@@ -12,7 +12,8 @@ from PIL import Image
 
 from ssd.boxes import default_boxes
 from ssd.detect import detect
-from ssd.model import SSD300, from_published
+from ssd.model import SSD300
+from ssd.published import from_published
 from tests.hub.checkpoints import golden_weights, published_checkpoint
 from tests.web_site import serving
 

@@ -8,12 +8,12 @@ from PIL import Image
 
 from ssd import url
 from ssd.boxes import default_boxes
-from ssd.coco_categories import COCO
+from ssd.categories import COCO
 from ssd.detect import detect
+from ssd.errors import UserError
 from ssd.hub import processing as utils
-from ssd.hub.errors import HubError
 from ssd.hub.network import ssd300
-from ssd.picture import PictureError
+from ssd.image import PictureError
 from tests.golden_inputs import decode_inputs, golden_arrays
 from tests.web_site import Site, serve_until, serving, without_length
 
@@ -85,7 +85,7 @@ def test_a_picture_that_cannot_be_fetched_is_named(wide: Path, site: Site):
     ("place", "reason"), [("s3://b/p.png", "kind s3"), ("file://host/p", "machine host")]
 )
 def test_another_kind_of_url_is_refused(place: str, reason: str):
-    with pytest.raises(HubError, match=reason):
+    with pytest.raises(UserError, match=reason):
         utils.prepare_input(place)
 
 
@@ -123,7 +123,7 @@ def test_the_inputs_are_left_as_they_were(wide: Path):
 
 @pytest.mark.parametrize("inputs", [np.zeros((300, 300, 3)), [np.zeros((3, 300, 300))], []])
 def test_inputs_of_another_shape_are_refused(inputs: object):
-    with pytest.raises(HubError, match="list of arrays 300×300×3"):
+    with pytest.raises(UserError, match="list of arrays 300×300×3"):
         utils.prepare_tensor(inputs)
 
 

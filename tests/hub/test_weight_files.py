@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssd import download
-from ssd.hub.errors import HubError
+from ssd.errors import UserError
 from ssd.hub.weight_files import NVIDIA_URL, nvidia_weights, weight_file
 from tests.web_site import Site, serve_until, serving, status
 
@@ -85,9 +85,9 @@ def test_a_file_url_is_a_path_and_nothing_is_copied(tmp_path: Path, cache: Path)
 def test_a_file_of_another_sha256_is_refused(tmp_path: Path):
     file = tmp_path / "w.pt"
     file.write_bytes(NEW)
-    with pytest.raises(HubError, match=f"its sha256 is {sha256(NEW)}, not {sha256(OLD)}"):
+    with pytest.raises(UserError, match=f"its sha256 is {sha256(NEW)}, not {sha256(OLD)}"):
         weight_file(f"{file.as_uri()}#sha256={sha256(OLD)}")
-    with pytest.raises(HubError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         weight_file(f"{file.as_uri()}x#sha256={sha256(OLD)}")
 
 
@@ -101,7 +101,7 @@ def test_a_file_of_another_sha256_is_refused(tmp_path: Path):
     ],
 )
 def test_a_place_that_cannot_be_understood_is_refused(place: str, reason: str):
-    with pytest.raises(HubError, match=reason):
+    with pytest.raises(UserError, match=reason):
         weight_file(place)
 
 
@@ -125,7 +125,7 @@ def test_files_of_one_name_do_not_meet(site: Site):
 
 def test_the_right_sha256_is_taken_and_a_wrong_one_leaves_nothing(site: Site, cache: Path):
     url = f"{site.url}/a/weights.pt"
-    with pytest.raises(HubError, match=f"sha256 is {sha256(OLD)}, expected {sha256(NEW)}"):
+    with pytest.raises(UserError, match=f"sha256 is {sha256(OLD)}, expected {sha256(NEW)}"):
         weight_file(f"{url}#sha256={sha256(NEW)}")
     assert list(cache.glob("*.pt")) == []
     assert weight_file(f"{url}#sha256={sha256(OLD).upper()}").read_bytes() == OLD
@@ -133,7 +133,7 @@ def test_the_right_sha256_is_taken_and_a_wrong_one_leaves_nothing(site: Site, ca
 
 def test_a_file_cached_without_a_sha256_does_not_pass_for_one_with(site: Site):
     weight_file(f"{site.url}/a/weights.pt")
-    with pytest.raises(HubError, match="sha256"):
+    with pytest.raises(UserError, match="sha256"):
         weight_file(f"{site.url}/a/weights.pt#sha256={sha256(NEW)}")
 
 
@@ -150,7 +150,7 @@ def test_force_reload_downloads_again(site: Site, cache: Path):
 def test_a_failed_reload_leaves_what_was_there(site: Site, cache: Path):
     file = weight_file(f"{site.url}/a/weights.pt")
     site.answers["/a/weights.pt"] = [serve_until(100)]
-    with pytest.raises(HubError, match="100 of"):
+    with pytest.raises(UserError, match="100 of"):
         weight_file(f"{site.url}/a/weights.pt", force_reload=True)
     assert file.read_bytes() == OLD
     assert list(cache.iterdir()) == [file]
@@ -159,7 +159,7 @@ def test_a_failed_reload_leaves_what_was_there(site: Site, cache: Path):
 @pytest.mark.parametrize("answer", [serve_until(100), status(503), status(404)])
 def test_a_failed_download_says_what_to_do_and_does_not_pass_for_a_file(answer, site: Site):
     site.answers["/a/weights.pt"] = [answer]
-    with pytest.raises(HubError, match=r"weights=.*NVIDIA_SSD_WEIGHTS=PATH"):
+    with pytest.raises(UserError, match=r"weights=.*NVIDIA_SSD_WEIGHTS=PATH"):
         weight_file(f"{site.url}/a/weights.pt")
     assert weight_file(f"{site.url}/a/weights.pt").read_bytes() == OLD
 
@@ -168,7 +168,7 @@ def test_no_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download, "BACKOFF_SECONDS", ())
     with serving() as gone:
         url = f"{gone.url}/w.pt"
-    with pytest.raises(HubError, match="NVIDIA_SSD_WEIGHTS=PATH"):
+    with pytest.raises(UserError, match="NVIDIA_SSD_WEIGHTS=PATH"):
         weight_file(url)
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from ssd.categories import Categories, CategoryError
+from ssd.categories import Categories
+from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -26,11 +27,11 @@ def test_the_order_of_the_ground_truths_categories_does_not_matter():
     ids=["renamed", "missing", "one more", "swapped"],
 )
 def test_other_categories_are_refused_by_file(truth: Categories):
-    with pytest.raises(CategoryError, match=r"val\.json: \d categories differ"):
+    with pytest.raises(UserError, match=r"val\.json: \d categories differ"):
         TRAINED.check_scored_by(truth, "val.json")
 
 
 def test_a_detector_of_another_number_of_classes_is_refused():
-    with pytest.raises(CategoryError, match=r"2 classes apart and val\.json has 1"):
+    with pytest.raises(UserError, match=r"2 classes apart and val\.json has 1"):
         Categories((1,), ("a",)).check_count(3, "val.json")
     Categories((1,), ("a",)).check_count(2, "val.json")

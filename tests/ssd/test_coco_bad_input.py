@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ssd.evaluation.coco import EvaluationError, coco_numbers
+from ssd.errors import UserError
+from ssd.evaluation.coco import coco_numbers
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +35,7 @@ def test_the_good_entry_is_good(truth_file: Path) -> None:
 
 
 def test_missing_annotation_file(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"none\.json cannot be read.*give data\.val_annotations="):
+    with pytest.raises(UserError, match=r"none\.json cannot be read.*give data\.val_annotations="):
         coco_numbers(tmp_path / "none.json", [GOOD])
 
 
@@ -62,7 +63,7 @@ def test_missing_annotation_file(tmp_path: Path) -> None:
 )
 def test_bad_annotation_file(truth_file: Path, text: str, said: str) -> None:
     truth_file.write_text(text)
-    with pytest.raises(EvaluationError, match=rf"annotation file .*truth\.json: .*{said}"):
+    with pytest.raises(UserError, match=rf"annotation file .*truth\.json: .*{said}"):
         coco_numbers(truth_file, [GOOD])
 
 
@@ -93,56 +94,56 @@ def test_bad_annotation_file(truth_file: Path, text: str, said: str) -> None:
 )
 def test_bad_entry_of_a_list_or_a_file(truth_file: Path, change: dict[str, Any], said: str) -> None:
     results = [GOOD, GOOD | change]
-    with pytest.raises(EvaluationError, match=f"^detections: .*{said}"):
+    with pytest.raises(UserError, match=f"^detections: .*{said}"):
         coco_numbers(truth_file, results)
     results_file = truth_file.with_name("results.json")
     results_file.write_text(json.dumps(results))
-    with pytest.raises(EvaluationError, match=rf"^detections .*results\.json: .*{said}"):
+    with pytest.raises(UserError, match=rf"^detections .*results\.json: .*{said}"):
         coco_numbers(truth_file, results_file)
 
 
 @pytest.mark.parametrize("field", GOOD)
 def test_entry_without_a_field(truth_file: Path, field: str) -> None:
     without = {name: value for name, value in GOOD.items() if name != field}
-    with pytest.raises(EvaluationError, match=f"entry 2 has no {field}; write it as COCO's results are"):
+    with pytest.raises(UserError, match=f"entry 2 has no {field}; write it as COCO's results are"):
         coco_numbers(truth_file, [GOOD, GOOD, without])
 
 
 def test_every_entry_bad_in_the_same_way_is_refused_too(truth_file: Path) -> None:
     for change in ({"score": True}, {"score": "high"}, {"bbox": [1, 2, 3]}, {"image_id": "10"}):
-        with pytest.raises(EvaluationError, match="entry 0 has the"):
+        with pytest.raises(UserError, match="entry 0 has the"):
             coco_numbers(truth_file, [GOOD | change, GOOD | change])
 
 
 def test_entry_that_is_no_object(truth_file: Path) -> None:
     results: list[Any] = [GOOD, [10, 5]]
-    with pytest.raises(EvaluationError, match=r"entry 1 is \[10, 5\], not an object with image_id"):
+    with pytest.raises(UserError, match=r"entry 1 is \[10, 5\], not an object with image_id"):
         coco_numbers(truth_file, results)
 
 
 def test_every_stranger_is_counted(truth_file: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"2 are of images .* entry 1, the first, has the image_id 40"):
+    with pytest.raises(UserError, match=r"2 are of images .* entry 1, the first, has the image_id 40"):
         coco_numbers(truth_file, [GOOD, GOOD | {"image_id": 40}, GOOD | {"image_id": 30}])
 
 
 @pytest.mark.parametrize("results", [None, {"annotations": []}, ({},)])
 def test_what_is_no_list(truth_file: Path, results: Any) -> None:
-    with pytest.raises(EvaluationError, match=f"a {type(results).__name__}; give COCO's results, a list of"):
+    with pytest.raises(UserError, match=f"a {type(results).__name__}; give COCO's results, a list of"):
         coco_numbers(truth_file, results)
 
 
 def test_file_of_detections_that_is_missing_truncated_or_no_list(truth_file: Path) -> None:
     file = truth_file.with_name("results.json")
-    with pytest.raises(EvaluationError, match=r"results\.json cannot be read.*name a json file"):
+    with pytest.raises(UserError, match=r"results\.json cannot be read.*name a json file"):
         coco_numbers(truth_file, file)
     file.write_text(json.dumps([GOOD])[:-5])
-    with pytest.raises(EvaluationError, match=r"results\.json: no JSON text, or one that breaks off.*anew"):
+    with pytest.raises(UserError, match=r"results\.json: no JSON text, or one that breaks off.*anew"):
         coco_numbers(truth_file, file)
     file.write_bytes(b"\xff\xfe\xfd")
-    with pytest.raises(EvaluationError, match=r"results\.json: no JSON text"):
+    with pytest.raises(UserError, match=r"results\.json: no JSON text"):
         coco_numbers(truth_file, file)
     file.write_text(json.dumps(TRUTH))
-    with pytest.raises(EvaluationError, match=r"results\.json: a dict; give COCO's results"):
+    with pytest.raises(UserError, match=r"results\.json: a dict; give COCO's results"):
         coco_numbers(truth_file, file)
 
 
@@ -170,10 +171,10 @@ def test_file_of_detections_that_is_missing_truncated_or_no_list(truth_file: Pat
     ],
 )
 def test_bad_array(truth_file: Path, rows: Any, said: str) -> None:
-    with pytest.raises(EvaluationError, match=f"^detections: .*{said}"):
+    with pytest.raises(UserError, match=f"^detections: .*{said}"):
         coco_numbers(truth_file, rows)
 
 
 def test_image_ids_that_the_file_does_not_list(truth_file: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"image_ids: .*truth\.json does not list 30 \(nor 1 others\)"):
+    with pytest.raises(UserError, match=r"image_ids: .*truth\.json does not list 30 \(nor 1 others\)"):
         coco_numbers(truth_file, [GOOD], image_ids=[10, 30, 40])

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ssd.destination import DestinationError, check_file, check_folder, writing
+from ssd.cli import check_file, check_folder, writing
+from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -28,17 +29,17 @@ def test_a_place_that_takes_no_file_is_refused_by_its_key(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    with pytest.raises(DestinationError, match=r"benchmark\.out="):
+    with pytest.raises(UserError, match=r"benchmark\.out="):
         check_file(given, "benchmark.out")
 
 
 def test_a_folder_without_leave_to_write_is_refused_by_its_key():
     """/proc takes no files, not even root's."""
-    with pytest.raises(DestinationError, match=r"/proc can't be written \(.*\); give another out=…"):
+    with pytest.raises(UserError, match=r"/proc can't be written \(.*\); give another out=…"):
         check_file("/proc/report.json", "out")
 
 
 def test_a_disk_that_fills_up_meanwhile_is_named(tmp_path: Path):
     named = r"x can't be written \(No space left on device\).*out="
-    with pytest.raises(DestinationError, match=named), writing(tmp_path / "x", "out"):
+    with pytest.raises(UserError, match=named), writing(tmp_path / "x", "out"):
         raise OSError(28, "No space left on device")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.distributed import DistStoreError, HashStore
 
-from ssd.config import ConfigError, Device
+from ssd.config import Device
 from ssd.distributed import Ranks, choose_device, open_ranks
+from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -48,5 +49,5 @@ def test_a_waiting_rank_gives_up_after_the_calls_own_timeout():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_an_error():
     assert choose_device(Device.auto, local_rank=0) == CPU
-    with pytest.raises(ConfigError, match=r"runtime\.device=cuda.*give runtime\.device=cpu"):
+    with pytest.raises(UserError, match=r"runtime\.device=cuda.*give runtime\.device=cpu"):
         choose_device(Device.cuda, local_rank=0)

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from ssd.categories import Categories
-from ssd.draw import class_colour, draw_boxes, grid
 from ssd.evaluation.pictures import Example, example_pictures
+from ssd.image import class_colour, draw_boxes, grid
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 
+from ssd.cli import entry_point
 from ssd.config import TrainConfig
-from ssd.entry_point import entry_point
 from ssd.errors import UserError
 from tests.conftest import ROOT
 

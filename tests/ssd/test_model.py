@@ -10,7 +10,8 @@ import torchvision
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ssd.model import BACKBONES, SSD300, from_published, to_published
+from ssd.model import BACKBONES, SSD300
+from ssd.published import from_published, to_published
 from tests.golden_inputs import forward_images, golden_arrays, golden_json, published_weights
 
 pytestmark = pytest.mark.unit
@@ -267,7 +268,7 @@ def test_published_weights_with_a_missing_and_an_unknown_key_are_refused_by_both
 
 
 def test_a_whole_checkpoint_given_for_its_state_dict_is_refused():
-    with pytest.raises(ValueError, match=r"unknown keys epoch, model; missing keys .* and 166 more"):
+    with pytest.raises(ValueError, match=r"unknown keys epoch, model; missing keys .* and \d+ more"):
         from_published({"epoch": torch.zeros(1), "model": torch.zeros(1)})
 
 

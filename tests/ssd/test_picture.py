@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
-from ssd.picture import PictureError, centre_crop, normalize, read_picture, squash
+from ssd.image import PictureError, centre_crop, normalize, read_picture, squash
 
 pytestmark = pytest.mark.unit
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ssd.config import ConfigError, Precision, RuntimeConfig
+from ssd.config import Precision, RuntimeConfig
+from ssd.errors import UserError
 from ssd.runtime import set_up
 
 pytestmark = pytest.mark.unit
@@ -10,12 +11,12 @@ CPU = torch.device("cpu")
 
 
 def test_fp16_on_a_cpu_is_an_error_that_names_bf16():
-    with pytest.raises(ConfigError, match=r"runtime\.precision=bf16"):
+    with pytest.raises(UserError, match=r"runtime\.precision=bf16"):
         set_up(RuntimeConfig(precision=Precision.fp16), CPU)
 
 
 def test_tf32_on_a_cpu_is_an_error():
-    with pytest.raises(ConfigError, match=r"runtime\.tf32=false"):
+    with pytest.raises(UserError, match=r"runtime\.tf32=false"):
         set_up(RuntimeConfig(precision=Precision.fp32, tf32=True), CPU)
 
 

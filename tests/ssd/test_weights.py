@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ssd.checkpoint import CheckpointError, write
-from ssd.model import SSD300, to_published
-from ssd.weights import load_weights
+from ssd.model import SSD300
+from ssd.published import load_weights, to_published
 
 pytestmark = pytest.mark.unit
 

@@ -14,9 +14,9 @@ from data.convert.dataset import SPLITS, Box, DataSet, Header, Picture, Split, c
 from data.convert.findings import Findings
 from data.convert.pictures import check_size, read_header
 from data.convert.progress import shown
-from data.errors import DatasetError
 from ssd.categories import Categories
 from ssd.config import DataConfig
+from ssd.errors import UserError
 
 
 def read_coco(source: Path, findings: Findings) -> DataSet:
@@ -28,7 +28,7 @@ def read_coco(source: Path, findings: Findings) -> DataSet:
     layout = DataConfig(path=str(source))
     files: dict[Split, Path] = {split: layout.locate(f"{split}_annotations") for split in SPLITS}
     if not files["train"].is_file():
-        raise DatasetError(f"{files['train']} is missing; give a folder in COCO layout")
+        raise UserError(f"{files['train']} is missing; give a folder in COCO layout")
     pictures: dict[Split, tuple[Picture, ...]] = {}
     categories: dict[Split, Categories] = {}
     for split, file in files.items():
@@ -73,7 +73,7 @@ def _boxes(
         left, top, width, height = ltwh_px
         try:
             inside_ltwh_px, over_px = cut_to_picture((left, top, width, height), header)
-        except DatasetError:
+        except UserError:
             findings.count("boxes without area inside their picture are left out", name)
             continue
         findings.count_cut(name, over_px)

@@ -8,7 +8,7 @@ from data.convert.dataset import Split
 from data.convert.findings import Findings
 from data.convert.pictures import SUFFIXES, find_files
 from data.convert.text import read_lines
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 VAL_FOLDERS = ("val", "valid")
 
@@ -26,7 +26,7 @@ class Entry:
         """Return the picture's name in its folder; claimed: what the xml's <filename> says.
 
         The stem counts: <filename> is often left over from before a renaming. It decides where several
-        pictures have the stem, or none has. Raises DatasetError.
+        pictures have the stem, or none has. Raises UserError.
         """
         if len(self.candidates) == 1:
             return self.candidates[0]
@@ -35,10 +35,10 @@ class Entry:
         if inside and (not self.candidates or named.as_posix() in self.candidates):
             return named.as_posix()
         if self.candidates:
-            raise DatasetError(
+            raise UserError(
                 f"belongs to {' or '.join(self.candidates)}, and <filename> says {claimed!r}; correct that"
             )
-        raise DatasetError(
+        raise UserError(
             f"its picture is missing: {self.pictures / self.stem} with any of {' '.join(SUFFIXES)}, or "
             f"{claimed!r} as <filename> says; add it, or remove the xml file"
         )
@@ -48,7 +48,7 @@ def find_entries(source: Path, findings: Findings) -> dict[Split, list[Entry]]:
     """Return the entries of each split, sorted; `train` alone where the source has no validation split.
 
     The devkit's Annotations, JPEGImages and ImageSets/Main, or xml files beside their pictures: in train/ and
-    val/ (or valid/), else anywhere in the folder. Raises DatasetError for anything else.
+    val/ (or valid/), else anywhere in the folder. Raises UserError for anything else.
     """
     if (source / "Annotations").is_dir():
         return _devkit(source, findings)
@@ -64,7 +64,7 @@ def find_entries(source: Path, findings: Findings) -> dict[Split, list[Entry]]:
 def _devkit(source: Path, findings: Findings) -> dict[Split, list[Entry]]:
     annotations, pictures = source / "Annotations", source / "JPEGImages"
     if not pictures.is_dir():
-        raise DatasetError(f"{source} has Annotations and no JPEGImages; add that folder with the pictures")
+        raise UserError(f"{source} has Annotations and no JPEGImages; add that folder with the pictures")
     lists = source / "ImageSets" / "Main"
     present = {name for name in ("train", "val", "trainval", "test") if (lists / f"{name}.txt").is_file()}
     if "test" in present:
@@ -88,14 +88,14 @@ def _listed(file: Path, annotations: Path, findings: Findings) -> list[str]:
     """Return the stems of a list, those whose xml file is there; the others are problems."""
     lines = read_lines(file)
     if not any(lines):
-        raise DatasetError(f"{file} names no picture; add some, or remove the file")
+        raise UserError(f"{file} names no picture; add some, or remove the file")
     stems = []
     for number, stem in enumerate(lines, start=1):
         with findings.collect(f"{file}: line {number}"):
             if stem and leaves_folder(stem):
-                raise DatasetError(f"{stem!r} leaves the folder {annotations}; correct or remove the line")
+                raise UserError(f"{stem!r} leaves the folder {annotations}; correct or remove the line")
             if stem and not (annotations / f"{stem}.xml").is_file():
-                raise DatasetError(f"there is no {annotations / stem}.xml; add it, or remove the line")
+                raise UserError(f"there is no {annotations / stem}.xml; add it, or remove the line")
             if stem:
                 stems.append(stem)
     return stems
@@ -105,7 +105,7 @@ def _all_entries(annotations: Path, pictures: Path, findings: Findings) -> list[
     """Return an entry for each xml file of the folder."""
     stems = [_stem(name) for name in find_files(annotations, (".xml",))]
     if not stems:
-        raise DatasetError(
+        raise UserError(
             f"{annotations} holds no xml file; give the folder that holds Annotations and JPEGImages (of a "
             "devkit: VOCdevkit/VOC2012), or xml files beside their pictures"
         )

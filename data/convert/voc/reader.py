@@ -12,14 +12,14 @@ from data.convert.text import number, whole_number
 from data.convert.voc import corners
 from data.convert.voc.annotation import child, parse, text_of
 from data.convert.voc.layout import Entry, find_entries
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 
 def read_voc(source: Path, classes_file: Path | None, findings: Findings) -> DataSet:
     """Read a folder of VOC files, `train` alone where it has no validation split.
 
     classes_file: the categories and their order; else classes.txt in the source, else all names, sorted.
-    Raises DatasetError with every problem met.
+    Raises UserError with every problem met.
     """
     if classes_file is None and (source / CLASSES_FILE).is_file():
         classes_file = source / CLASSES_FILE
@@ -52,9 +52,7 @@ def _read_picture(entry: Entry, known: tuple[str, ...] | None, findings: Finding
         with findings.collect(where):
             box = _read_box(element, header, where, findings)
             if known is not None and box.category not in known:
-                raise DatasetError(
-                    f"the classes file has no {box.category!r}; correct it, or add a line there"
-                )
+                raise UserError(f"the classes file has no {box.category!r}; correct it, or add a line there")
             boxes.append(box)
     return Picture(file, name, header, tuple(boxes))
 
@@ -75,9 +73,7 @@ def _read_box(element: Element, header: Header, where: str, findings: Findings) 
     xmin, ymin, xmax, ymax = (number(text_of(box, key), f"{category}: {key}") for key in corners.NAMES)
     for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
         if low > high:
-            raise DatasetError(
-                f"{category}: {axis}min {low:g} is above {axis}max {high:g}; correct the object"
-            )
+            raise UserError(f"{category}: {axis}min {low:g} is above {axis}max {high:g}; correct the object")
     ltwh_px, over_px = cut_to_picture(corners.to_ltwh((xmin, ymin, xmax, ymax)), header)
     findings.count_cut(where, over_px)
     difficult = whole_number((element.findtext("difficult") or "").strip() or "0", f"{category}: difficult")

@@ -15,7 +15,7 @@ from data.convert.voc import corners
 def write_voc(data: DataSet, folder: Path, link: Link, findings: Findings) -> None:
     """Write JPEGImages, Annotations, ImageSets/Main and classes.txt; crowd boxes become difficult ones.
 
-    Raises DatasetError where pictures would share an xml file.
+    Raises UserError where pictures would share an xml file.
     """
     pictures = data.by_stem(("train", "val"))
     place_pictures(pictures.values(), folder / "JPEGImages", link)

@@ -9,7 +9,7 @@ from data.convert.findings import Findings
 from data.convert.pictures import SUFFIXES, find_files
 from data.convert.text import read_lines
 from data.convert.yolo.config import Config
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 # Of tools' exports; the first that is there is the split's.
 _PLACES = {
@@ -36,7 +36,7 @@ def find_entries(source: Path, config: Config, findings: Findings) -> dict[Split
     """Return the entries of each split, sorted; `train` alone where the source has no validation split.
 
     The splits are where data.yaml says, else in the folders or list files of the usual exports, else all
-    pictures are one. Raises DatasetError where a place of data.yaml is missing or without pictures.
+    pictures are one. Raises UserError where a place of data.yaml is missing or without pictures.
     """
     found = _of_config(source, config) if config.train is not None else _of_usual_places(source)
     if "test" in found:
@@ -47,7 +47,7 @@ def find_entries(source: Path, config: Config, findings: Findings) -> dict[Split
             entries[split] = [entry for place in found[split] for entry in _entries(source, place, findings)]
             findings.stop_at_problems(source)
             if not entries[split]:
-                raise DatasetError(f"{found[split][0]} holds no picture ({' '.join(SUFFIXES)}); add some")
+                raise UserError(f"{found[split][0]} holds no picture ({' '.join(SUFFIXES)}); add some")
     return entries
 
 
@@ -72,7 +72,7 @@ def _of_config_entry(source: Path, config: Config, split: str, place: str) -> Pa
     for path in candidates:
         if os.path.exists(path):
             return Path(path)
-    raise DatasetError(
+    raise UserError(
         f"{source}: {split}: {place} of its yaml file is neither {' nor '.join(candidates)}; "
         "correct the entry"
     )
@@ -87,7 +87,7 @@ def _of_usual_places(source: Path) -> dict[str, list[Path]]:
     if "train" in found:
         return found
     if "val" in found:
-        raise DatasetError(
+        raise UserError(
             f"{source} has {found['val'][0].name} and no train beside it; add train, or rename it"
         )
     return {"train": [source / (_first(source, _WITHOUT_SPLITS) or "")]}
@@ -124,7 +124,7 @@ def _refuse_orphans(entries: list[Entry], findings: Findings) -> None:
     for folder in sorted(folders):
         for labels in sorted(set(folder.glob("[!.]*.txt")) - expected):
             with findings.collect(labels):
-                raise DatasetError("no picture belongs to it; add the picture, or remove the file")
+                raise UserError("no picture belongs to it; add the picture, or remove the file")
 
 
 def _listed(source: Path, line: str) -> Path:
@@ -133,7 +133,7 @@ def _listed(source: Path, line: str) -> Path:
         path = Path(os.path.normpath(source / name))
         if path.is_file():
             return path
-    raise DatasetError(f"there is no picture {line!r}; correct or remove the line")
+    raise UserError(f"there is no picture {line!r}; correct or remove the line")
 
 
 def _label_file(source: Path, picture: Path) -> Path:

@@ -9,7 +9,7 @@ from data.convert.progress import shown
 from data.convert.text import number, read_lines, whole_number
 from data.convert.yolo.config import category_names, read_config
 from data.convert.yolo.layout import Entry, find_entries
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 LARGEST = 2.0
 """A centre or size beyond this many pictures is taken for pixels."""
@@ -19,7 +19,7 @@ def read_yolo(source: Path, classes_file: Path | None, findings: Findings) -> Da
     """Read a folder of YOLO files, `train` alone where it has no validation split.
 
     classes_file: the category names by index; else data.yaml, classes.txt or obj.names of the source.
-    A picture without a label file is one without objects. Raises DatasetError with every problem met.
+    A picture without a label file is one without objects. Raises UserError with every problem met.
     """
     config = read_config(source)
     names = category_names(source, config, classes_file)
@@ -36,9 +36,9 @@ def read_yolo(source: Path, classes_file: Path | None, findings: Findings) -> Da
 
 
 def _refuse_unlabelled(entries: list[Entry]) -> None:
-    """Raise DatasetError where no picture has a label file: they lie elsewhere."""
+    """Raise UserError where no picture has a label file: they lie elsewhere."""
     if not any(entry.labels.is_file() for entry in entries):
-        raise DatasetError(
+        raise UserError(
             f"none of {len(entries)} pictures has a label file, {entries[0].picture}, say, no "
             f"{entries[0].labels}; put the label files there"
         )
@@ -63,7 +63,7 @@ def _read_box(
 ) -> Box:
     index = whole_number(words[0], "class index")
     if not 0 <= index < len(names):
-        raise DatasetError(
+        raise UserError(
             f"class index {index} is outside the names' 0 to {len(names) - 1}; correct it, or add the name"
         )
     values = [number(word, "coordinate") for word in words[1:]]
@@ -74,11 +74,9 @@ def _read_box(
         cx, cy, width, height = values
         ltwh = (cx - width / 2, cy - height / 2, width, height)
     else:
-        raise DatasetError(
-            f"{len(words)} numbers, neither class cx cy w h nor class x y x y x y …; correct it"
-        )
+        raise UserError(f"{len(words)} numbers, neither class cx cy w h nor class x y x y x y …; correct it")
     if max(map(abs, values)) > LARGEST:
-        raise DatasetError(
+        raise UserError(
             f"coordinate {max(values, key=abs):g} is not relative to the picture; divide by its size"
         )
     ltwh_px, over_px = cut_to_picture(_in_pixels(ltwh, header), header)

@@ -14,7 +14,7 @@ from data.convert.progress import shown
 def write_yolo(data: DataSet, folder: Path, link: Link, findings: Findings) -> None:
     """Write the two splits; crowd boxes, which YOLO has no mark for, are left out.
 
-    A picture without boxes gets an empty label file. Raises DatasetError where pictures would share one.
+    A picture without boxes gets an empty label file. Raises UserError where pictures would share one.
     """
     indices = {name: index for index, name in enumerate(data.categories)}
     for split in data.splits:

@@ -12,7 +12,7 @@ from data.convert.conversion import Format, Options, convert
 from data.convert.dataset import Header, Picture
 from data.convert.folder import Link
 from data.convert.splits import deal
-from data.errors import DatasetError
+from ssd.errors import UserError
 from tests.conftest import ROOT
 from tests.data.convert.folders import YOLO_LINE, coco_folder, picture, rows, to_coco, yolo_folder
 
@@ -57,13 +57,13 @@ def test_dealing_leaves_no_split_empty(count: int, fraction: float, val: int) ->
 
 
 def test_a_single_picture_cannot_be_dealt() -> None:
-    with pytest.raises(DatasetError, match=r"a.png is the only picture, one split stays empty; add"):
+    with pytest.raises(UserError, match=r"a.png is the only picture, one split stays empty; add"):
         deal(named("a.png"), 0.2, 0)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
 def test_fraction_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(DatasetError, match=r"--val-fraction .*: give a number between 0 and 1"):
+    with pytest.raises(UserError, match=r"--val-fraction .*: give a number between 0 and 1"):
         Options(val_fraction=fraction)
 
 
@@ -110,9 +110,7 @@ def test_failing_link_names_the_option_and_leaves_nothing(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", across_disks)
-    with pytest.raises(
-        DatasetError, match=r"--link hard .*Invalid cross-device link.*--link symlink or copy"
-    ):
+    with pytest.raises(UserError, match=r"--link hard .*Invalid cross-device link.*--link symlink or copy"):
         to_coco(source, "yolo", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
@@ -132,14 +130,14 @@ def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Pa
     to_coco(source, "yolo", tmp_path / "empty")
     before = sorted(tmp_path.rglob("*"))
     for out in (tmp_path / "empty", source, source / "classes.txt"):
-        with pytest.raises(DatasetError, match="is there and is no empty folder; delete it"):
+        with pytest.raises(UserError, match="is there and is no empty folder; delete it"):
             to_coco(source, "yolo", out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_folder_in_the_way_is_told_before_anything_is_read(source: Path, tmp_path: Path) -> None:
     (source / "labels" / "train" / "a.txt").write_text("broken")
-    with pytest.raises(DatasetError, match="is no empty folder"):
+    with pytest.raises(UserError, match="is no empty folder"):
         to_coco(source, "yolo", tmp_path)
 
 
@@ -168,7 +166,7 @@ def test_path_of_windows_is_named_as_such(tmp_path: Path) -> None:
     val = root / "val2017"
     (val / "sub").mkdir()
     (val / "sub\\b.png").rename(val / "sub/b.png")
-    with pytest.raises(DatasetError, match=r"No such file .*, but .*sub/b.png is there: write / for"):
+    with pytest.raises(UserError, match=r"No such file .*, but .*sub/b.png is there: write / for"):
         convert(root, Format.coco, tmp_path / "out", Format.yolo, Options())
 
 
@@ -186,9 +184,7 @@ def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, t
     (source / "data.yaml").write_text(
         "{train: [images/train, images/more], val: images/val, names: [zebra, ant]}"
     )
-    with pytest.raises(
-        DatasetError, match=r"train/a\.png and .*more/a\.png are both a\.png in train; rename"
-    ):
+    with pytest.raises(UserError, match=r"train/a\.png and .*more/a\.png are both a\.png in train; rename"):
         to_coco(source, "yolo", tmp_path / "out")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.convert.conversion import Format, Options, convert
-from data.errors import DatasetError
+from ssd.errors import UserError
 from tests.data.convert.folders import YOLO_LINE, voc_devkit, voc_object, yolo_folder
 
 pytestmark = pytest.mark.unit
@@ -66,7 +66,7 @@ def test_mutated_files_are_converted_or_refused_by_name(
                 convert(
                     source, Format(make.__name__), tmp_path / f"{file.name}{number}", Format.coco, Options()
                 )
-            except DatasetError as error:
+            except UserError as error:
                 refusals.append(str(error))
         file.write_bytes(text)
     assert len(refusals) > MUTATIONS // 2

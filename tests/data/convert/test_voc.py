@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.convert.conversion import Options
-from data.errors import DatasetError
+from ssd.errors import UserError
 from tests.data.convert.folders import (
     category_names,
     picture,
@@ -211,7 +211,7 @@ def test_damage_is_named_with_its_file_and_nothing_is_written(
 ) -> None:
     source = voc_devkit(tmp_path / "voc", v=(DOG,), a=(DOG,), b=(DOG,))
     damage(source)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         to_coco(source, "voc", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
 
@@ -220,14 +220,14 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     bad = (voc_object("dog", (50, 1, 20, 9)), DOG, voc_object("dog", ("x", 1, 20, 9)))
     source = voc_devkit(tmp_path / "voc", v=bad, a=(DOG,), b=bad)
     (source / "Annotations" / "a.xml").write_text("<annotation>")
-    with pytest.raises(DatasetError, match="5 problems, nothing was written") as caught:
+    with pytest.raises(UserError, match="5 problems, nothing was written") as caught:
         to_coco(source, "voc", tmp_path / "out")
     assert len(str(caught.value).splitlines()) == 6
 
 
 def test_of_many_problems_some_are_listed(tmp_path: Path) -> None:
     source = voc_devkit(tmp_path / "voc", v=(voc_object("dog", ("x", 1, 9, 9)),) * 50, a=(DOG,))
-    with pytest.raises(DatasetError, match=r"50 problems(.|\n)*… and 30 more") as caught:
+    with pytest.raises(UserError, match=r"50 problems(.|\n)*… and 30 more") as caught:
         to_coco(source, "voc", tmp_path / "out")
     assert len(str(caught.value).splitlines()) == 22
 
@@ -235,7 +235,7 @@ def test_of_many_problems_some_are_listed(tmp_path: Path) -> None:
 def test_name_that_the_classes_file_lacks_is_named(tmp_path: Path) -> None:
     source = voc_devkit(tmp_path / "voc", v=(DOG,), a=(DOG, voc_object("dgo", (1, 1, 9, 9))))
     (source / "classes.txt").write_text("dog\n")
-    with pytest.raises(DatasetError, match=r"a\.xml: object 2: the classes file has no 'dgo'; correct"):
+    with pytest.raises(UserError, match=r"a\.xml: object 2: the classes file has no 'dgo'; correct"):
         to_coco(source, "voc", tmp_path / "out")
 
 
@@ -244,7 +244,7 @@ def test_xml_of_a_list_that_leaves_the_folder_is_refused(tmp_path: Path) -> None
     voc_xml(tmp_path / "elsewhere.xml", DOG)
     picture(tmp_path / "elsewhere.png")
     voc_list(source, "train", "../../elsewhere")
-    with pytest.raises(DatasetError, match=r"train\.txt: line 1: '\.\./\.\./elsewhere' leaves the folder"):
+    with pytest.raises(UserError, match=r"train\.txt: line 1: '\.\./\.\./elsewhere' leaves the folder"):
         to_coco(source, "voc", tmp_path / "out")
 
 
@@ -252,17 +252,17 @@ def test_xml_of_a_list_that_leaves_the_folder_is_refused(tmp_path: Path) -> None
 def test_folder_that_is_no_devkit_is_refused(tmp_path: Path, missing: str) -> None:
     source = voc_devkit(tmp_path / "voc", v=(DOG,), a=(DOG,))
     (source / missing).rename(tmp_path / "away")
-    with pytest.raises(DatasetError, match="JPEGImages"):
+    with pytest.raises(UserError, match="JPEGImages"):
         to_coco(source, "voc", tmp_path / "out")
 
 
 def test_set_without_objects_and_classes_is_refused(tmp_path: Path) -> None:
     source = voc_devkit(tmp_path / "voc", v=(), a=())
-    with pytest.raises(DatasetError, match=r"no category name; .* --classes FILE"):
+    with pytest.raises(UserError, match=r"no category name; .* --classes FILE"):
         to_coco(source, "voc", tmp_path / "out")
 
 
 def test_empty_list_is_refused(tmp_path: Path) -> None:
     source = voc_devkit(tmp_path / "voc", v=(DOG,))
-    with pytest.raises(DatasetError, match=r"Main/train\.txt names no picture; add"):
+    with pytest.raises(UserError, match=r"Main/train\.txt names no picture; add"):
         to_coco(source, "voc", tmp_path / "out")

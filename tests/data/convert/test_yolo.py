@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.convert.conversion import Options
-from data.errors import DatasetError
+from ssd.errors import UserError
 from tests.data.convert.folders import (
     YOLO_LINE,
     category_names,
@@ -142,7 +142,7 @@ BAD_LINES = {
 @pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES.keys())
 def test_bad_line_is_named_and_nothing_is_written(tmp_path: Path, line: str, message: str) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=f"{YOLO_LINE}{line}\n")
-    with pytest.raises(DatasetError, match=rf"labels/train/a\.txt: {message}"):
+    with pytest.raises(UserError, match=rf"labels/train/a\.txt: {message}"):
         to_coco(source, "yolo", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
@@ -150,30 +150,28 @@ def test_bad_line_is_named_and_nothing_is_written(tmp_path: Path, line: str, mes
 def test_label_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "labels" / "train" / "a.txt").write_bytes(b"0 0.5\xff")
-    with pytest.raises(DatasetError, match=r"train/a\.txt: byte 5 is no UTF-8"):
+    with pytest.raises(UserError, match=r"train/a\.txt: byte 5 is no UTF-8"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_label_file_without_a_picture_is_named(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "labels" / "train" / "gone.txt").write_text(YOLO_LINE)
-    with pytest.raises(DatasetError, match=r"labels/train/gone\.txt: no picture belongs to it; add"):
+    with pytest.raises(UserError, match=r"labels/train/gone\.txt: no picture belongs to it; add"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_labels_in_another_place_are_not_taken_for_pictures_without_objects(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "labels").rename(source / "annotations")
-    with pytest.raises(
-        DatasetError, match=r"none of 1 pictures has a label file, .* put the label files there"
-    ):
+    with pytest.raises(UserError, match=r"none of 1 pictures has a label file, .* put the label files there"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_broken_picture_is_named(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "images" / "train" / "a.png").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"images/train/a\.png is no picture that can be read"):
+    with pytest.raises(UserError, match=r"images/train/a\.png is no picture that can be read"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
@@ -194,27 +192,27 @@ CONFIGS = {
 def test_bad_data_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "data.yaml").write_text(text)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_set_without_class_names_is_refused(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "classes.txt").unlink()
-    with pytest.raises(DatasetError, match=r"no classes\.txt and no obj\.names .* --classes FILE"):
+    with pytest.raises(UserError, match=r"no classes\.txt and no obj\.names .* --classes FILE"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_val_without_train_is_refused(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE)
-    with pytest.raises(DatasetError, match="has val and no train beside it"):
+    with pytest.raises(UserError, match="has val and no train beside it"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_picture_that_a_list_names_and_is_not_there_is_named_by_its_line(tmp_path: Path) -> None:
     source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
     (source / "train.txt").write_text("images/train/a.png\n\n/images/gone.png\n")
-    with pytest.raises(DatasetError, match=r"train\.txt: line 3: there is no picture '/images/gone.png'"):
+    with pytest.raises(UserError, match=r"train\.txt: line 3: there is no picture '/images/gone.png'"):
         to_coco(source, "yolo", tmp_path / "out")
 
 

@@ -13,7 +13,7 @@ from data.doctor.annotations import check_annotations, check_geometry
 from data.doctor.document import Entries, read_entries
 from data.doctor.entries import check_categories, check_images
 from data.doctor.findings import Kind, Severity
-from data.errors import DatasetError
+from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit
 
@@ -127,7 +127,7 @@ def test_what_training_refuses_is_an_error_and_nothing_is_raised(tmp_path: Path,
     errors = [finding for finding in findings if finding.kind.value.severity is Severity.error]
     try:
         index = read_index(file, tmp_path, Selection(images_without_boxes=True))
-    except DatasetError:
+    except UserError:
         # Without an image or a category nothing in the file is wrong but that.
         assert errors or not images or not names
     else:

@@ -9,16 +9,15 @@ import pytest
 
 from data.annotation_cache import open_annotations
 from data.coco_json import Source, read_document
-from data.doctor.config import CheckDataConfig, CheckDatasetConfig
-from data.doctor.config import Split as SplitName
 from data.doctor.examination import examine
 from data.doctor.findings import Kind, Severity
 from data.doctor.ids import entry_name
 from data.doctor.report import DatasetReport
 from data.doctor.truth import TruthScore
-from data.errors import DatasetError
 from data.task import open_training
-from ssd.config import DataConfig, OnBadImage, TrainConfig
+from ssd.config import CheckDataConfig, CheckDatasetConfig, DataConfig, OnBadImage, TrainConfig
+from ssd.config import Split as SplitName
+from ssd.errors import UserError
 from ssd.training.session import Session
 from tests.data.doctor.planted import Expected, Split, cut, plant_all, rotate
 from tests.data.doctor.sound_set import sound_set
@@ -231,7 +230,7 @@ def test_what_quarantine_can_do_without_is_what_training_does_without(root: Path
 
     val.file(Kind.file_empty, lambda path: cut(path, 0))
     assert examined(root).verdict().endswith("(2 errors)")
-    with pytest.raises(DatasetError, match=r"data.val_images=.*1 of 8 image files can't be used"):
+    with pytest.raises(UserError, match=r"data.val_images=.*1 of 8 image files can't be used"):
         open_training(with_quarantine, None, session)
 
 
@@ -248,7 +247,7 @@ def test_no_promise_where_no_image_would_be_left(root: Path, session: Session) -
         path.unlink()
     assert examined(root).verdict().endswith("(45 errors)")
     data = DataConfig(path=str(root), batch_size=2, on_bad_image=OnBadImage.quarantine)
-    with pytest.raises(DatasetError, match="no image is left"):
+    with pytest.raises(UserError, match="no image is left"):
         open_training(TrainConfig(name="x", data=data), None, session)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data.doctor.config import Split
 from data.doctor.report import DatasetReport, SplitReport
 from data.doctor.screen import show
 from data.doctor.statistics import Statistics
 from data.doctor.truth import TruthScore
+from ssd.config import Split
 
 pytestmark = pytest.mark.unit
 

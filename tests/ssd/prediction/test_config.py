@@ -3,12 +3,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ssd.categories import Categories, CategoryError
-from ssd.coco_categories import COCO
-from ssd.compose import parse, register
-from ssd.config import ConfigError, Precision
-from ssd.prediction.config import PredictConfig, categories_of
-from ssd.weights import Weights
+from ssd.categories import COCO, Categories
+from ssd.cli import parse, register
+from ssd.config import Precision, PredictConfig
+from ssd.errors import UserError
+from ssd.published import Weights
 
 pytestmark = pytest.mark.unit
 
@@ -57,12 +56,12 @@ def test_images_is_one_place_or_several(override: str, places: list[str]):
 
 @pytest.mark.parametrize("value", ["null", "true", "1e3", "[]", "''", "[a,null]", "{a: b}"])
 def test_images_that_are_no_text_are_refused(value: str):
-    with pytest.raises(ConfigError, match=r"^images="):
+    with pytest.raises(UserError, match=r"^images="):
         predict_config(f"images={value}")
 
 
 def test_images_must_be_given():
-    with pytest.raises(ConfigError, match=r"images is not set: give images="):
+    with pytest.raises(UserError, match=r"images is not set: give images="):
         predict_config()
 
 
@@ -81,7 +80,7 @@ def test_images_must_be_given():
     ],
 )
 def test_a_senseless_value_is_refused_by_its_key(override: str):
-    with pytest.raises(ConfigError, match=rf"^{override.split('=')[0]}="):
+    with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
         predict_config("images=a", override)
 
 
@@ -97,7 +96,7 @@ def test_a_published_checkpoint_runs_in_float32():
 
 
 def test_classes_are_chosen_by_name_and_all_where_none_is():
-    categories = categories_of(TRAINED, "x.pt")
+    categories = TRAINED.categories_or_coco("x.pt")
     assert predict_config("images=a").resolve_classes(categories) == {1, 2, 3, 4}
     assert predict_config("images=a", "classes=[hot dog]").resolve_classes(categories) == {2}
     # Two categories may bear one name.
@@ -113,16 +112,14 @@ def test_classes_are_chosen_by_name_and_all_where_none_is():
     ],
 )
 def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
-    with pytest.raises(ConfigError, match=answer):
+    with pytest.raises(UserError, match=answer):
         predict_config("images=a", f"classes=[dog,{name}]").resolve_classes(COCO)
 
 
 def test_a_published_checkpoint_of_81_classes_has_cocos_names_and_ids():
-    assert categories_of(published(81), "p.pt") is COCO
+    assert published(81).categories_or_coco("p.pt") is COCO
 
 
 def test_a_published_checkpoint_of_other_classes_has_no_names_and_is_refused():
-    with pytest.raises(
-        CategoryError, match=r"^p\.pt holds no class names and 6 classes.*written by train\.py"
-    ):
-        categories_of(published(7), "p.pt")
+    with pytest.raises(UserError, match=r"^p\.pt holds no class names and 6 classes.*written by train\.py"):
+        published(7).categories_or_coco("p.pt")

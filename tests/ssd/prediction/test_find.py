@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ssd.prediction.find import SUFFIXES, FindError, find_pictures
+from ssd.errors import UserError
+from ssd.prediction.find import SUFFIXES, find_pictures
 
 pytestmark = pytest.mark.unit
 
@@ -95,7 +96,7 @@ def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
     link = photos.parent / "link"
     link.symlink_to(photos)
     for out in (photos, link, photos / "a" / ".."):
-        with pytest.raises(FindError, match=r"^out=.*give another folder"):
+        with pytest.raises(UserError, match=r"^out=.*give another folder"):
             names(f"{photos}{place}", out=out)
 
 
@@ -110,7 +111,7 @@ def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
 )
 def test_a_place_without_pictures_is_named_even_beside_others(place: str, message: str, photos: Path):
     (photos / "empty").mkdir()
-    with pytest.raises(FindError, match=message):
+    with pytest.raises(UserError, match=message):
         names(photos, photos / place)
 
 

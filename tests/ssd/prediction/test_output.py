@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ssd.categories import Categories
-from ssd.destination import DestinationError
+from ssd.errors import UserError
 from ssd.prediction.find import PictureFile, find_pictures
 from ssd.prediction.output import Output, count_rows, drawn_names
 from ssd.prediction.predictor import Found
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DestinationError, match=r"a\.png can't be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"a\.png can't be written \(No space left on device\)"):
         out.write_picture(picture_file("a.png"), blank(), NOTHING)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.png", "before")]
 
@@ -121,7 +121,7 @@ def test_a_name_as_long_as_names_can_be_is_written(tmp_path: Path):
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_done(place: str, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(DestinationError, match="can't be written"):
+    with pytest.raises(UserError, match="can't be written"):
         output(tmp_path / place, "a.png")
 
 
@@ -132,7 +132,7 @@ def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
     for name in ("x.png", "photos/x.png"):
         blank().save(folder / name)
     files = find_pictures([str(folder)], tmp_path)
-    with pytest.raises(DestinationError, match=r"photos/x\.png is one of the pictures; give another folder"):
+    with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
         Output(tmp_path, files, CATEGORIES)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ssd.boxes import cxcywh_to_ltrb, default_boxes
 from ssd.config import Precision
 from ssd.errors import UserError
-from ssd.picture import normalize
+from ssd.image import normalize
 from ssd.prediction.predictor import Predictor
 from ssd.runtime import Runtime
 

@@ -3,7 +3,7 @@
 import torch
 
 from ssd.categories import Categories
-from ssd.compose import as_plain
+from ssd.cli import as_plain
 from ssd.config import TrainConfig
 from ssd.training.saved_run import SavedRun
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torchvision
 
-from ssd.categories import Categories
+from ssd.categories import COCO, Categories
 from ssd.checkpoint import write
-from ssd.coco_categories import COCO
-from ssd.config import Backbone, ConfigError, ModelConfig
-from ssd.model import to_published
+from ssd.config import Backbone, ModelConfig
+from ssd.errors import UserError
+from ssd.published import to_published
 from ssd.training.network import build_network
 
 pytestmark = pytest.mark.unit
@@ -41,13 +41,13 @@ def test_an_imagenet_backbone_comes_from_a_file(tmp_path: Path):
 
 
 def test_weights_that_do_not_exist_name_those_that_do():
-    with pytest.raises(ConfigError, match=r"model\.weights=IMAGENET1K_V2: resnet18.*IMAGENET1K_V1"):
+    with pytest.raises(UserError, match=r"model\.weights=IMAGENET1K_V2: resnet18.*IMAGENET1K_V1"):
         build_network(config(weights="IMAGENET1K_V2"), CATEGORIES, seed=0)[0]
 
 
 def test_weights_of_another_resnet_are_refused(tmp_path: Path):
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "imagenet.pth")
-    with pytest.raises(ConfigError, match=r"model\.backbone"):
+    with pytest.raises(UserError, match=r"model\.backbone"):
         build_network(config(weights=str(tmp_path / "imagenet.pth")), CATEGORIES, seed=0)[0]
 
 
@@ -57,13 +57,13 @@ def test_a_failed_download_says_what_to_do_instead(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", no_network)
-    with pytest.raises(ConfigError, match=r"no network.*model\.weights=FILE"):
+    with pytest.raises(UserError, match=r"no network.*model\.weights=FILE"):
         build_network(config(weights="IMAGENET1K_V1"), CATEGORIES, seed=0)[0]
 
 
 def test_a_file_that_holds_no_weights_is_refused_by_the_key(tmp_path: Path):
     (tmp_path / "README.md").write_text("# words")
-    with pytest.raises(ConfigError, match=r"^model\.weights=.*README\.md: checkpoint .* can't be read"):
+    with pytest.raises(UserError, match=r"^model\.weights=.*README\.md: checkpoint .* can't be read"):
         build_network(config(weights=str(tmp_path / "README.md")), CATEGORIES, seed=0)
 
 
@@ -112,7 +112,7 @@ def test_a_published_checkpoint_of_81_classes_knows_cocos(tmp_path: Path):
 def test_a_detector_of_another_backbone_is_refused(tmp_path: Path):
     save_detector(tmp_path / "x.pt", CATEGORIES, published=True)
     other = ModelConfig(backbone=Backbone.resnet34, checkpoint=str(tmp_path / "x.pt"))
-    with pytest.raises(ConfigError, match=r"model\.backbone=resnet34: .*x\.pt is a resnet18"):
+    with pytest.raises(UserError, match=r"model\.backbone=resnet34: .*x\.pt is a resnet18"):
         build_network(other, CATEGORIES, seed=0)
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ssd.config import OptimizerConfig
-from ssd.model import SSD300, to_published
+from ssd.model import SSD300
+from ssd.published import to_published
 from ssd.training.optimizer import (
     Schedule,
     begin_momenta,

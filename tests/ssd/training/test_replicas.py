@@ -6,8 +6,9 @@ from torch import nn
 
 from ssd.config import OptimizerConfig
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.training.optimizer import build_optimizer
-from ssd.training.replicas import ReplicaError, checksum, compare_replicas
+from ssd.training.replicas import checksum, compare_replicas
 
 pytestmark = pytest.mark.unit
 
@@ -52,7 +53,7 @@ def test_the_first_tensor_that_differs_and_its_rank_are_named():
     with torch.no_grad():
         network[1].weight[2] = torch.nextafter(network[1].weight[2], torch.tensor(9.0))
         optimizer.state[network[1].bias]["momentum_buffer"][0] = 1.0
-    with pytest.raises(ReplicaError, match=r"1\.weight of rank 2 differs from rank 0's"):
+    with pytest.raises(UserError, match=r"1\.weight of rank 2 differs from rank 0's"):
         compare_replicas(*replica(), Replicas({2: checksums(network, optimizer)}))
 
 
@@ -61,7 +62,7 @@ def test_momenta_are_compared_and_statistics_are_not():
     network[1].running_mean += 1
     compare_replicas(*replica(), Replicas({1: checksums(network, optimizer)}))
     optimizer.state[network[0].bias]["momentum_buffer"][0] = -0.0
-    with pytest.raises(ReplicaError, match=r"0\.bias \(momentum\) of rank 1"):
+    with pytest.raises(UserError, match=r"0\.bias \(momentum\) of rank 1"):
         compare_replicas(*replica(), Replicas({1: checksums(network, optimizer)}))
 
 

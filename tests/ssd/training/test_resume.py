@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ssd.checkpoint import CheckpointError, load_run, saved_steps, step_file, write
-from ssd.compose import as_plain
-from ssd.config import ConfigError, DataConfig, OptimizerConfig, ResumeConfig, TrainConfig
+from ssd.cli import as_plain
+from ssd.config import DataConfig, OptimizerConfig, ResumeConfig, TrainConfig
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.meter import LossMeter
 from ssd.training.optimizer import build_optimizer
@@ -99,7 +100,7 @@ def test_named_keys_may_differ_and_no_others():
 
 
 def test_an_override_that_means_nothing_is_refused():
-    with pytest.raises(ConfigError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"):
+    with pytest.raises(UserError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"):
         compare(CONFIG, override=("optimizer.momentun",))
 
 
@@ -167,7 +168,7 @@ def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks():
 @pytest.mark.parametrize("world_size", [5, 12, 24])
 def test_ranks_that_cannot_share_the_global_batch_are_told_which_numbers_can(world_size: int):
     ranks = Ranks(torch.device("cpu"), world_size=world_size)
-    with pytest.raises(ConfigError, match=r"Numbers of ranks that work: 1, 2, 3, 4, 6$"):
+    with pytest.raises(UserError, match=r"Numbers of ranks that work: 1, 2, 3, 4, 6$"):
         images_per_rank(TrainConfig(name="x"), saved_run(world_size=2, global_batch=12), ranks)
 
 

@@ -7,7 +7,8 @@ from ssd.batches import TrainBatch
 from ssd.boxes import default_boxes, encode_offsets, match
 from ssd.config import OptimizerConfig, Precision
 from ssd.loss import MultiBoxLoss
-from ssd.model import SSD300, from_published, to_published
+from ssd.model import SSD300
+from ssd.published import from_published, to_published
 from ssd.runtime import Runtime
 from ssd.training.guard import FiniteGuard
 from ssd.training.meter import LossMeter

@@ -35,7 +35,6 @@ from ssd.config import (
 )
 from ssd.errors import UserError
 from ssd.training.checkpoints import newest_checkpoint
-from ssd.training.guard import NonFiniteError
 from ssd.training.run import start_or_resume
 from ssd.training.session import Session
 from ssd.training.stop import FILE, Preempted
@@ -235,7 +234,7 @@ def poisoned_trainer(config: TrainConfig, session: Session, steps: set[int]) -> 
 
 def test_a_bad_step_stops_the_run_and_leaves_its_images_and_boxes(demo: Path, session: Session):
     trainer = poisoned_trainer(config(demo), session, {1})
-    with pytest.raises(NonFiniteError, match=r"step after 1, which was not taken .*image ids \d+, \d+; "):
+    with pytest.raises(UserError, match=r"step after 1, which was not taken .*image ids \d+, \d+; "):
         trainer.fit()
     assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [1]
     left = json.loads((session.folder / "nonfinite" / "step_00000001.json").read_text())
@@ -285,23 +284,19 @@ def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
 
 def test_rolling_back_needs_a_checkpoint(demo: Path, session: Session):
     policy = TrainingConfig(on_nonfinite=OnNonfinite.rollback)
-    with pytest.raises(
-        NonFiniteError, match=r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"
-    ):
+    with pytest.raises(UserError, match=r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"):
         poisoned_trainer(config(demo, training=policy), session, {0}).fit()
 
 
 def test_too_many_bad_steps_stop_the_run_whatever_is_configured(demo: Path, session: Session):
     policy = TrainingConfig(on_nonfinite=OnNonfinite.skip, nonfinite_limit=1)
-    with pytest.raises(NonFiniteError, match=r"2 such steps are more than training\.nonfinite_limit=1"):
+    with pytest.raises(UserError, match=r"2 such steps are more than training\.nonfinite_limit=1"):
         poisoned_trainer(config(demo, training=policy), session, {0, 1}).fit()
 
 
 def test_gradients_that_overflow_step_after_step_stop_the_run(demo: Path, session: Session):
     trainer = open_trainer(config(demo), session)
-    told = pytest.raises(
-        NonFiniteError, match=r"overflow in fp16 .*loss scale 0\.000488.*runtime\.precision=bf16"
-    )
+    told = pytest.raises(UserError, match=r"overflow in fp16 .*loss scale 0\.000488.*runtime\.precision=bf16")
     for scale, outcome in ((2.0**-10, nullcontext()), (2.0**-11, told)):
         object.__setattr__(trainer.state, "scaler", torch.amp.GradScaler("cpu", init_scale=scale))
         with outcome:

@@ -1,0 +1,155 @@
+"""Published checkpoints ↔ ours; the weights in a file of either kind → a network."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .categories import COCO, Categories
+from .checkpoint import FORMAT, CheckpointError, load_file
+from .errors import UserError
+from .model import SSD300, shortened
+
+# Our beginning of a state-dict key, and the published one.
+_PREFIXES = (
+    ("backbone.conv1.", "feature_extractor.feature_extractor.0."),
+    ("backbone.bn1.", "feature_extractor.feature_extractor.1."),
+    ("backbone.layer1.", "feature_extractor.feature_extractor.4."),
+    ("backbone.layer2.", "feature_extractor.feature_extractor.5."),
+    ("backbone.layer3.", "feature_extractor.feature_extractor.6."),
+    *(
+        (f"extra_blocks.{index}.{ours}.", f"additional_blocks.{index}.{published}.")
+        for index in range(5)
+        for ours, published in (("conv1", 0), ("bn1", 1), ("conv2", 3), ("bn2", 4))
+    ),
+    ("offset_heads.", "loc."),
+    ("logit_heads.", "conf."),
+)
+
+# By whether a block has a third convolution, and by the number of blocks in layer3.
+_BACKBONES = {
+    (False, 2): "resnet18",
+    (False, 6): "resnet34",
+    (True, 6): "resnet50",
+    (True, 23): "resnet101",
+    (True, 36): "resnet152",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a detector can be made of.
+
+    model: state dict in our layout. backbone, num_classes: as its keys and shapes have them.
+    categories, config: None in a published checkpoint, which has neither.
+    """
+
+    model: dict[str, Tensor]
+    backbone: str
+    num_classes: int
+    categories: Categories | None
+    config: dict[str, Any] | None
+
+    def network(self) -> SSD300:
+        """Return the detector that these are the weights of."""
+        network = SSD300(self.backbone, self.num_classes)
+        network.load_state_dict(self.model)
+        return network
+
+    def categories_or_coco(self, checkpoint: object) -> Categories:
+        """Return the checkpoint's categories; a published one of 81 classes has COCO's.
+
+        Raises UserError for a published checkpoint of another number of classes, which nobody can name.
+        """
+        if self.categories is not None:
+            return self.categories
+        if self.num_classes == COCO.num_classes:
+            return COCO
+        raise UserError(
+            f"{checkpoint} holds no class names and {self.num_classes - 1} classes, where COCO has "
+            f"{len(COCO.ids)}; give one of 80 classes, or one written by train.py, which holds their names"
+        )
+
+
+def load_weights(path: Path) -> Weights:
+    """Read the weights of one of our checkpoints or of a published one (`model` in a dict, or bare).
+
+    Nothing but tensors and plain values is unpickled. Raises CheckpointError where the file is neither.
+    """
+    state = load_file(path)
+    ours = state.get("format") == FORMAT
+    try:
+        model = state["model"] if ours else from_published(state.get("model", state))
+        backbone = backbone_of(model)
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = f"neither a checkpoint of this trainer nor a published SSD300 ({error})"
+        raise CheckpointError(f"{path} is {reason}") from error
+    num_classes = model["logit_heads.0.weight"].shape[0] // 4
+    if not ours:
+        return Weights(model, backbone, num_classes, None, None)
+    return Weights(model, backbone, num_classes, Categories.from_plain(state["categories"]), state["config"])
+
+
+def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the state dict of a published SSD300, the `model` entry of its checkpoint, the keys of ours.
+
+    Its keys may begin with `module.` or `module.1.`, as distributed training leaves them. Tensors are shared.
+    Raises ValueError naming the keys that are unknown or missing.
+    """
+    given = {_our_key(key.removeprefix("module.1.").removeprefix("module.")): key for key in state_dict}
+    keys = _keys_of(_identify(given, _published_key))
+    return {key: state_dict[given[key]] for key in keys}
+
+
+def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give our SSD300's state dict the published keys in the published order, the inverse of from_published.
+
+    Raises ValueError naming the keys that are unknown or missing.
+    """
+    return {_published_key(key): state_dict[key] for key in _keys_of(backbone_of(state_dict))}
+
+
+def backbone_of(keys: Collection[str]) -> str:
+    """Name the backbone, one of ssd.model.BACKBONES, of the SSD300 whose state dict has these keys, ours.
+
+    Raises ValueError naming the keys that are unknown or missing.
+    """
+    return _identify(keys, str)
+
+
+def _identify(keys: Collection[str], called: Callable[[str], str]) -> str:
+    """Name the backbone; `called` says what the user's file calls a key."""
+    blocks = {match[1] for key in keys if (match := re.match(r"backbone\.layer3\.(\d+)\.", key))}
+    backbone = _BACKBONES.get(("backbone.layer1.0.conv3.weight" in keys, len(blocks)), "resnet50")
+    expected = _keys_of(backbone)
+    unknown = [called(key) for key in keys if key not in expected]
+    missing = [called(key) for key in expected if key not in keys]
+    if unknown or missing:
+        raise ValueError(
+            f"not the state dict of an SSD300 (the nearest is {backbone}'s): "
+            f"unknown keys {shortened(unknown)}; missing keys {shortened(missing)}"
+        )
+    return backbone
+
+
+def _keys_of(backbone: str) -> list[str]:
+    with torch.device("meta"):
+        return [*SSD300(backbone).state_dict()]
+
+
+def _our_key(published: str) -> str:
+    for ours, theirs in _PREFIXES:
+        if published.startswith(theirs):
+            return ours + published.removeprefix(theirs)
+    return published
+
+
+def _published_key(key: str) -> str:
+    for ours, theirs in _PREFIXES:
+        if key.startswith(ours):
+            return theirs + key.removeprefix(ours)
+    return key
