@@ -1,7 +1,7 @@
 """Published checkpoints ↔ ours; the weights in a file of either kind → a network."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,11 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Its keys may begin with `module.` or `module.1.`, as distributed training leaves them. Tensors are shared.
     Raises ValueError naming the keys that are unknown or missing.
     """
-    given = {_our_key(key.removeprefix("module.1.").removeprefix("module.")): key for key in state_dict}
-    keys = _keys_of(_identify(given, _published_key))
-    return {key: state_dict[given[key]] for key in keys}
+    given = {key.removeprefix("module.1.").removeprefix("module."): key for key in state_dict}
+    backbone = _backbone_by_depth([_our_key(key) for key in given])
+    ours = {_published_key(key): key for key in _keys_of(backbone)}
+    _check_keys(given, ours, backbone)
+    return {key: state_dict[given[published]] for published, key in ours.items()}
 
 
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,22 +120,24 @@ def backbone_of(keys: Collection[str]) -> str:
 
     Raises ValueError naming the keys that are unknown or missing.
     """
-    return _identify(keys, str)
+    backbone = _backbone_by_depth(keys)
+    _check_keys(keys, _keys_of(backbone), backbone)
+    return backbone
 
 
-def _identify(keys: Collection[str], called: Callable[[str], str]) -> str:
-    """Name the backbone; `called` says what the user's file calls a key."""
+def _backbone_by_depth(keys: Collection[str]) -> str:
     blocks = {match[1] for key in keys if (match := re.match(r"backbone\.layer3\.(\d+)\.", key))}
-    backbone = _BACKBONES.get(("backbone.layer1.0.conv3.weight" in keys, len(blocks)), "resnet50")
-    expected = _keys_of(backbone)
-    unknown = [called(key) for key in keys if key not in expected]
-    missing = [called(key) for key in expected if key not in keys]
+    return _BACKBONES.get(("backbone.layer1.0.conv3.weight" in keys, len(blocks)), "resnet50")
+
+
+def _check_keys(given: Collection[str], expected: Collection[str], backbone: str) -> None:
+    unknown = [key for key in given if key not in expected]
+    missing = [key for key in expected if key not in given]
     if unknown or missing:
         raise ValueError(
             f"not the state dict of an SSD300 (the nearest is {backbone}'s): "
             f"unknown keys {shortened(unknown)}; missing keys {shortened(missing)}"
         )
-    return backbone
 
 
 def _keys_of(backbone: str) -> list[str]:
