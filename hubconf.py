@@ -1,22 +1,18 @@
 """torch.hub's door to this repository: torch.hub.load(REPO, "nvidia_ssd") and what goes with it.
 
-It needs Python 3.11 or later, torch, torchvision, numpy and Pillow, and imports the last three only when a
-function is called, after torch.hub has looked for them.
+It imports torch alone: torch.hub looks for the other dependencies before it calls a function.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 import types
 
 import torch
 
-# As modules are imported: torch.hub asks for each before it calls a function. torch itself requires filelock.
-dependencies = ["torch", "torchvision", "numpy", "PIL", "filelock"]
+dependencies = ["torch", "torchvision", "numpy", "PIL"]  # as modules are imported
 
-# Not `ssd`: a user's own module may be called so, before or after.
-_PACKAGE = "ssd300_hub"
+_PACKAGE = "ssd300_hub"  # not `ssd`: a user's own module may be called so
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ssd")
 
 
@@ -34,21 +30,15 @@ def nvidia_ssd(
         keyword to itself but passes on positions: torch.hub.load(REPO, "nvidia_ssd", True, "fp32", True).
     weights: path or URL (http, https, file; #sha256=… is checked) of a published checkpoint or of one made by
         this trainer, whose backbone and classes the network then has. By default the environment variable
-        NVIDIA_SSD_WEIGHTS says so, and without it they come from NVIDIA's NGC. Only tensors and plain values
-        are unpickled.
+        NVIDIA_SSD_WEIGHTS says so, and without it they come from NVIDIA's NGC.
 
-    Returns a torch.nn.Module in training mode: call .eval(). It takes images N×3×300×300, ImageNet-normalised
-    (nvidia_ssd_processing_utils makes them), on any device, in any float format, and returns offsets N×4×8732
-    and class logits N×81×8732 for decode_results. category_names are its classes' names, label 1's first.
-
-    Raises ValueError for arguments that don't fit and weights that can't be had or read.
-
-    Source: Liu et al., SSD: Single Shot MultiBox Detector, ECCV 2016; NVIDIA DeepLearningExamples,
-    PyTorch/Detection/SSD, as RECIPE.md describes it.
+    Returns a module in training mode: call .eval(). It takes images N×3×300×300, ImageNet-normalised, on any
+    device, in any float format, and returns offsets N×4×8732 and class logits N×81×8732 for decode_results.
+    category_names are its classes' names, label 1's first.
+    Raises ValueError for arguments that don't fit and weights that can't be had or read. Only tensors and
+    plain values are unpickled. Source: Liu et al., SSD: Single Shot MultiBox Detector, ECCV 2016; RECIPE.md.
     """
-    network: torch.nn.Module = _module("hub.network").nvidia_ssd(
-        pretrained, model_math, force_reload, weights
-    )
+    network: torch.nn.Module = _hub().nvidia_ssd(pretrained, model_math, force_reload, weights)
     return network
 
 
@@ -61,22 +51,18 @@ def ssd300(
 
     backbone: resnet18, resnet34, resnet50, resnet101 or resnet152. num_classes: background included.
         By default those of the checkpoint; resnet50 and 81 without one.
-    checkpoint: path or URL (http, https, file; #sha256=… is checked) of a run's checkpoint, such as
-        runs/NAME/checkpoints/best.pt, or of a published one; None gives random weights. Only tensors and
-        plain values are unpickled.
-
+    checkpoint: path or URL of weights, as nvidia_ssd takes them, such as runs/NAME/checkpoints/best.pt; None
+        gives random ones.
     Returns a module as nvidia_ssd does; its logits are N×num_classes×8732. category_names are those of the
     checkpoint; COCO's 80, or "class 1" and so on, where nothing names them.
-
-    Raises ValueError where backbone or num_classes are not the checkpoint's, do not exist, or the checkpoint
-    can't be had or read.
+    Raises ValueError as nvidia_ssd does, and where backbone or num_classes are not the checkpoint's.
     """
-    network: torch.nn.Module = _module("hub.network").ssd300(backbone, num_classes, checkpoint)
+    network: torch.nn.Module = _hub().ssd300(backbone, num_classes, checkpoint)
     return network
 
 
 def nvidia_ssd_processing_utils() -> types.ModuleType:
-    """Functions that turn pictures into the networks' input and their output into detections.
+    """Functions that turn pictures into the networks' input and their output into detections:
 
     prepare_input(img_uri, crop=True): a picture by path or URL → float32 300×300×3; x / 2 + 0.5 shows it.
         crop=False squashes the whole picture as in training, instead of taking its middle.
@@ -85,28 +71,16 @@ def nvidia_ssd_processing_utils() -> types.ModuleType:
         the 300×300, classes K int64 from 1, confidences K float32], at most 20, best first.
     pick_best(detections, threshold=0.3): one picture's, those above the threshold.
     get_coco_object_dictionary(): the 80 names; class k is the (k-1)th.
-
-    They are numpy's arrays from end to end, empty ones where nothing was found, and need no GPU.
     """
-    return _module("hub.processing")
+    return _hub()
 
 
-def _module(name: str) -> types.ModuleType:
-    """Import a module of the package beside this file under a name that is nobody else's."""
+def _hub() -> types.ModuleType:
+    """Import ssd/hub.py of the folder of this file under a package name that is nobody else's."""
     loaded = sys.modules.get(_PACKAGE)
-    if loaded is None or list(loaded.__path__) != [_FOLDER]:
-        _load_package()
-    return importlib.import_module(f"{_PACKAGE}.{name}")
-
-
-def _load_package() -> None:
-    """Put this clone's package in the place of another clone's."""
-    for other in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
-        del sys.modules[other]
-    file = os.path.join(_FOLDER, "__init__.py")
-    spec = importlib.util.spec_from_file_location(_PACKAGE, file, submodule_search_locations=[_FOLDER])
-    assert spec is not None
-    assert spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[_PACKAGE] = package
-    spec.loader.exec_module(package)
+    if loaded is None or list(loaded.__path__) != [_FOLDER]:  # another clone's
+        for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
+            del sys.modules[name]
+        sys.modules[_PACKAGE] = types.ModuleType(_PACKAGE)
+        sys.modules[_PACKAGE].__path__ = [_FOLDER]
+    return importlib.import_module(f"{_PACKAGE}.hub")

@@ -1,0 +1,211 @@
+"""What torch.hub gives: networks from weight files by path or URL; pictures → input; output → detections.
+
+It needs torch, torchvision, numpy and Pillow alone, and imports relatively: its package is not `ssd` there.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from http.client import HTTPException
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request, url2pathname, urlopen
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.torch_version import TorchVersion
+
+from .boxes import IMAGE_SIZE, default_boxes
+from .categories import COCO, Categories
+from .detect import detect
+from .errors import UserError
+from .image import PictureError, centre_crop, normalize, read_picture, squash
+from .model import SSD300
+from .published import Weights, load_weights
+
+Source = str | os.PathLike[str]  # a path (~ is the home folder) or a http:, https: or file: URL
+
+# NVIDIA's published SSD300 v1.1: ResNet-50 trained on COCO 2017 (RECIPE 8).
+NVIDIA_URL = (
+    "https://api.ngc.nvidia.com/v2/models/nvidia/ssd_pyt_ckpt_amp/versions/20.06.0/files/"
+    "nvidia_ssdpyt_amp_200703.pt"
+)
+TIMEOUT_S = 30.0  # how long a server of pictures may be silent
+
+
+class HubSSD300(SSD300):
+    """SSD300 that takes images wherever they are and knows what its classes are called.
+
+    backbone, num_classes: as SSD300 has them. category_names: label k is category_names[k-1], "class k" where
+    neither `categories` nor COCO's number of classes say more. Its state dict is an SSD300's.
+    """
+
+    def __init__(self, backbone: str, num_classes: int, categories: Categories | None = None) -> None:
+        super().__init__(backbone, num_classes)
+        if categories is None and num_classes == COCO.num_classes:
+            categories = COCO  # published checkpoints name no classes
+        numbered = tuple(f"class {label}" for label in range(1, num_classes))
+        self.category_names = categories.names if categories else numbered
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Move images N×3×300×300 to the network's device and number format, then do as SSD300 does."""
+        return super().forward(images.to(next(self.parameters())))
+
+
+def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: Source | None) -> HubSSD300:
+    """Do what hubconf.nvidia_ssd says."""
+    if model_math not in ("fp32", "fp16"):
+        raise UserError(f"model_math={model_math!r} is unknown; take fp32 or fp16")
+    if weights is not None and not pretrained:
+        raise UserError(f"weights={str(weights)!r} and pretrained=False exclude each other; leave one out")
+    if not pretrained:
+        network = HubSSD300("resnet50", COCO.num_classes)
+    elif weights is None and (named := os.environ.get("NVIDIA_SSD_WEIGHTS")):
+        network = _network(_weights("NVIDIA_SSD_WEIGHTS", named, force_reload))
+    else:
+        network = _network(_weights("weights", NVIDIA_URL if weights is None else weights, force_reload))
+    if model_math == "fp16":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):  # not BatchNorm: float16 can't hold every variance
+                module.half()
+        network.to(memory_format=torch.channels_last)  # RECIPE 5; on a CPU too several times as fast
+    return network
+
+
+def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Source | None) -> HubSSD300:
+    """Do what hubconf.ssd300 says."""
+    if checkpoint is None:
+        num_classes = COCO.num_classes if num_classes is None else num_classes
+        return HubSSD300("resnet50" if backbone is None else backbone, num_classes)
+    weights = _weights("checkpoint", checkpoint)
+    if backbone not in (None, weights.backbone):
+        raise UserError(f"backbone={backbone!r}: {checkpoint} has {weights.backbone}; leave it out")
+    if num_classes not in (None, weights.num_classes):
+        raise UserError(f"num_classes={num_classes}: {checkpoint} has {weights.num_classes}; leave it out")
+    return _network(weights)
+
+
+def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
+    """Read a picture and bring it to 300×300: float32 300×300×3 RGB; x / 2 + 0.5 is the picture in [0, 1].
+
+    img_uri: a path or URL. crop: take the middle of the picture whose short side is made 300; False squashes
+    the whole picture, as in training (RECIPE 6), and boxes are then relative to it.
+    Raises PictureError where it can't be fetched or read, UserError for a URL of another kind.
+    """
+    file, _ = _parsed(img_uri)
+    picture = read_picture(file or _fetched(str(img_uri)), str(img_uri))
+    picture = centre_crop(picture) if crop else squash(picture)
+    return np.asarray(picture, dtype=np.float32) / 127.5 - 1
+
+
+def prepare_tensor(inputs: Sequence[NDArray[np.float32]], fp16: bool = False) -> Tensor:
+    """Stack what prepare_input gives into the network's input: N×3×300×300 on the CPU, ImageNet-normalised.
+
+    float32, or float16 with fp16; the hub's networks take either. (The published function left its values in
+    [-1, 1], which is not what the network was trained on, RECIPE 1 and 9.)
+    Raises UserError where inputs are not N×300×300×3.
+    """
+    values = np.asarray(inputs, dtype=np.float32)
+    if values.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise UserError(f"prepare_tensor takes a list of arrays 300×300×3, got shape {values.shape}")
+    images = normalize(values / 2 + 0.5).contiguous()
+    return images.half() if fp16 else images
+
+
+def decode_results(predictions: tuple[Tensor, Tensor]) -> list[list[NDArray[Any]]]:
+    """Turn the network's output into detections (RECIPE 7).
+
+    predictions: (offsets N×4×8732, logits N×C×8732), on any device, in any float format.
+    Returns for each picture [boxes K×4 float32, classes K int64, confidences K float32], best first, K ≤ 20.
+    Boxes are ltrb relative to what prepare_input gave, not clipped to [0, 1]. Classes count from 1.
+    Confidences are above 0.05; of boxes of a class that overlap with an IoU of 0.5 or more the best is kept.
+    """
+    offsets, logits = predictions
+    found = detect(offsets, logits, default_boxes().to(offsets.device), max_detections=20)
+    return [[part.cpu().numpy() for part in (each.boxes, each.labels, each.scores)] for each in found]
+
+
+def pick_best(detections: Sequence[NDArray[Any]], threshold: float = 0.3) -> list[NDArray[Any]]:
+    """Keep what one picture's [boxes K×4, classes K, confidences K] have above a threshold of confidence."""
+    kept = detections[2] > threshold
+    return [part[kept] for part in detections]
+
+
+def get_coco_object_dictionary() -> list[str]:
+    """Return the names of COCO's 80 classes: class k is the (k-1)th. category_names are a network's own."""
+    return list(COCO.names)
+
+
+def _network(weights: Weights) -> HubSSD300:
+    network = HubSSD300(weights.backbone, weights.num_classes, weights.categories)
+    network.load_state_dict(weights.model)
+    return network
+
+
+def _weights(argument: str, source: Source, force_reload: bool = False) -> Weights:
+    """Read the weights that an argument or environment variable names; UserErrors begin with its name."""
+    # In earlier ones torch.load runs a file's code even with weights_only: CVE-2025-32434, CVE-2026-24747.
+    if TorchVersion(torch.__version__) < "2.10.0a0":
+        raise UserError(f"torch {torch.__version__} may run code that a file hides; install 2.10 or later")
+    try:
+        file, fragment = _parsed(source)
+        if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
+            raise UserError(f"#{fragment} must be #sha256= and 64 hex digits, or be left out")
+        sha256 = fragment.removeprefix("sha256=").lower()
+        if file is None:
+            return _downloaded(os.fspath(source), sha256, force_reload)
+        if sha256 and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
+            raise UserError(f"the sha256 of {file} is {found}; get the file again or correct the URL")
+        return load_weights(file)
+    except (UserError, OSError) as error:
+        raise UserError(f"{argument}={source}: {error}") from error
+
+
+def _downloaded(url: str, sha256: str, force_reload: bool) -> Weights:
+    """Read what a http(s) URL gives. It stays in torch.hub's folder once it was whole and read."""
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(url).path).stem)[:64]
+    unique = hashlib.sha256(url.encode()).hexdigest()[:16]  # URLs of one file name don't share a file
+    kept = Path(torch.hub.get_dir(), "checkpoints", f"{name}-{unique}.pt")
+    if kept.is_file() and not force_reload:
+        return load_weights(kept)
+    print(f"Downloading {url} to {kept}", file=sys.stderr)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="download-", dir=kept.parent) as folder:
+        arriving = Path(folder, kept.name)
+        try:
+            torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
+        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # the last: another sha256
+            fix = "check URL and network, or give a file's path (for nvidia_ssd NVIDIA_SSD_WEIGHTS=PATH too)"
+            raise UserError(f"download failed ({error}); {fix}") from error
+        weights = load_weights(arriving)  # a connection that ended early is no error to torch.hub
+        arriving.replace(kept)
+    return weights
+
+
+def _fetched(url: str) -> BytesIO:
+    try:
+        request = Request(url, headers={"User-Agent": "ssd300"})  # some servers refuse urllib's own name
+        with urlopen(request, timeout=TIMEOUT_S) as answer:
+            return BytesIO(answer.read())
+    except (OSError, HTTPException, ValueError) as error:
+        raise PictureError(f"{url} can't be fetched ({error}); check URL and network") from error
+
+
+def _parsed(source: Source) -> tuple[Path | None, str]:
+    """Return the file that a path or file: URL names, None for http(s); and what stands behind a URL's #."""
+    text = os.fspath(source)
+    if "://" not in text and not text.startswith("file:"):
+        return Path(os.path.expanduser(text)), ""  # Path.expanduser fails on a file called ~x
+    url = urlsplit(text)
+    if url.scheme in ("http", "https"):
+        return None, url.fragment
+    if url.scheme == "file" and url.netloc in ("", "localhost"):
+        return Path(url2pathname(url.path)), url.fragment
+    raise UserError(f"{text} can't be read; give http(s)://…, file:///… or a path of this machine")
