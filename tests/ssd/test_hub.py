@@ -1,0 +1,390 @@
+"""What torch.hub gives, called as hubconf.py calls it."""
+
+import copy
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ssd import hub
+from ssd.categories import COCO
+from ssd.checkpoint import FORMAT, write
+from ssd.errors import UserError
+from ssd.hub import HubSSD300, nvidia_ssd, ssd300
+from ssd.image import PictureError
+from ssd.model import SSD300
+from ssd.published import to_published
+from tests.golden_inputs import decode_inputs, forward_images, golden_arrays, published_weights
+from tests.web_site import Site, serving
+
+pytestmark = pytest.mark.unit
+
+NAMES = ("cell", "platelet")
+SHA256_OF_NOTHING = hashlib.sha256().hexdigest()
+
+
+def nvidia(weights: object = None, pretrained: bool = True, model_math: str = "fp32", reload: bool = False):
+    return nvidia_ssd(pretrained, model_math, reload, weights)
+
+
+def outputs(network: nn.Module, images: torch.Tensor | None = None) -> torch.Tensor:
+    """Offsets and logits in one tensor, of evaluation."""
+    with torch.no_grad():
+        return torch.cat(network.eval()(forward_images() if images is None else images), dim=1)
+
+
+@pytest.fixture(scope="module")
+def small() -> SSD300:
+    """A network of ours with statistics that are not BatchNorm's initial ones."""
+    torch.manual_seed(0)
+    network = SSD300("resnet18", len(NAMES) + 1)
+    with torch.no_grad():
+        network(forward_images())
+    return network
+
+
+def save(path: Path, network: SSD300, names: tuple[str, ...] = NAMES) -> Path:
+    categories = {"ids": [*range(1, len(names) + 1)], "names": list(names)}
+    state = {"format": FORMAT, "model": dict(network.state_dict()), "categories": categories, "config": {}}
+    write(path, state)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ours(small: SSD300, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("ours") / "my best.pt", small)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving() as site:
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch.hub keeps weights."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return Path(torch.hub.get_dir(), "checkpoints")
+
+
+# Networks and their weights
+
+
+def test_published_weights_give_the_golden_outputs(tmp_path: Path):
+    torch.save(
+        {"model": {f"module.1.{k}": v for k, v in published_weights("resnet50").items()}}, tmp_path / "p"
+    )
+    network = nvidia(tmp_path / "p").eval()
+    golden = golden_arrays("forward_resnet50.npz")
+    with torch.no_grad():
+        found = network(forward_images())
+    for output, name in zip(found, ("loc_eval", "conf_eval"), strict=True):
+        limit = 2e-4 * np.abs(golden[name]).max()
+        np.testing.assert_allclose(output[:, :, golden["index"]], golden[name], rtol=0, atol=limit)
+    assert network.category_names == COCO.names
+
+
+def test_published_weights_of_another_network_make_that_network(small: SSD300, tmp_path: Path):
+    torch.save(to_published(small.state_dict()), tmp_path / "p.pt")
+    network = nvidia(tmp_path / "p.pt")
+    assert torch.equal(outputs(network), outputs(small))
+    assert network.category_names == ("class 1", "class 2")
+
+
+def test_a_network_comes_by_path_url_and_environment_variable(
+    ours: Path, small: SSD300, site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    site.files["/w.pt"] = ours.read_bytes()
+    digest = hashlib.sha256(site.files["/w.pt"]).hexdigest().upper()
+    monkeypatch.setenv("HOME", str(ours.parent))
+    for source in (ours, str(ours), f"~/{ours.name}", f"{ours.as_uri()}#sha256={digest}"):
+        assert nvidia(source).category_names == NAMES
+    for source in (f"{site.url}/w.pt", f"{site.url}/w.pt#sha256={digest}"):
+        assert torch.equal(outputs(ssd300("resnet18", 3, source)), outputs(small))
+    monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", str(ours))
+    assert nvidia().category_names == NAMES
+    monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", "/gone.pt")
+    assert nvidia(ours).category_names == NAMES
+    assert nvidia(pretrained=False).category_names == COCO.names
+
+
+def test_a_network_without_a_checkpoint_is_as_asked_for():
+    assert ssd300("resnet18", np.arange(5).max(), None).category_names == ("class 1", "class 2", "class 3")
+    assert ssd300("resnet18", None, None).category_names == COCO.names
+    assert list(ssd300(None, None, None).state_dict()) == list(SSD300("resnet50").state_dict())
+
+
+def test_without_anything_given_the_weights_are_nvidias(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def refuse(url: str, *_arguments: object, **_keywords: object) -> None:
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.delenv("NVIDIA_SSD_WEIGHTS", raising=False)
+    with pytest.raises(UserError, match=r"download failed \(no network\).*NVIDIA_SSD_WEIGHTS=PATH"):
+        nvidia()
+    folder = "https://api.ngc.nvidia.com/v2/models/nvidia/ssd_pyt_ckpt_amp/versions/20.06.0/files"
+    assert asked == [f"{folder}/nvidia_ssdpyt_amp_200703.pt"]
+
+
+def test_a_download_is_kept_until_a_reload_that_succeeds(
+    small: SSD300, site: Site, kept: Path, tmp_path: Path
+):
+    for path, name in (("/a/w.pt", "old"), ("/b/w.pt", "other"), ("/a/w.pt?version=2", "version")):
+        site.files[path] = save(tmp_path / "w.pt", small, (name, "platelet")).read_bytes()
+    url = f"{site.url}/a/w.pt"
+    for _ in range(2):
+        names = [nvidia(site.url + path).category_names[0] for path in site.files]
+        assert names == ["old", "other", "version"]
+    assert len(site.ranges) == 3
+    site.files["/a/w.pt"] = save(tmp_path / "w.pt", small, ("new", "platelet")).read_bytes()
+    site.breaks["/a/w.pt"] = 1000
+    with pytest.raises(UserError, match=r"^weights=http"):
+        nvidia(url, reload=True)
+    assert nvidia(url).category_names[0] == "old"
+    assert nvidia(url, reload=True).category_names[0] == nvidia(url).category_names[0] == "new"
+    assert len(list(kept.iterdir())) == 3
+
+
+# Arguments and files that don't fit
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (lambda _: nvidia("/gone.pt", model_math="int8"), "model_math='int8' is unknown; take fp32 or fp16"),
+        (lambda ours: nvidia(ours, pretrained=False), "weights='.*' and pretrained=False .*; leave one out"),
+        (lambda ours: ssd300("resnet50", None, ours), "backbone='resnet50': .* has resnet18; leave it out"),
+        (lambda ours: ssd300(None, 81, ours), "num_classes=81: .*best.pt has 3; leave it out"),
+        (lambda _: ssd300("vgg", None, None), "backbone='vgg' is unknown; take one of resnet18, resnet34"),
+        (lambda _: ssd300(None, 0, None), "num_classes=0: "),
+        (lambda _: ssd300(None, None, "here.pt"), "^checkpoint=here.pt: checkpoint here.pt does not exist"),
+        (lambda _: nvidia("s3://bucket/w.pt"), "^weights=s3://bucket/w.pt: .*; give http"),
+        (lambda _: nvidia("file://server/w.pt"), "^weights=file://server/w.pt: .*; give http"),
+        (lambda _: nvidia("http://127.0.0.1/w.pt#md5=abc"), "#md5=abc must be #sha256= and 64 hex digits"),
+        (
+            lambda _: nvidia("http://127.0.0.1/w.pt#sha256=ab"),
+            "#sha256=ab must be #sha256= and 64 hex digits",
+        ),
+        (lambda ours: nvidia(f"{ours.as_uri()}#sha256={SHA256_OF_NOTHING}"), "the sha256 of .*best.pt is "),
+        (lambda _: nvidia("http://127.0.0.1:9/ü.pt"), "^weights=http://127.0.0.1:9/ü.pt: download failed"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_argument(load, reason: str, ours: Path):
+    with pytest.raises(ValueError, match=reason):
+        load(ours)
+
+
+def test_the_environment_variable_is_named_where_its_file_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", "nowhere.pt")
+    with pytest.raises(UserError, match=r"^NVIDIA_SSD_WEIGHTS=nowhere\.pt: checkpoint nowhere\.pt does not"):
+        nvidia()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/gone.pt", "HTTP Error 404"),
+        ("/cut.pt", "can't be read"),
+        ("/page.pt", "can't be read"),
+        (f"/whole.pt#sha256={SHA256_OF_NOTHING}", f'expected "{SHA256_OF_NOTHING}", got'),
+    ],
+)
+def test_a_download_that_failed_is_named_and_leaves_nothing(
+    path: str, reason: str, site: Site, kept: Path, ours: Path
+):
+    site.files |= {"/cut.pt": ours.read_bytes(), "/whole.pt": ours.read_bytes(), "/page.pt": b"<html>"}
+    site.breaks["/cut.pt"] = 100_000
+    with pytest.raises(UserError, match=f"^checkpoint={site.url}{path}: .*{reason}"):
+        ssd300(None, None, site.url + path)
+    assert list(kept.iterdir()) == []
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_code_in_it_is_refused_and_does_not_run(
+    zipped: bool, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran, file = tmp_path / "ran", tmp_path / "evil.pt"
+    torch.save({"model": Payload(ran)}, file, _use_new_zipfile_serialization=zipped)
+    site.files["/evil.pt"] = file.read_bytes()
+    monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", str(file))
+    for load in (
+        nvidia,
+        lambda: nvidia(file.as_uri()),
+        lambda: nvidia(f"{site.url}/evil.pt"),
+        lambda: ssd300(None, None, file),
+    ):
+        with pytest.raises(UserError, match=r"evil.*can't be read.*could run code"):
+            load()
+    assert not ran.exists()
+    torch.load(file, weights_only=False)
+    assert ran.exists()  # it would have run
+
+
+def test_a_torch_that_can_be_made_to_run_files_reads_none(ours: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(UserError, match=r"torch 2\.9\.1.*install 2\.10 or later"):
+        nvidia(ours)
+
+
+# The network that users hold
+
+
+def test_images_are_moved_to_the_networks_number_format_and_device(ours: Path):
+    network, images = nvidia(ours), forward_images()[:1]
+    assert torch.equal(outputs(network, images.half()), outputs(network, images.half().float()))
+    assert outputs(network.double(), images).dtype == torch.float64
+    assert outputs(network.to("meta"), images).device == torch.device("meta")
+
+
+def test_a_copy_is_the_same_network(ours: Path, small: SSD300):
+    network, file = nvidia(ours), io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(network), torch.load(file, weights_only=False)):
+        assert isinstance(copied, HubSSD300)
+        assert copied.category_names == NAMES
+        assert torch.equal(outputs(copied), outputs(small))
+    SSD300("resnet18", 3).load_state_dict(network.state_dict())
+
+
+def test_it_compiles_to_one_graph(ours: Path, small: SSD300):
+    compiled = torch.compile(nvidia(ours).eval(), backend="eager", fullgraph=True)
+    assert torch.equal(outputs(compiled), outputs(small))
+
+
+def test_fp16_is_close_to_fp32_and_keeps_batchnorm_in_float32(ours: Path, small: SSD300):
+    network, images = nvidia(ours, model_math="fp16"), forward_images()[:1]
+    kinds = {(type(m), p.dtype) for m in network.modules() for p in m.parameters(recurse=False)}
+    assert kinds == {(nn.Conv2d, torch.float16), (nn.BatchNorm2d, torch.float32)}
+    half, single = outputs(network, images), outputs(small, images)
+    assert half.dtype == torch.float16
+    assert 0 < (half.float() - single).abs().max() < 5e-3 * single.abs().max()
+
+
+# Pictures → input
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """420×300, red grows to the right and green downwards."""
+    row, column = np.mgrid[:300, :420]
+    values = np.stack([column // 2, row // 2, 0 * row], axis=-1).astype(np.uint8)
+    path = tmp_path / "a wide picture.png"
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_half_plus_a_half_is_the_pictures_middle_or_all_of_it(wide: Path):
+    found = hub.prepare_input(str(wide))
+    assert (found.dtype, found.shape) == (np.float32, (300, 300, 3))
+    picture = Image.open(wide)
+    np.testing.assert_allclose(found / 2 + 0.5, np.asarray(picture)[:, 60:360] / 255, atol=1e-6)
+    squashed = np.asarray(picture.resize((300, 300), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(hub.prepare_input(wide, crop=False) / 2 + 0.5, squashed / 255, atol=1e-6)
+
+
+def test_path_file_url_and_http_give_the_same_picture(
+    wide: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(wide.parent))
+    site.files["/a%20wide%20picture.png?raw=1"] = wide.read_bytes()
+    http = f"{site.url}/a%20wide%20picture.png?raw=1"
+    found = [hub.prepare_input(each) for each in (wide, wide.as_uri(), f"~/{wide.name}", http)]
+    assert all(np.array_equal(each, found[0]) for each in found)
+
+
+def test_a_picture_that_cannot_be_had_is_named(wide: Path, site: Site):
+    site.files |= {"/cut.png": wide.read_bytes(), "/page.png": b"<html>"}
+    site.breaks["/cut.png"] = 50
+    for source, reason in (
+        (f"{site.url}/gone.png", "HTTP Error 404"),
+        (f"{site.url}/cut.png", "50 bytes read"),
+        (f"{site.url}/page.png", "no picture of a known kind"),
+        ("/gone.jpg", "does not exist"),
+    ):
+        with pytest.raises(PictureError, match=f"{source}.*{reason}"):
+            hub.prepare_input(source)
+
+
+def test_the_tensor_is_what_the_network_was_trained_on(wide: Path):
+    inputs = [hub.prepare_input(wide), hub.prepare_input(wide, crop=False)]
+    before = copy.deepcopy(inputs)
+    tensor = hub.prepare_tensor(inputs)
+    assert (tensor.dtype, tensor.shape, tensor.device.type) == (torch.float32, (2, 3, 300, 300), "cpu")
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        expected = (np.stack(inputs)[..., channel] / 2 + 0.5 - mean) / std
+        np.testing.assert_allclose(tensor[:, channel], expected, atol=1e-5)
+    assert torch.equal(hub.prepare_tensor(inputs, True), tensor.half())
+    assert np.array_equal(inputs, before)
+
+
+@pytest.mark.parametrize("inputs", [np.zeros((300, 300, 3)), [np.zeros((3, 300, 300))], []])
+def test_inputs_of_another_shape_are_refused(inputs: object):
+    with pytest.raises(UserError, match="list of arrays 300×300×3"):
+        hub.prepare_tensor(inputs)
+
+
+# Output → detections
+
+
+def test_detections_are_the_published_ones():
+    golden = golden_arrays("decode.npz")
+    offsets, logits = decode_inputs()  # exact in float16
+    for predictions in ((offsets, logits), (offsets.half().requires_grad_(), logits.half())):
+        for index, found in enumerate(hub.decode_results(predictions)):
+            assert [part.dtype for part in found] == [np.float32, np.int64, np.float32]
+            for part, name in zip(found, ("boxes", "labels", "scores"), strict=True):
+                # Golden detections ascend by score, ours descend.
+                expected = golden[f"{name}_iou0.5_max20_{index}"][::-1]
+                np.testing.assert_allclose(part, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("logit", "found"), [(1.45, 1), (1.40, 0)])
+def test_confidences_are_above_5_percent(logit: float, found: int):
+    one = torch.zeros(1, 81, 8732)  # one box of one class just above and just below
+    one[0, 0] = 20
+    one[0, 0, 4000] = 0
+    one[0, 7, 4000] = logit
+    assert len(hub.decode_results((torch.zeros(1, 4, 8732), one))[0][0]) == found
+
+
+def test_nothing_found_is_empty_arrays_and_does_not_shift_the_others():
+    offsets, logits = decode_inputs()
+    logits[1, 0] = 1000
+    results = hub.decode_results((offsets, logits))
+    assert [len(each[0]) for each in results] == [20, 0, 20]
+    assert [part.shape for part in hub.pick_best(results[1], 0.4)] == [(0, 4), (0,), (0,)]
+
+
+def test_only_confidences_above_the_threshold_are_picked():
+    boxes_ltrb = np.arange(12, dtype=np.float32).reshape(3, 4)
+    detections = [boxes_ltrb, np.array([5, 1, 9]), np.array([0.9, 0.5, 0.2], dtype=np.float32)]
+    picked = hub.pick_best(detections, 0.5)
+    assert [part.tolist() for part in picked] == [[[0, 1, 2, 3]], [5], [np.float32(0.9)]]
+    assert len(hub.pick_best(detections)[0]) == 2  # at 0.3
+
+
+def test_the_names_are_cocos_in_order():
+    names = hub.get_coco_object_dictionary()
+    assert (len(names), names[0], names[16], names[79]) == (80, "person", "dog", "toothbrush")

@@ -1,0 +1,177 @@
+"""hubconf.py through torch.hub, and the hub page's code as people run it: in a script of their own."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hubconf
+from ssd import hub
+from tests.golden_inputs import published_weights
+from tests.web_site import serving
+
+ROOT = Path(__file__).parent.parent
+
+# As issued; what a test must change of it stands in CHANGED.
+PAGE = """
+import torch
+ssd_model = torch.hub.load(REPO, 'nvidia_ssd')
+utils = torch.hub.load(REPO, 'nvidia_ssd_processing_utils')
+ssd_model.to('cuda')
+ssd_model.eval()
+inputs = [utils.prepare_input(uri) for uri in uris]
+tensor = utils.prepare_tensor(inputs)
+with torch.no_grad():
+    detections_batch = ssd_model(tensor)
+results_per_input = utils.decode_results(detections_batch)
+best_results_per_input = [utils.pick_best(results, 0.40) for results in results_per_input]
+classes_to_labels = utils.get_coco_object_dictionary()
+"""
+CHANGED = {
+    "'nvidia_ssd')": "'nvidia_ssd', source='local')",
+    "'nvidia_ssd_processing_utils')": "'nvidia_ssd_processing_utils', source='local')",
+    "'cuda'": "'cpu'",
+}
+BEFORE = "import sys; REPO, out, *uris = sys.argv[1:]; path_before = list(sys.path)\n"
+OWN_MODULES = "import ssd, data; assert ssd.MINE and data.MINE, 'not the modules beside the script'\n"
+AFTER = """
+import numpy as np
+assert sys.path == path_before and sys.modules["ssd"] is ssd and sys.modules["data"] is data
+for (bboxes, classes, confidences) in best_results_per_input:
+    labels = [classes_to_labels[classes[idx] - 1] for idx in range(len(bboxes))]
+np.savez(out, *inputs, *(part for best in best_results_per_input for part in best))
+"""
+# A machine with torch, torchvision, numpy and Pillow alone; Python imports this as it starts.
+SITE = """
+import importlib.machinery, os, socket
+MISSING = {"hydra", "omegaconf", "nvidia.dali", "pycocotools", "msgspec", "rich", "filelock", "tqdm"}
+find_spec = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, path=None, target=None: (
+    None if name in MISSING else find_spec(name, path, target)
+)
+if "OFFLINE" in os.environ:
+    def refuse(*_):
+        raise AssertionError("touched the network")
+    socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: modules of our names, two pictures, and weights of NVIDIA's layout."""
+    folder = tmp_path_factory.mktemp("project")
+    for file, text in (
+        ("ssd.py", "MINE = True"),
+        ("data.py", "MINE = True"),
+        ("site/sitecustomize.py", SITE),
+    ):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text)
+    random = np.random.RandomState(0)
+    for name, shape in (("a picture.png", (300, 300, 3)), ("wide.png", (300, 420, 3))):
+        Image.fromarray(random.randint(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    # Heads scaled, for the golden network's outputs reach 4,000, too much for boxes.
+    model = {
+        f"module.{key}": value / 256 if key.startswith(("loc.", "conf.")) else value
+        for key, value in published_weights("resnet50").items()
+    }
+    torch.save({"epoch": 65, "model": model}, folder / "nvidia.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(project: Path) -> list[np.ndarray]:
+    """What the page's code must come to, as this process has it."""
+    inputs = [hub.prepare_input(project / name) for name in ("a picture.png", "wide.png")]
+    with torch.no_grad():
+        predictions = hub.nvidia_ssd(True, "fp32", False, project / "nvidia.pt").eval()(
+            hub.prepare_tensor(inputs)
+        )
+    best = [hub.pick_best(results, 0.40) for results in hub.decode_results(predictions)]
+    assert all(len(each[0]) > 5 for each in best)
+    return inputs + [part for each in best for part in each]
+
+
+def run_page(project: Path, own_modules_first: bool, uris: list[str], **environment: str) -> list[np.ndarray]:
+    page = PAGE
+    for issued, changed in CHANGED.items():
+        assert page.count(issued) == 1
+        page = page.replace(issued, changed)
+    parts = (OWN_MODULES, page) if own_modules_first else (page, OWN_MODULES)
+    script, out = project / "script.py", project / "found.npz"
+    script.write_text("".join((BEFORE, *parts, AFTER)))
+    ours = {"PYTHONPATH": str(project / "site"), "TORCH_HOME": str(project / "torch"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(ROOT), str(out), *uris]
+    subprocess.run(command, cwd=project, env=os.environ | ours | environment, check=True)
+    with np.load(out) as found:
+        return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["file", "http"])
+def test_the_pages_code_runs_as_issued(by: str, project: Path, expected: list[np.ndarray]):
+    """Without what training needs, and leaving alone modules of our names, imported before or after."""
+    files = [project / "a picture.png", project / "wide.png"]
+    if by == "file":
+        weights = str(project / "nvidia.pt")
+        uris = [str(files[0]), files[1].as_uri()]
+        found = run_page(project, True, uris, NVIDIA_SSD_WEIGHTS=weights, OFFLINE="1")
+    else:
+        with serving() as site:
+            site.files |= {f"/{index}?size=large": file.read_bytes() for index, file in enumerate(files)}
+            uris = [site.url + path for path in site.files]
+            site.files["/nvidia.pt"] = (project / "nvidia.pt").read_bytes()
+            found = run_page(project, False, uris, NVIDIA_SSD_WEIGHTS=f"{site.url}/nvidia.pt")
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def load(entry: str, *arguments: object, repository: Path = ROOT, **keywords: object):
+    return torch.hub.load(str(repository), entry, *arguments, source="local", **keywords)
+
+
+@pytest.mark.unit
+def test_torch_hub_lists_the_entries_and_their_help_has_every_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "owner_repository_main").symlink_to(ROOT)  # as fetched from GitHub before
+    fetched = {"github": "owner/repository:main", "skip_validation": True, "trust_repo": True}
+    entries = ["nvidia_ssd", "nvidia_ssd_processing_utils", "ssd300"]
+    assert sorted(torch.hub.list(**fetched)) == entries
+    for entry in entries:
+        said = torch.hub.help(model=entry, **fetched)
+        assert all(f"{name}:" in said for name in inspect.signature(getattr(hubconf, entry)).parameters)
+
+
+@pytest.mark.unit
+def test_hubconf_imports_without_what_torch_hub_is_to_report_missing():
+    missing = "import sys; sys.modules['PIL'] = sys.modules['torchvision'] = None\nimport hubconf"
+    subprocess.run([sys.executable, "-c", missing], cwd=ROOT, check=True)
+    assert {"PIL", "torchvision"} < set(hubconf.dependencies)
+
+
+@pytest.mark.unit
+def test_one_clone_is_loaded_once_and_another_one_replaces_it(tmp_path: Path):
+    for name in ("hubconf.py", "ssd"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    first = load("nvidia_ssd_processing_utils")
+    assert load("nvidia_ssd_processing_utils") is first
+    second = load("nvidia_ssd_processing_utils", repository=tmp_path)
+    assert second.__file__ == str(tmp_path / "ssd" / "hub.py")
+    assert sys.modules["ssd300_hub.boxes"].__file__ == str(tmp_path / "ssd" / "boxes.py")
+
+
+@pytest.mark.unit
+def test_the_arguments_arrive(project: Path):
+    half = load("nvidia_ssd", True, "fp16", True, project / "nvidia.pt")  # torch.hub keeps force_reload=
+    assert half.backbone.conv1.weight.dtype == torch.float16
+    with pytest.raises(ValueError, match=r"num_classes=4: .* has 81"):
+        load("ssd300", "resnet50", num_classes=4, checkpoint=project / "nvidia.pt")
