@@ -13,6 +13,7 @@ from PIL import Image
 
 import hubconf
 from ssd import hub
+from ssd.categories import COCO
 from tests.golden_inputs import published_weights
 from tests.web_site import serving
 
@@ -38,27 +39,28 @@ CHANGED = {
     "'nvidia_ssd_processing_utils')": "'nvidia_ssd_processing_utils', source='local')",
     "'cuda'": "'cpu'",
 }
-BEFORE = "import sys; REPO, out, *uris = sys.argv[1:]; path_before = list(sys.path)\n"
-OWN_MODULES = "import ssd, data; assert ssd.MINE and data.MINE, 'not the modules beside the script'\n"
+BEFORE = """
+import sys
+REPO, out, *uris = sys.argv[1:]
+path_before = list(sys.path)
+import ssd
+"""
 AFTER = """
+import data
 import numpy as np
-assert sys.path == path_before and sys.modules["ssd"] is ssd and sys.modules["data"] is data
-for (bboxes, classes, confidences) in best_results_per_input:
+assert ssd.MINE and data.MINE and sys.modules["ssd"] is ssd and sys.path == path_before
+for bboxes, classes, confidences in best_results_per_input:
     labels = [classes_to_labels[classes[idx] - 1] for idx in range(len(bboxes))]
 np.savez(out, *inputs, *(part for best in best_results_per_input for part in best))
 """
 # A machine with torch, torchvision, numpy and Pillow alone; Python imports this as it starts.
 SITE = """
-import importlib.machinery, os, socket
+import importlib.machinery
 MISSING = {"hydra", "omegaconf", "nvidia.dali", "pycocotools", "msgspec", "rich", "filelock", "tqdm"}
 find_spec = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = lambda name, path=None, target=None: (
     None if name in MISSING else find_spec(name, path, target)
 )
-if "OFFLINE" in os.environ:
-    def refuse(*_):
-        raise AssertionError("touched the network")
-    socket.socket.connect = socket.getaddrinfo = refuse
 """
 
 
@@ -85,51 +87,34 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def expected(project: Path) -> list[np.ndarray]:
-    """What the page's code must come to, as this process has it."""
-    inputs = [hub.prepare_input(project / name) for name in ("a picture.png", "wide.png")]
-    with torch.no_grad():
-        predictions = hub.nvidia_ssd(True, "fp32", False, project / "nvidia.pt").eval()(
-            hub.prepare_tensor(inputs)
-        )
-    best = [hub.pick_best(results, 0.40) for results in hub.decode_results(predictions)]
-    assert all(len(each[0]) > 5 for each in best)
-    return inputs + [part for each in best for part in each]
-
-
-def run_page(project: Path, own_modules_first: bool, uris: list[str], **environment: str) -> list[np.ndarray]:
+@pytest.mark.slow
+def test_the_pages_code_runs_as_issued(project: Path):
+    """Without what training needs, and beside modules of our names, one imported before and one after."""
     page = PAGE
     for issued, changed in CHANGED.items():
         assert page.count(issued) == 1
         page = page.replace(issued, changed)
-    parts = (OWN_MODULES, page) if own_modules_first else (page, OWN_MODULES)
     script, out = project / "script.py", project / "found.npz"
-    script.write_text("".join((BEFORE, *parts, AFTER)))
+    script.write_text(BEFORE + page + AFTER)
     ours = {"PYTHONPATH": str(project / "site"), "TORCH_HOME": str(project / "torch"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(ROOT), str(out), *uris]
-    subprocess.run(command, cwd=project, env=os.environ | ours | environment, check=True)
+    with serving() as site:
+        site.files["/nvidia.pt"] = (project / "nvidia.pt").read_bytes()
+        site.files["/wide.png?size=large"] = (project / "wide.png").read_bytes()
+        ours["NVIDIA_SSD_WEIGHTS"] = f"{site.url}/nvidia.pt"
+        uris = [str(project / "a picture.png"), f"{site.url}/wide.png?size=large"]
+        subprocess.run(
+            [sys.executable, script, ROOT, out, *uris], cwd=project, env=os.environ | ours, check=True
+        )
+
+    inputs = [hub.prepare_input(project / name) for name in ("a picture.png", "wide.png")]
+    network = hub.nvidia_ssd(True, "fp32", False, project / "nvidia.pt").eval()
+    with torch.no_grad():
+        results = hub.decode_results(network(hub.prepare_tensor(inputs)))
+    best = [hub.pick_best(each, 0.40) for each in results]
+    assert all(len(each[0]) > 5 for each in best)
     with np.load(out) as found:
-        return list(found.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("by", ["file", "http"])
-def test_the_pages_code_runs_as_issued(by: str, project: Path, expected: list[np.ndarray]):
-    """Without what training needs, and leaving alone modules of our names, imported before or after."""
-    files = [project / "a picture.png", project / "wide.png"]
-    if by == "file":
-        weights = str(project / "nvidia.pt")
-        uris = [str(files[0]), files[1].as_uri()]
-        found = run_page(project, True, uris, NVIDIA_SSD_WEIGHTS=weights, OFFLINE="1")
-    else:
-        with serving() as site:
-            site.files |= {f"/{index}?size=large": file.read_bytes() for index, file in enumerate(files)}
-            uris = [site.url + path for path in site.files]
-            site.files["/nvidia.pt"] = (project / "nvidia.pt").read_bytes()
-            found = run_page(project, False, uris, NVIDIA_SSD_WEIGHTS=f"{site.url}/nvidia.pt")
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+        for theirs, mine in zip(found.values(), [*inputs, *best[0], *best[1]], strict=True):
+            np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-4)
 
 
 def load(entry: str, *arguments: object, repository: Path = ROOT, **keywords: object):
@@ -152,10 +137,11 @@ def test_torch_hub_lists_the_entries_and_their_help_has_every_argument(
 
 
 @pytest.mark.unit
-def test_hubconf_imports_without_what_torch_hub_is_to_report_missing():
-    missing = "import sys; sys.modules['PIL'] = sys.modules['torchvision'] = None\nimport hubconf"
-    subprocess.run([sys.executable, "-c", missing], cwd=ROOT, check=True)
-    assert {"PIL", "torchvision"} < set(hubconf.dependencies)
+def test_a_missing_dependency_is_left_to_torch_hub_to_report(monkeypatch: pytest.MonkeyPatch):
+    for name in ("PIL", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(RuntimeError, match=f"Missing dependencies: .*{name}"):
+            load("nvidia_ssd_processing_utils")
 
 
 @pytest.mark.unit
@@ -173,5 +159,6 @@ def test_one_clone_is_loaded_once_and_another_one_replaces_it(tmp_path: Path):
 def test_the_arguments_arrive(project: Path):
     half = load("nvidia_ssd", True, "fp16", True, project / "nvidia.pt")  # torch.hub keeps force_reload=
     assert half.backbone.conv1.weight.dtype == torch.float16
+    assert half.category_names == COCO.names
     with pytest.raises(ValueError, match=r"num_classes=4: .* has 81"):
         load("ssd300", "resnet50", num_classes=4, checkpoint=project / "nvidia.pt")
