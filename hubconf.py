@@ -51,8 +51,7 @@ def ssd300(
 
     backbone: resnet18, resnet34, resnet50, resnet101 or resnet152. num_classes: background included.
         By default those of the checkpoint; resnet50 and 81 without one.
-    checkpoint: path or URL of weights, as nvidia_ssd takes them, such as runs/NAME/checkpoints/best.pt; None
-        gives random ones.
+    checkpoint: path or URL of weights, as nvidia_ssd takes them (a run's best.pt, say); None is random.
     Returns a module as nvidia_ssd does; its logits are N×num_classes×8732. category_names are those of the
     checkpoint; COCO's 80, or "class 1" and so on, where nothing names them.
     Raises ValueError as nvidia_ssd does, and where backbone or num_classes are not the checkpoint's.

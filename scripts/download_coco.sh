@@ -11,6 +11,7 @@ set -euo pipefail
 fail() { echo "error: $*" >&2; exit 1; }
 
 [[ $# -eq 1 && $1 != -* ]] || fail "usage: $0 DIR"
+for tool in curl unzip; do command -v "$tool" >/dev/null || fail "no $tool here; install it"; done
 # Without https: the host is a storage bucket with dots in its name, for which no certificate is valid. The
 # checksums vouch for the bytes instead.
 url=${COCO_URL:-http://images.cocodataset.org}

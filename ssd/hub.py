@@ -37,7 +37,6 @@ NVIDIA_URL = (
     "https://api.ngc.nvidia.com/v2/models/nvidia/ssd_pyt_ckpt_amp/versions/20.06.0/files/"
     "nvidia_ssdpyt_amp_200703.pt"
 )
-TIMEOUT_S = 30.0  # how long a server of pictures may be silent
 
 
 class HubSSD300(SSD300):
@@ -192,7 +191,7 @@ def _downloaded(url: str, sha256: str, force_reload: bool) -> Weights:
 def _fetched(url: str) -> BytesIO:
     try:
         request = Request(url, headers={"User-Agent": "ssd300"})  # some servers refuse urllib's own name
-        with urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urlopen(request, timeout=30) as answer:  # seconds of silence
             return BytesIO(answer.read())
     except (OSError, HTTPException, ValueError) as error:
         raise PictureError(f"{url} can't be fetched ({error}); check URL and network") from error
