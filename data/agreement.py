@@ -2,7 +2,7 @@
 
 import socket
 
-from data.coco import CocoIndex
+from data.index import CocoIndex
 from ssd.distributed import Ranks
 
 

@@ -242,28 +242,24 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
 
     An entry is replaced as a whole, so reading takes no lock. Raises UserError.
     """
-    entry = _entry(source, cache)
-    annotations = find_kept(source, cache)
-    if annotations is not None:
-        return annotations
     with naming_cache(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        name = entry.name.partition("-")[0]
-        with FileLock(cache / f"{name}.lock"):
-            if (annotations := _map(entry)) is not None:  # another process was first
-                return annotations
-            changed = source.annotation_file.stat().st_mtime
-            time.sleep(min(max(changed + CLOCK_TICK_S - time.time(), 0), CLOCK_TICK_S))
-            _write(entry, read_annotations(source.annotation_file, source.annotations_key))
-            for other in cache.glob(f"{name}-*"):
-                if other != entry and other.stat().st_mtime < time.time() - OUTDATED_AFTER_S:
-                    shutil.rmtree(other)
-            # Mapped, so that all ranks share the same memory.
-            annotations = _map(entry)
-    if annotations is None:
-        raise UserError(
-            f"data.cache={cache}: an entry reads back other than it was written; give data.cache=DIR"
-        )
+        entry = _entry(source, cache)
+        annotations = _map(entry)
+        if annotations is None:
+            cache.mkdir(parents=True, exist_ok=True)
+            name = entry.name.partition("-")[0]
+            with FileLock(cache / f"{name}.lock"):
+                annotations = _map(entry)  # another process may have been first
+                if annotations is None:
+                    age = time.time() - source.annotation_file.stat().st_mtime
+                    time.sleep(min(max(CLOCK_TICK_S - age, 0), CLOCK_TICK_S))
+                    _write(entry, read_annotations(source.annotation_file, source.annotations_key))
+                    for other in cache.glob(f"{name}-*"):
+                        if other != entry and other.stat().st_mtime < time.time() - OUTDATED_AFTER_S:
+                            shutil.rmtree(other)
+                    annotations = _map(entry)  # from here on all ranks share the same memory
+        if annotations is None:
+            raise OSError("an entry reads back other than it was written")
     return annotations
 
 
@@ -280,14 +276,17 @@ def write_entry(folder: Path, about: dict[str, Any], arrays: Arrays) -> None:
     """
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
-    temporary.mkdir()
-    (temporary / "about.json").write_bytes(msgspec.json.encode(about))
-    for name, array in arrays.items():
-        np.save(temporary / f"{name}.npy", array)
-    checksums = {file.name: _checksum(file) for file in temporary.iterdir()}
-    (temporary / "checksums.json").write_bytes(msgspec.json.encode(checksums))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        temporary.mkdir()
+        (temporary / "about.json").write_bytes(msgspec.json.encode(about))
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+        (temporary / "checksums.json").write_bytes(msgspec.json.encode(checksums))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def map_entry(folder: Path) -> tuple[dict[str, Any], Arrays] | None:
@@ -319,9 +318,8 @@ def _entry(source: Source, cache: Path) -> Path:
     path = os.path.realpath(source.annotation_file)
     try:
         state = os.stat(path)
-    except OSError:
-        read_annotations(source.annotation_file, source.annotations_key)  # says why it can't be read
-        raise
+    except OSError as error:
+        raise source.error(f"it cannot be read ({error.strerror}); name the annotation file") from error
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     return cache / f"{name}-{state.st_size}-{state.st_mtime_ns}.v{FORMAT}"
 

@@ -14,8 +14,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +37,7 @@ _WHOLE_ID = "number the entries with whole numbers, and what refers to them"
 FIXES = {
     "unreadable_file": "name the annotation file",
     "no_json": "download it again, or name a COCO annotation file",
-    "no_standard_json": "edit the file",
+    "no_standard_json": "write it as UTF-8 without NaN or Infinity",
     "no_list": "write the lists of a COCO file, or name another",
     "no_object": _EDIT,
     "field_missing": _EDIT,
@@ -185,8 +184,7 @@ def examine_annotations(path: Path) -> tuple[Annotations | None, list[Defect]]:
     boxes of finite numbers in an image and a category that can.
     """
     try:
-        with _mapped_text(path) as text:
-            file, defects_of_text = _parse_raw(text, str(path))
+        file, defects_of_text = _parse_raw(_map_text(path), str(path))
     except OSError as error:
         return None, [Defect("unreadable_file", str(path), f"it cannot be read ({error.strerror})")]
     if not isinstance(file, _RawFile):
@@ -210,18 +208,17 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
     """
     named = f"annotation file {path}"
     try:
-        with _mapped_text(path) as text:
-            try:
-                file = msgspec.json.decode(text, type=_ScoredFile)
-            except _REFUSALS as error:
-                defect = Defect("no_json", str(path), _explain(text, error))
-                if isinstance(error, msgspec.ValidationError):
-                    defect = Defect("field_type", str(path), _at(error))
-                raise _error(named, path, defect) from error
+        text = _map_text(path)
     except OSError as error:
         raise UserError(
             f"{named} cannot be read ({error.strerror}); give data.val_annotations=FILE"
         ) from error
+    try:
+        file = msgspec.json.decode(text, type=_ScoredFile)
+    except msgspec.ValidationError as error:
+        raise _error(named, path, Defect("field_type", str(path), _at(error))) from error
+    except _REFUSALS as error:
+        raise _error(named, path, Defect("no_json", str(path), _explain(text, error))) from error
     entries = file.annotations
     image_ids = np.unique(np.fromiter((image.id for image in file.images), np.int64))
     category_ids = np.unique(np.fromiter((category.id for category in file.categories), np.int64))
@@ -335,8 +332,7 @@ class _ScoredFile(msgspec.Struct):
 
 def _read_sound(path: Path) -> Annotations:
     """Read a sound file; of another, raise OSError or one of _REFUSALS, which need not say what is wrong."""
-    with _mapped_text(path) as text:
-        file = msgspec.json.decode(text, type=_File)
+    file = msgspec.json.decode(_map_text(path), type=_File)
     images, categories, boxes = file.images, file.categories, file.annotations
     names = [image.file_name for image in images]
     image_ids = np.fromiter((image.id for image in images), np.int64)
@@ -500,31 +496,15 @@ def _look_at_field(
 
 def _fault(section: str, field: str, value: object) -> tuple[str, str]:
     """Return the kind of defect that a value is in its field, "" for none, and the detail."""
-    kind, wanted = "", ""
-    if field in ("id", "image_id", "category_id"):
-        kind = _id_fault(value, own=section == "annotations" and field == "id")
-        wanted = " is not a whole number of 64 bits" if kind in FIXES else ""
-    elif value is not _ABSENT:
-        kind, wanted = next(((kind, why) for kind, holds, why in _HOLDS[field] if not holds(value)), ("", ""))
-    elif field not in ("iscrowd", "area"):
-        kind = "field_missing"
-    if not kind:
+    own_id = section == "annotations" and field == "id"
+    if value is _ABSENT and not own_id and field not in ("iscrowd", "area"):
+        return "field_missing", f"no {field}"
+    if value is _ABSENT or (value is None and (own_id or field == "area")):
         return "", ""
-    return kind, f"no {field}" if value is _ABSENT else f"{field} {value!r:.80}{wanted}"
-
-
-def _id_fault(value: object, own: bool) -> str:
-    """Return the kind of defect that an id is. own: an annotation's, to which nothing refers."""
-    if type(value) is int:
-        if 0 <= value < 2**31:
-            return ""
-        if not -(2**63) <= value < 2**63:
-            return "id_beyond_64_bits"
-        large = "annotation_id_large" if own else "id_beyond_32_bits"  # COCO numbers its crowds so
-        return "id_negative" if value < 0 else large
-    if value is _ABSENT or value is None:
-        return "" if own else "field_missing" if value is _ABSENT else "id_type"
-    return "id_text" if isinstance(value, str) else "id_fraction" if isinstance(value, float) else "id_type"
+    for kind, holds, what_it_is in _OWN_ID if own_id else _HOLDS[field]:
+        if not holds(value):
+            return kind, f"{field} {value!r:.80} {what_it_is}"
+    return "", ""
 
 
 def _is_number(value: object) -> bool:
@@ -543,30 +523,45 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
-_SIDE = (
-    ("field_type", lambda side: type(side) is int, " is not a whole number of pixels"),
-    ("image_size", lambda side: 1 <= side <= LARGEST_SIDE_PX, f" is not 1 to {LARGEST_SIDE_PX}"),
+_Tests = tuple[tuple[str, Callable[[Any], bool], str], ...]
+
+_ID: _Tests = (
+    ("id_text", lambda id_: not isinstance(id_, str), "is text, not a whole number"),
+    ("id_fraction", lambda id_: not isinstance(id_, float), "is not a whole number"),
+    ("id_type", lambda id_: type(id_) is int, "is not a whole number"),
+    ("id_beyond_64_bits", lambda id_: -(2**63) <= id_ < 2**63, "needs more than 64 bits"),
+    ("id_negative", lambda id_: id_ >= 0, "is negative"),
+    ("id_beyond_32_bits", lambda id_: id_ < 2**31, "needs more than 32 bits"),
 )
-_HOLDS: dict[str, Sequence[tuple[str, Callable[[Any], bool], str]]] = {
+_OWN_ID = (*_ID[:-1], ("annotation_id_large", _ID[-1][1], "needs more than 32 bits"))
+"""An annotation's: nothing refers to it, and COCO numbers its crowds so."""
+_SIDE: _Tests = (
+    ("field_type", lambda side: type(side) is int, "is not a whole number of pixels"),
+    ("image_size", lambda side: 1 <= side <= LARGEST_SIDE_PX, f"is not 1 to {LARGEST_SIDE_PX}"),
+)
+_HOLDS: dict[str, _Tests] = {
+    "id": _ID,
+    "image_id": _ID,
+    "category_id": _ID,
     "width": _SIDE,
     "height": _SIDE,
     "file_name": (
-        ("field_type", _is_text, " is not text"),
+        ("field_type", _is_text, "is not text"),
         (
             "path_leaves_folder",
             lambda name: not leaves_folder(name),
-            " is no relative path inside the image folder",
+            "is no relative path inside the image folder",
         ),
-        ("field_type", lambda name: "\0" not in name, " holds a NUL character, as no file's name can"),
+        ("field_type", lambda name: "\0" not in name, "holds a NUL character, as no file's name can"),
     ),
-    "name": (("field_type", _is_text, " is not text"),),
+    "name": (("field_type", _is_text, "is not text"),),
     "bbox": (
-        ("box_length", lambda box: isinstance(box, list) and len(box) == 4, " is not 4 numbers"),
-        ("box_length", lambda box: all(map(_is_number, box)), " is not 4 numbers"),
-        ("box_not_finite", lambda box: all(map(_is_finite, box)), " holds NaN or infinity"),
+        ("box_length", lambda box: isinstance(box, list) and len(box) == 4, "is not 4 numbers"),
+        ("box_length", lambda box: all(map(_is_number, box)), "is not 4 numbers"),
+        ("box_not_finite", lambda box: all(map(_is_finite, box)), "holds NaN or infinity"),
     ),
-    "iscrowd": (("field_type", lambda crowd: isinstance(crowd, int), " is not 0 or 1"),),
-    "area": (("field_type", lambda area: area is None or _is_number(area), " is not a number"),),
+    "iscrowd": (("field_type", lambda crowd: isinstance(crowd, int), "is not 0 or 1"),),
+    "area": (("field_type", _is_number, "is not a number"),),
 }
 """What must hold of a field's value, one after the other, and the kind of defect that it is otherwise."""
 
@@ -605,22 +600,15 @@ def _usable(file: _RawFile) -> Annotations:
 # ---- the text of a file
 
 
-@contextmanager
-def _mapped_text(path: Path) -> Iterator[memoryview]:
-    """Give a file's bytes without the byte-order mark that tools on Windows begin UTF-8 with.
+def _map_text(path: Path) -> memoryview:
+    """Map a file, without the byte-order mark that tools on Windows begin UTF-8 with. Raises OSError.
 
-    They are mapped, not copied, within the block alone: the processes of one machine share them.
+    It is not copied, so the processes of one machine share its pages.
     """
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:  # nothing that could be mapped
-            yield memoryview(b"")
-            return
-        with (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            memoryview(content) as whole,
-            whole[len(codecs.BOM_UTF8) if content[:3] == codecs.BOM_UTF8 else 0 :] as text,
-        ):
-            yield text
+        is_empty = os.fstat(file.fileno()).st_size == 0  # that can't be mapped
+        text = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return text[len(codecs.BOM_UTF8) * (bytes(text[:3]) == codecs.BOM_UTF8) :]
 
 
 def _explain(text: memoryview, error: Exception) -> str:

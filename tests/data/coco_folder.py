@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.coco import CocoIndex, Selection, read_index
+from data.index import CocoIndex, Selection, read_index
 
 Entry = dict[str, Any]
 EVERY_VAL_IMAGE = Selection(split="val", images_without_boxes=True)

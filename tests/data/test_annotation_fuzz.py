@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data.coco import CocoIndex, Selection, read_index
+from data.index import CocoIndex, Selection, read_index
 from ssd.errors import UserError
 from tests.data.annotation_mutations import VALID, damaged_texts, literal_boxes, mutated_texts
 
