@@ -2,7 +2,7 @@
 
 import socket
 
-from data.index import CocoIndex
+from data.coco import CocoIndex
 from ssd.distributed import Ranks
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from nvidia.dali.pipeline import Pipeline
 
+from data.coco import CocoIndex
 from data.dali_error import reason_of
-from data.index import CocoIndex
 from ssd.errors import UserError
 
 NAMED_IMAGES = 5

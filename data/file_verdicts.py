@@ -7,7 +7,6 @@ holds the states that one data set had on one machine.
 """
 
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +17,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from data.array_file import map_arrays, write_arrays
+from data.coco import CocoIndex
 from data.image_files import ImageDefect, Level, inspect_all, look_up
-from data.index import CocoIndex, map_entry, write_entry
 from ssd.console import RunConsole
 from ssd.errors import UserError
 
-FORMAT = 2
+FORMAT = 1
 """Of the entries. Count it up whenever the same files are judged otherwise."""
 
 OUTDATED_AFTER_S = 30 * 24 * 3600.0
@@ -119,7 +119,7 @@ class _Store:
         states: list[NDArray[np.uint64]] = [np.empty(0, dtype=np.uint64)]
         bad: dict[int, str] = {}
         with self._naming_the_key():
-            for about, arrays in filter(None, map(map_entry, self._entries())):
+            for about, arrays in filter(None, map(map_arrays, self._entries())):
                 states.append(arrays["states"])
                 bad |= {int(state): why for state, why in about["bad"].items()}
         return _Verdicts(np.concatenate(states), bad)
@@ -131,10 +131,10 @@ class _Store:
         bad = {str(state): why for state, why in verdicts.bad.items() if state in own}
         oldest = time.time() - OUTDATED_AFTER_S
         with self._naming_the_key():
-            write_entry(entry, {"bad": bad}, {"states": verdicts.states})
+            write_arrays(entry, {"bad": bad}, {"states": verdicts.states})
             for other in self._entries():
                 if other.stat().st_mtime < oldest:
-                    shutil.rmtree(other)
+                    other.unlink()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

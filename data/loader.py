@@ -16,8 +16,8 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from data.bad_image import REPLACE, find_bad_images, reason_unreadable, stand_in, unreadable
+from data.coco import CocoIndex
 from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
-from data.index import CocoIndex
 from data.order import evaluation_batches, rank_share
 from data.step_content import StepContent
 from ssd.batches import EvaluationBatch, TrainBatch

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.index import CocoIndex
+from data.coco import CocoIndex
 from ssd.errors import UserError
 
 NAMED_FILES = 5

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from data.augment import Augmentation, augment_boxes, draw_augmentation
+from data.coco import CocoIndex
 from data.graph import TrainingInputs, encode_path, window_of_pixels
-from data.index import CocoIndex
 from data.order import epoch_of, global_batch, steps_per_epoch
 
 

@@ -6,9 +6,10 @@ from datetime import timedelta
 import numpy as np
 
 from data.agreement import require_same_data
+from data.annotation_cache import cache_folder
+from data.coco import CocoIndex, Selection, read_index
 from data.file_verdicts import find_bad_files
 from data.image_files import Level
-from data.index import CocoIndex, Selection, cache_folder, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement
 from data.quarantine import leave_out, refuse
 from ssd.categories import Categories

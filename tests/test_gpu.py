@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.coco import read_index
 from data.demo import generate
-from data.index import read_index
 from data.loader import DaliTrainLoader, Placement
 from ssd.batches import TrainBatch
 from ssd.boxes import default_boxes

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.coco import read_index
 from data.demo import generate
-from data.index import read_index
 from data.loader import DaliTrainLoader, Placement
 from ssd.checkpoint import load_run, saved_steps
 from ssd.config import DataConfig, TrainConfig

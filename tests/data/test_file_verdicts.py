@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import data.file_verdicts
+from data.coco import CocoIndex, Selection, read_index
 from data.file_verdicts import OUTDATED_AFTER_S, find_bad_files
 from data.image_files import Level
-from data.index import CocoIndex, Selection, read_index
 from ssd.console import RunConsole
 from ssd.errors import UserError
 from tests.data.coco_folder import noise_folder

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import data.loader
 from data.bad_image import stand_in
-from data.index import CocoIndex, read_index
+from data.coco import CocoIndex, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement
 from ssd.batches import EvaluationBatch, TrainBatch
 from ssd.config import default_threads

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.index import CocoIndex, read_index
+from data.coco import CocoIndex, read_index
 from data.quarantine import leave_out, refuse
 from ssd.errors import UserError
 from tests.data.coco_folder import noise_folder

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.coco import CocoIndex
 from data.demo import generate
-from data.index import CocoIndex
 from data.task import describe, open_evaluation, open_training, pick_examples
 from ssd.categories import Categories
 from ssd.cli import as_plain
