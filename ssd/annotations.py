@@ -349,7 +349,7 @@ def _read_sound(path: Path) -> Annotations:
         and (classes >= 0).all()
     ):
         raise ValueError("an empty list, an id twice, a size, a file name or a reference")
-    columns: _Columns = {
+    columns: dict[str, NDArray[Any]] = {
         "boxes_ltwh_px": np.fromiter((side for box in boxes for side in box.bbox), np.float64).reshape(-1, 4),
         "labels": (classes + 1).astype(np.int32),
         "crowd": np.fromiter((box.iscrowd for box in boxes), np.bool_),
@@ -365,10 +365,9 @@ def _read_sound(path: Path) -> Annotations:
     )
 
 
-_Columns = dict[str, NDArray[Any]]
-
-
-def _by_image(columns: _Columns, rows: NDArray[np.int64], images: int) -> _Columns:
+def _by_image(
+    columns: dict[str, NDArray[Any]], rows: NDArray[np.int64], images: int
+) -> dict[str, NDArray[Any]]:
     """Put boxes, of which `rows` are the images, into the images' order; add box_starts."""
     order = np.argsort(rows, kind="stable")
     box_starts = np.searchsorted(rows[order], np.arange(images + 1)).astype(np.int64)
@@ -496,6 +495,8 @@ def _look_at_field(
 
 def _fault(section: str, field: str, value: object) -> tuple[str, str]:
     """Return the kind of defect that a value is in its field, "" for none, and the detail."""
+    if type(value) is int and 0 <= value < 2**31 and _HOLDS[field] is _ID:
+        return "", ""  # nearly all ids are
     own_id = section == "annotations" and field == "id"
     if value is _ABSENT and not own_id and field not in ("iscrowd", "area"):
         return "field_missing", f"no {field}"
@@ -547,11 +548,7 @@ _HOLDS: dict[str, _Tests] = {
     "height": _SIDE,
     "file_name": (
         ("field_type", _is_text, "is not text"),
-        (
-            "path_leaves_folder",
-            lambda name: not leaves_folder(name),
-            "is no relative path inside the image folder",
-        ),
+        ("path_leaves_folder", lambda name: not leaves_folder(name), "is no path inside the image folder"),
         ("field_type", lambda name: "\0" not in name, "holds a NUL character, as no file's name can"),
     ),
     "name": (("field_type", _is_text, "is not text"),),
@@ -578,7 +575,7 @@ def _usable(file: _RawFile) -> Annotations:
         if None not in (raw.image_id, raw.bbox) and raw.category_id in label_of and sizes_px[raw.image_id][0]
     }
     ids = [raw.id if isinstance(raw.id, int) else NO_ID for raw in boxes.values()]
-    columns: _Columns = {
+    columns: dict[str, NDArray[Any]] = {
         "boxes_ltwh_px": np.array([raw.bbox for raw in boxes.values()], dtype=np.float64).reshape(-1, 4),
         "labels": np.array([label_of[raw.category_id] for raw in boxes.values()], dtype=np.int32),
         "crowd": np.array([raw.iscrowd not in (_ABSENT, None, 0) for raw in boxes.values()], dtype=np.bool_),

@@ -1,4 +1,7 @@
-"""Whatever an annotation file holds: a working index that equals a literal reading, or an error of ours."""
+"""Whatever an annotation file holds: a working index that equals a literal reading, or an error of ours.
+
+And the examination finds an error just where reading does.
+"""
 
 import itertools
 import json
@@ -13,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.index import CocoIndex, Selection, read_index
+from ssd.annotations import FIXES, Defect, examine_annotations
 from ssd.errors import UserError
 from tests.data.annotation_mutations import VALID, damaged_texts, literal_boxes, mutated_texts
 
@@ -22,12 +26,12 @@ pytestmark = pytest.mark.unit
 FUZZ = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 
 Outcome = CocoIndex | str
-Read = Callable[[bytes, Selection], tuple[Outcome, Outcome]]
+Read = Callable[[bytes, Selection], tuple[Outcome, Outcome, list[Defect]]]
 
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
-    """Return what reads a text as an annotation file, without and with the cache: an index or the message."""
+    """Return what reads a text as an annotation file, without and with the cache, and lists its errors."""
     folder = tmp_path_factory.mktemp("fuzz")
     file, times = folder / "annotations.json", itertools.count(10**18)
 
@@ -37,22 +41,26 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         except UserError as error:
             return str(error)
 
-    def read_both(text: bytes, selection: Selection) -> tuple[Outcome, Outcome]:
+    def read_text(text: bytes, selection: Selection) -> tuple[Outcome, Outcome, list[Defect]]:
         file.write_bytes(text)
         os.utime(file, ns=(0, next(times)))
         with warnings.catch_warnings(action="error"):
-            return read_once(selection, None), read_once(selection, folder / "cache")
+            _, defects = examine_annotations(file)
+            errors = [defect for defect in defects if defect.kind in FIXES]
+            return read_once(selection, None), read_once(selection, folder / "cache"), errors
 
-    return read_both
+    return read_text
 
 
-def check(text: bytes, outcomes: tuple[Outcome, Outcome]) -> None:
-    plain, cached = outcomes
+def check(text: bytes, outcomes: tuple[Outcome, Outcome, list[Defect]]) -> None:
+    plain, cached, errors = outcomes
     if isinstance(plain, str):
         assert plain == cached
+        assert errors or "no image with a box is left" in plain
         assert plain.startswith(("data.train_annotations=", "data.val_annotations="))
         assert len(plain.encode()) < 6000 + 1000
         return
+    assert not [error for error in errors if error.where != "annotations"]  # scoring needs the list of them
     assert isinstance(cached, CocoIndex)
     assert plain.fingerprint() == cached.fingerprint()
     assert plain.dropped == cached.dropped
@@ -92,6 +100,7 @@ def test_damaged_text_is_read_as_it_stands_or_refused(read: Read, text: bytes) -
 @FUZZ
 @given(st.binary(max_size=40) | st.text(alphabet='{}[]":,0eE-.ntf \\u', max_size=40).map(str.encode))
 def test_bytes_that_are_no_annotation_file_are_refused(read: Read, text: bytes) -> None:
-    plain, cached = read(text, TRAINING)
+    plain, cached, errors = read(text, TRAINING)
     assert isinstance(plain, str)
     assert plain == cached
+    assert errors
