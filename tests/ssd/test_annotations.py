@@ -22,7 +22,7 @@ from ssd.annotations import (
     read_ground_truth,
 )
 from ssd.errors import UserError
-from tests.data.annotation_mutations import VALID
+from tests.data.coco_folder import DOCUMENT
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def write(file: Path, edit: Edit) -> None:
-    document = deepcopy(VALID)
+    document = deepcopy(DOCUMENT)
     edit(document)
     file.write_text(json.dumps(document))
 
@@ -157,7 +157,7 @@ def test_bad_file_is_refused_and_examined(file: Path, edit: Edit, message: str, 
     assert annotations is not None  # what can be used, though little it be
 
 
-WHOLE = json.dumps(VALID).encode()
+WHOLE = json.dumps(DOCUMENT).encode()
 TWICE = WHOLE.replace(b'"width": 200', b'"width": "x", "width": 200')
 TEXTS: dict[str, tuple[bytes, str, list[str]]] = {
     "empty": (b"", "the file is empty, 0 bytes; download it again", ["no_json"]),
