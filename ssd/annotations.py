@@ -114,7 +114,7 @@ class Annotations:
     image_ids: N int64. sizes_px: N×2 int64, (width, height).
     box_starts: N + 1 int64; the boxes of image i are rows box_starts[i] to box_starts[i + 1], in file order.
     boxes_ltwh_px: B×4 float64, as the file has them. labels: B int32, 1 … K. crowd: B bool.
-    places: B int64, each box's place in the file's `annotations`. ids: B int64, its id there or NO_ID.
+    positions: B int64, each box's in the file's `annotations`. ids: B int64, its id there or NO_ID.
     """
 
     categories: Categories
@@ -125,7 +125,7 @@ class Annotations:
     boxes_ltwh_px: NDArray[np.float64]
     labels: NDArray[np.int32]
     crowd: NDArray[np.bool_]
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     ids: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -139,14 +139,14 @@ class Annotations:
     def where(self, row: int) -> str:
         """Say where in the file a box stands."""
         number = int(self.ids[row])
-        return entry_name("annotations", int(self.places[row]), _ABSENT if number == NO_ID else number)
+        return entry_name("annotations", int(self.positions[row]), _ABSENT if number == NO_ID else number)
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruthFile:
     """Ids of a file's images N and categories K, ascending, and its boxes, a row each, in file order.
 
-    images, categories: places in the lists of ids. boxes_ltwh_px: B×4. areas: B, the box's own where the file
+    images, categories: rows in the lists of ids. boxes_ltwh_px: B×4. areas: B, the box's own where the file
     has none. crowd: B.
     """
 
@@ -353,7 +353,7 @@ def _read_sound(path: Path) -> Annotations:
         "boxes_ltwh_px": np.fromiter((side for box in boxes for side in box.bbox), np.float64).reshape(-1, 4),
         "labels": (classes + 1).astype(np.int32),
         "crowd": np.fromiter((box.iscrowd for box in boxes), np.bool_),
-        "places": np.arange(len(boxes)),
+        "positions": np.arange(len(boxes)),
         "ids": np.fromiter((NO_ID if box.id is None else box.id for box in boxes), np.int64),
     }
     return Annotations(
@@ -579,7 +579,7 @@ def _usable(file: _RawFile) -> Annotations:
         "boxes_ltwh_px": np.array([raw.bbox for raw in boxes.values()], dtype=np.float64).reshape(-1, 4),
         "labels": np.array([label_of[raw.category_id] for raw in boxes.values()], dtype=np.int32),
         "crowd": np.array([raw.iscrowd not in (_ABSENT, None, 0) for raw in boxes.values()], dtype=np.bool_),
-        "places": np.array([*boxes], dtype=np.int64),
+        "positions": np.array([*boxes], dtype=np.int64),
         "ids": np.array(ids, dtype=np.int64),
     }
     rows = np.array([raw.image_id for raw in boxes.values()], dtype=np.int64)

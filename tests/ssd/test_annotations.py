@@ -256,7 +256,7 @@ def test_harmless_differences_change_nothing(
     assert isinstance(read, Annotations)
     assert read.boxes_ltwh_px.tolist() == [[20, 10, 100, 50], [0, 0, 200, 100], [-3.5, 2.25, 8, 100]]
     assert (read.labels.tolist(), read.crowd.tolist()) == ([1, 2, 2], [False, False, True])
-    assert (read.box_starts.tolist(), read.places.tolist()) == ([0, 2, 2, 3], [0, 2, 1])
+    assert (read.box_starts.tolist(), read.positions.tolist()) == ([0, 2, 2, 3], [0, 2, 1])
     assert read.images.tolist() == [0, 0, 2]
     assert examined is not None
     assert [*examined.file_names] == [*read.file_names]
