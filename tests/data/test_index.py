@@ -69,15 +69,6 @@ def test_index_holds_what_the_file_says(folder: CocoFolder) -> None:
     assert len(index) == 2
 
 
-def test_boxes_of_an_image_stand_together_in_the_order_of_the_file(folder: CocoFolder) -> None:
-    folder.annotations = [folder.annotations[2], *folder.annotations[:2]]
-    index = index_of(folder)
-    boxes_ltrb, labels = index.boxes_of(0)
-    assert labels.tolist() == [1, 2]
-    assert boxes_ltrb[1].tolist() == [0, 0, 1, 1]
-    assert index.boxes_of(1)[1].tolist() == [3]
-
-
 def test_file_that_lists_images_alone_can_be_evaluated_on(folder: CocoFolder) -> None:
     folder.annotations = []
     assert index_of(folder, EVERY_VAL_IMAGE).box_starts.tolist() == [0, 0, 0, 0]
