@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssd.errors import UserError
-from ssd.evaluation.matching import GroundTruth
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -34,6 +33,17 @@ class _Document(msgspec.Struct):
     images: list[_WithId]
     annotations: list[_Annotation]
     categories: list[_WithId]
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Annotated boxes, a row each: boxes_ltwh_px G×4; image and category are places in the lists of ids."""
+
+    images: NDArray[np.int64]
+    categories: NDArray[np.int64]
+    boxes_ltwh_px: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)

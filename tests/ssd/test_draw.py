@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ssd.evaluation.pictures import Example, example_pictures
 
 from ssd.categories import Categories
-from ssd.evaluation.pictures import Example, example_pictures
 from ssd.image import class_colour, draw_boxes, grid
 
 pytestmark = pytest.mark.unit

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from ssd.evaluation.report import summary_lines
 
 from ssd.batches import EvaluationBatch
 from ssd.boxes import default_boxes, encode_offsets, ltrb_to_cxcywh
@@ -20,7 +21,6 @@ from ssd.detect import Detections
 from ssd.distributed import Ranks
 from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.evaluation.evaluator import Evaluation, Evaluator, as_coco_results, result_rows
-from ssd.evaluation.report import summary_lines
 from ssd.runtime import Runtime
 
 pytestmark = pytest.mark.unit
