@@ -7,7 +7,16 @@ import torch
 from PIL import Image
 
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
-from ssd.image import PictureError, centre_crop, normalize, read_picture, squash
+from ssd.image import (
+    PictureError,
+    centre_crop,
+    class_colour,
+    draw_boxes,
+    grid,
+    normalize,
+    read_picture,
+    squash,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -119,28 +128,30 @@ def test_of_a_moving_picture_the_first_frame_is_read():
 # What is none
 
 
-def test_a_broken_picture_is_named(tmp_path: Path):
-    whole = stored(Image.effect_noise((300, 300), 50), "JPEG").read()
-    broken = {
-        "truncated.jpg": (whole[: len(whole) // 2], "truncated"),
-        "text.jpg": (b"no picture", "no picture of a known kind"),
-        "empty.jpg": (b"", "no picture of a known kind"),
-    }
-    for name, (content, reason) in broken.items():
+WHOLE_JPEG = stored(Image.effect_noise((300, 300), 50), "JPEG").read()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("truncated.jpg", WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "truncated"),
+        ("text.jpg", b"no picture", "no picture of a known kind"),
+        ("empty.jpg", b"", "no picture of a known kind"),
+        ("gone.jpg", None, "does not exist"),
+        (".", None, "can't be read"),
+    ],
+)
+def test_a_broken_picture_is_named(tmp_path: Path, name: str, content: bytes | None, reason: str):
+    if content is not None:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(PictureError, match=f"{name}.*{reason}"):
-            read_picture(tmp_path / name)
-    with pytest.raises(PictureError, match=r"gone\.jpg does not exist"):
-        read_picture(tmp_path / "gone.jpg")
-    with pytest.raises(PictureError, match="can't be read"):
-        read_picture(tmp_path)
+    with pytest.raises(PictureError, match=f"{tmp_path / name}.*{reason}"):
+        read_picture(tmp_path / name)
 
 
-def test_a_picture_too_large_to_be_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_picture_too_large_to_be_one_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    (tmp_path / "bomb.png").write_bytes(stored(plain(), "PNG").read())
     with pytest.raises(PictureError, match=r"bomb\.png.*exceeds limit"):
-        read_picture(tmp_path / "bomb.png")
+        read_picture(stored(plain(), "PNG"), "bomb.png")
 
 
 # To 300×300
@@ -155,21 +166,10 @@ def literal_centre_crop(picture: Image.Image) -> Image.Image:
     return resized.crop((left, top, left + 300, top + 300))
 
 
-@pytest.mark.parametrize(
-    "size",
-    [
-        (640, 480),
-        (480, 641),
-        (300, 300),
-        (301, 300),
-        (299, 1000),
-        (20, 30),
-        (7, 5),
-        (1000, 999),
-        (1, 9),
-        (1, 1),
-    ],
-)
+ODD_SIZES = [(640, 480), (480, 641), (300, 300), (301, 300), (299, 1000), (20, 30), (7, 5), (1, 9), (1, 1)]
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
 def test_centre_crop_equals_resizing_all_and_cutting(size: tuple[int, int]):
     values = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     picture = Image.fromarray(values)
@@ -184,23 +184,6 @@ def test_extreme_proportions_keep_their_colour(fit, size: tuple[int, int]):
     values = np.asarray(fit(Image.new("RGB", size, COLOUR)))
     assert values.shape == (300, 300, 3)
     assert (values == COLOUR).all()
-
-
-def test_the_middle_is_what_is_cut_out_of_a_very_tall_picture():
-    values = np.zeros((5000, 3, 3), dtype=np.uint8)
-    values[2499:2501] = 255  # the middle square reaches from 2498.5 to 2501.5
-    found = np.asarray(centre_crop(Image.fromarray(values)))[:, 150, 0]
-    assert found[100:200].min() == 255
-    assert found[0] == found[-1] <= 2
-
-
-def test_squash_takes_the_whole_picture():
-    values = np.zeros((600, 900, 3), dtype=np.uint8)
-    values[:, 450:] = 255
-    found = np.asarray(squash(Image.fromarray(values)))
-    assert found.shape == (300, 300, 3)
-    assert found[:, :149].max() == 0
-    assert found[:, 151:].min() == 255
 
 
 def test_squash_equals_torchs_antialiased_resize():
@@ -221,3 +204,65 @@ def test_normalized_values_are_imagenets():
     for channel in range(3):
         expected = (pictures[..., channel] - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
         np.testing.assert_allclose(found[:, channel], expected, atol=1e-6)
+
+
+# Drawing
+
+
+@pytest.mark.parametrize("ground", ["black", "white", class_colour(4)])
+def test_a_box_is_drawn_in_its_classs_colour_between_dark_rims_and_its_inside_left_alone(ground: object):
+    picture = Image.new("RGB", (300, 300), ground)
+    draw_boxes(picture, [[50, 100, 250, 280]], [4], [""])
+    assert [picture.getpixel((x, 200)) for x in (49, 50, 51)] == [(0, 0, 0), class_colour(4), (0, 0, 0)]
+    untouched = Image.new("RGB", (1, 1), ground).getpixel((0, 0))
+    assert picture.getpixel((48, 200)) == picture.getpixel((150, 200)) == untouched
+
+
+@pytest.mark.parametrize(("side", "line"), [(100, 1), (300, 1), (1000, 3), (6000, 15)])
+def test_lines_and_plates_grow_with_the_picture_but_less(side: int, line: int):
+    picture = Image.new("RGB", (side, side))
+    box = [side // 4, side // 2, side * 3 // 4, side * 3 // 4]
+    draw_boxes(picture, [box], [4], ["bird"])
+    coloured = (np.asarray(picture) == class_colour(4)).all(axis=2)
+    assert coloured[side * 5 // 8, : side // 2].sum() == line
+    plate = coloured[: side // 2, side // 4 + 1].sum()  # the column of its left edge, left of the text
+    assert 12 <= plate <= max(16, side / 30)
+
+
+def test_of_crossing_boxes_the_better_one_is_on_top():
+    picture = Image.new("RGB", (300, 300))
+    draw_boxes(picture, [[50, 100, 250, 280], [100, 50, 200, 290]], [1, 2], ["", ""])
+    assert picture.getpixel((100, 100)) == class_colour(1)
+
+
+def test_plates_of_boxes_at_one_place_do_not_cover_each_other():
+    picture = Image.new("RGB", (640, 480))
+    draw_boxes(picture, [[200, 200, 400, 300]] * 4, [1, 2, 3, 4], ["dog 0.98"] * 4)
+    pixels = np.asarray(picture).reshape(-1, 3)
+    areas = [int((pixels == class_colour(label)).all(axis=1).sum()) for label in (1, 2, 3, 4)]
+    assert min(areas[1:]) > 300
+    assert max(areas[1:]) < min(areas[1:]) * 1.5  # the first has its box's line besides
+
+
+@pytest.mark.parametrize(
+    "box", [[-50, -50, 400, 400], [290, 290, 310, 310], [400, 400, 500, 500], [9, 9, 9, 9]]
+)
+@pytest.mark.parametrize("size", [(300, 300), (1, 1), (3, 900)])
+def test_boxes_off_the_picture_are_clipped_to_it(box: list[float], size: tuple[int, int]):
+    picture = Image.new("RGB", size)
+    draw_boxes(picture, [box], [1], ["a rather long name 0.99"])
+    assert picture.size == size
+
+
+def test_colours_of_neighbouring_labels_differ_much_and_no_two_are_the_same():
+    colours = np.array([class_colour(label) for label in range(1, 81)])
+    assert np.abs(np.diff(colours, axis=0)).sum(axis=1).min() > 100
+    assert len(np.unique(colours, axis=0)) == 80
+
+
+def test_pictures_of_one_size_are_joined_row_by_row():
+    pictures = [Image.new("RGB", (2, 3), colour) for colour in ("red", "lime", "blue", "red", "lime")]
+    sheet = grid(pictures, columns=4)
+    assert sheet.size == (8, 6)
+    assert sheet.getpixel((2, 3)) == (255, 255, 255)
+    assert sheet.getpixel((4, 0)) == (0, 0, 255)
