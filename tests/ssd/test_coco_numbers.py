@@ -147,7 +147,7 @@ def test_eval_pair_gives_the_published_digits_and_pycocotools_bits(test_data: Pa
     assert numbers == pycocotools_numbers(truth_file, json.loads(results_file.read_text()))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
 def test_random_sets_give_pycocotools_bits(tmp_path: Path, scene: Scene, seed: int) -> None:
     draws = np.random.default_rng(seed)
@@ -169,20 +169,6 @@ def test_image_ids_restrict_what_is_scored_as_in_pycocotools(tmp_path: Path, see
     numbers = coco_numbers(file, results, image_ids=[*some, some[0]])
     assert numbers == pycocotools_numbers(file, results, image_ids=some)
     assert numbers != coco_numbers(file, results)
-
-
-def test_tied_iou_goes_to_the_later_annotation(tmp_path: Path) -> None:
-    left, right = ({"bbox": [x, 0, 100, 100], "id": 1 + x} for x in (0, 40))
-    # The better detection lies as near to either box; the other one can match the right box alone.
-    results = [FOUND | {"bbox": [20, 0, 100, 100]}, FOUND | {"bbox": [50, 0, 100, 100], "score": 0.8}]
-    found = []
-    for order in ((left, right), (right, left)):
-        truth = small_truth()
-        truth["annotations"] = [truth["annotations"][0] | box for box in order]
-        file = write(tmp_path, truth)
-        found.append(coco_numbers(file, results))
-        assert found[-1] == pycocotools_numbers(file, results)
-    assert found[0]["AR_100"] < found[1]["AR_100"]
 
 
 def test_array_list_and_file_give_the_same_numbers_and_are_left_as_they_were(tmp_path: Path) -> None:
@@ -218,25 +204,22 @@ def test_without_ground_truth_all_is_minus_1(tmp_path: Path, sections: tuple[str
     assert coco_numbers(file, []) == dict.fromkeys(NAMES, -1.0)
 
 
-def test_an_annotation_with_the_id_0_can_be_found(tmp_path: Path) -> None:
-    with_0 = coco_numbers(write(tmp_path, small_truth(id=0)), [FOUND])
-    file = write(tmp_path, small_truth(id=1))
-    assert with_0 == coco_numbers(file, [FOUND]) == pycocotools_numbers(file, [FOUND])
-    assert with_0["AR_100"] == 1
-
-
-@pytest.mark.parametrize("area", [{"area": None}, {}], ids=["null", "absent"])
-def test_without_an_area_the_box_area_decides_the_size(tmp_path: Path, area: dict[str, None]) -> None:
-    truth = small_truth(bbox=[100, 100, 60, 20], area=1200)
-    medium = coco_numbers(write(tmp_path, truth), [FOUND])
-    del truth["annotations"][0]["area"]
-    truth["annotations"][0] |= area
-    assert coco_numbers(write(tmp_path, truth), [FOUND]) == medium
-    assert (medium["AR_small"], medium["AR_medium"]) == (-1, 0)
-
-
-def test_iscrowd_may_be_absent_or_a_truth_value(tmp_path: Path) -> None:
-    truth = small_truth()
-    del truth["annotations"][0]["iscrowd"]
-    assert coco_numbers(write(tmp_path, truth), [FOUND])["AR_100"] == 1
-    assert coco_numbers(write(tmp_path, small_truth(iscrowd=True)), [FOUND])["AR_100"] == -1
+@pytest.mark.parametrize(
+    ("change", "same_as"),
+    [
+        ({"id": 0}, {}),  # which pycocotools takes for no match
+        ({"area": None}, {}),  # the box's
+        ({"area": ...}, {}),
+        ({"iscrowd": ...}, {}),
+        ({"iscrowd": True}, {"iscrowd": 1}),
+    ],
+)
+def test_what_an_annotation_may_leave_open(
+    tmp_path: Path, change: dict[str, Any], same_as: dict[str, Any]
+) -> None:
+    changed = small_truth(**change)
+    entry = changed["annotations"][0]
+    changed["annotations"] = [{key: value for key, value in entry.items() if value is not ...}]
+    numbers = coco_numbers(write(tmp_path, changed), [FOUND])
+    file = write(tmp_path, small_truth(**same_as))
+    assert numbers == coco_numbers(file, [FOUND]) == pycocotools_numbers(file, [FOUND])

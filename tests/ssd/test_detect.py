@@ -131,34 +131,39 @@ WHOLE, UPPER_HALF, UPPER_QUARTER = [0.5, 0.5, 1.0, 1.0], [0.5, 0.25, 1.0, 0.5], 
 LOWER_RIGHT = [0.875, 0.875, 0.25, 0.25]
 
 
-def test_an_iou_of_exactly_the_threshold_suppresses():
-    outputs = outputs_of([WHOLE, UPPER_HALF], [[0.1, 0.9], [0.2, 0.8]])
-    assert len(detect(*outputs, iou_threshold=0.5)[0].scores) == 1
-    assert len(detect(*outputs, iou_threshold=0.501)[0].scores) == 2
-
-
-def test_a_suppressed_box_suppresses_nothing():
-    outputs = outputs_of([WHOLE, UPPER_HALF, UPPER_QUARTER], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
-    (found,) = detect(*outputs)
-    assert torch.equal(found.boxes, torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.25]]))
-
-
-def test_classes_do_not_suppress_each_other():
-    (found,) = detect(*outputs_of([WHOLE, WHOLE], [[0.1, 0.8, 0.1], [0.3, 0.1, 0.6]]), score_threshold=0.2)
-    assert found.labels.tolist() == [1, 2]
-
-
-def test_a_score_of_exactly_the_threshold_is_no_candidate():
-    outputs = outputs_of([WHOLE], [[1.0, 1.0]])
-    assert len(detect(*outputs, score_threshold=0.5)[0].scores) == 0
-    assert detect(*outputs, score_threshold=0.499)[0].scores.tolist() == [0.5]
-
-
-def test_candidates_are_cut_before_suppression_and_detections_after():
-    outputs = outputs_of([WHOLE, UPPER_HALF, LOWER_RIGHT], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
-    assert len(detect(*outputs, candidates_per_class=2)[0].scores) == 1
-    assert len(detect(*outputs, max_detections=2)[0].scores) == 2
-    assert detect(*outputs, max_detections=1)[0].scores.tolist() == pytest.approx([0.9])
+@pytest.mark.parametrize(
+    ("boxes", "scores", "options", "kept"),
+    [
+        ([WHOLE, UPPER_HALF], [[0.1, 0.9], [0.2, 0.8]], {"iou_threshold": 0.5}, [0]),
+        ([WHOLE, UPPER_HALF], [[0.1, 0.9], [0.2, 0.8]], {"iou_threshold": 0.501}, [0, 1]),
+        ([WHOLE, UPPER_HALF, UPPER_QUARTER], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], {}, [0, 2]),
+        ([WHOLE, WHOLE], [[0.1, 0.8, 0.1], [0.3, 0.1, 0.6]], {"score_threshold": 0.2}, [0, 1]),
+        ([WHOLE], [[1.0, 1.0]], {"score_threshold": 0.5}, []),
+        ([WHOLE], [[1.0, 1.0]], {"score_threshold": 0.499}, [0]),
+        ([WHOLE, UPPER_HALF, LOWER_RIGHT], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], {}, [0, 2]),
+        (
+            [WHOLE, UPPER_HALF, LOWER_RIGHT],
+            [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]],
+            {"candidates_per_class": 2},
+            [0],
+        ),
+        ([WHOLE, LOWER_RIGHT], [[0.1, 0.9], [0.3, 0.7]], {"max_detections": 1}, [0]),
+    ],
+    ids=[
+        "an IoU of exactly the threshold suppresses",
+        "one below it does not",
+        "a suppressed box suppresses nothing",
+        "classes do not suppress each other",
+        "a score of exactly the threshold is no candidate",
+        "one above it is",
+        "boxes apart are kept",
+        "candidates are cut before suppression",
+        "detections are cut after it",
+    ],
+)
+def test_rules(boxes: list[list[float]], scores: list[list[float]], options: dict, kept: list[int]):
+    (found,) = detect(*outputs_of(boxes, scores), **options)
+    assert torch.equal(found.boxes, cxcywh_to_ltrb(torch.tensor(boxes)[kept]))
 
 
 def test_the_best_of_all_classes_come_first_and_ties_by_class_then_default_box():
@@ -175,18 +180,15 @@ def test_boxes_are_not_clipped_to_the_image():
     assert detect(offsets, logits, defaults)[0].boxes.tolist() == [[1.0, 0.75, 1.25, 1.0]]
 
 
-def test_an_image_without_detections_gets_empty_tensors_beside_one_with():
+def test_an_image_without_detections_gets_empty_tensors_and_so_does_a_batch():
     offsets, logits, defaults = outputs_of([WHOLE, LOWER_RIGHT], [[0.1, 0.9], [0.2, 0.8]])
     background = torch.tensor([9.0, -9.0])[:, None].expand_as(logits[0])
-    found = detect(offsets.repeat(3, 1, 1), torch.stack([background, logits[0], background]), defaults)
+    offsets, logits = offsets.repeat(3, 1, 1), torch.stack([background, logits[0], background])
+    found = detect(offsets, logits, defaults)
     assert [len(detections.scores) for detections in found] == [0, 2, 0]
     assert (found[0].boxes.shape, found[0].scores.shape, found[0].labels.shape) == ((0, 4), (0,), (0,))
     assert (found[0].boxes.dtype, found[0].labels.dtype) == (torch.float32, torch.int64)
-
-
-def test_no_detection_in_the_whole_batch_and_no_image_at_all():
-    offsets, logits, defaults = random_outputs(images=2, classes=3, boxes=20, seed=4)
-    assert [len(each.boxes) for each in detect(offsets, logits, defaults, score_threshold=1.0)] == [0, 0]
+    assert [len(each.scores) for each in detect(offsets, logits, defaults, score_threshold=1.0)] == [0, 0, 0]
     assert detect(offsets[:0], logits[:0], defaults) == []
 
 
