@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
+from ssd.annotations import GroundTruthFile, find_places, read_ground_truth
 from ssd.errors import UserError
-from ssd.evaluation.ground_truth import AnnotationFile, places, read_annotations
 
 Results = list[dict[str, Any]] | NDArray[np.float64] | str | Path
 
-# By name: what is averaged, the IoU, the area and the detections an image, in the words of pycocotools.
+# What is averaged, IoU, area and detections an image, in the words of pycocotools.
 _SETTINGS = {
     "AP": ("Precision", "0.50:0.95", "all", 100),
     "AP50": ("Precision", "0.50", "all", 100),
@@ -62,10 +62,9 @@ def coco_numbers(
     Without any detection every number that counts something is 0. An annotation without `area` counts by its
     box's area. Raises UserError for a file or detections that can't be scored, naming the first bad entry.
     """
-    annotated = read_annotations(Path(annotation_file))
-    boxes = annotated.boxes
-    cells = boxes.categories * _IMAGES + boxes.images
-    truth = _Truth(cells, boxes.boxes_ltwh_px, boxes.areas, boxes.crowd)
+    annotated = read_ground_truth(Path(annotation_file))
+    cells = annotated.categories * _IMAGES + annotated.images
+    truth = _Truth(cells, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd)
     found = _read_results(detections, annotated)
     if image_ids is not None:
         scored = _scored_images(image_ids, annotated)
@@ -116,10 +115,10 @@ class _Found(NamedTuple):
         return _Found._make(column[rows] for column in self)
 
 
-def _scored_images(image_ids: Iterable[int], annotated: AnnotationFile) -> NDArray[np.int64]:
+def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDArray[np.int64]:
     """Return the positions of these images in the annotation file."""
     ids = np.array(list(image_ids), dtype=np.int64)
-    positions = places(ids, annotated.image_ids)
+    positions = find_places(ids, annotated.image_ids)
     if (positions < 0).any():
         unknown = ids[positions < 0]
         raise UserError(
@@ -137,7 +136,7 @@ _ARRAY_COLUMNS = ("image_id", "left", "top", "width", "height", "score", "catego
 _SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}"
 
 
-def _read_results(results: Results, annotated: AnnotationFile) -> _Found:
+def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
     """Check detections and find their images and categories in the annotation file."""
     source = f"detections {results}" if isinstance(results, str | Path) else "detections"
     entries = _load(Path(results)) if isinstance(results, str | Path) else results
@@ -154,8 +153,8 @@ def _read_results(results: Results, annotated: AnnotationFile) -> _Found:
             f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
             f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
         )
-    images = _positions(image_ids, annotated.image_ids)
-    categories = _positions(category_ids, annotated.category_ids)
+    images = find_places(image_ids, annotated.image_ids)
+    categories = find_places(category_ids, annotated.category_ids)
     for field, ids, positions, fix in (
         ("image_id", image_ids, images, "give the file that lists these images"),
         ("category_id", category_ids, categories, "write that file's ids, not the labels 1 to K"),
@@ -222,11 +221,6 @@ def _first_fault(entries: list[Any]) -> str:
                 wanted = "4 numbers left, top, width, height" if field == "bbox" else "a number"
                 return f"entry {number} has the {field} {value!r:.80}, not {wanted}"
     return "some number is too large for 64 bits"
-
-
-def _positions(ids: NDArray[Any], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each id, which may be any number, stands among the known ones; −1 for an unknown one."""
-    return np.where(np.isin(ids, known), np.searchsorted(known, ids), -1)
 
 
 # Columns → precision and recall

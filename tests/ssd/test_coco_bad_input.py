@@ -42,7 +42,7 @@ def test_the_good_entry_is_good(truth_file: Path) -> None:
     ("text", "said"),
     [
         (None, "val_annotations"),
-        (TEXT[:-30], "truncated"),
+        (TEXT[:-30], "breaks off after"),
         ('{"images": [], "categories": []}', "annotations"),
         (TEXT.replace("[0, 0, 5, 5]", "[0, 0, 5]"), r"annotations\[1\]"),
         (TEXT.replace('"image_id": 20', '"image_id": 30'), r"annotations\[1\].* 30"),
