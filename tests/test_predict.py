@@ -26,7 +26,6 @@ from ssd.config import Backbone, ModelConfig, PredictConfig, TrainConfig
 from ssd.detect import detect
 from ssd.image import normalize, read_picture, squash
 from ssd.model import SSD300
-from ssd.published import to_published
 
 pytestmark = pytest.mark.unit
 
@@ -169,19 +168,6 @@ def test_batches_and_threads_change_nothing_and_broken_pictures_are_named(
         assert f"{mixed / name} " in error
         assert not (tmp_path / "out" / name).exists()
     assert_best_of(everything, json.loads((tmp_path / "out" / "detections.json").read_text()))
-
-
-def test_a_published_checkpoint_has_cocos_names_and_ids(tmp_path: Path, photos: Path):
-    torch.manual_seed(0)
-    network = SSD300("resnet18")
-    for head in network.logit_heads:
-        head.bias.data.view(81, -1)[80] += 20  # the last class of all
-    torch.save(
-        {"model": {f"module.{key}": value for key, value in to_published(network.state_dict()).items()}},
-        tmp_path / "published.pt",
-    )
-    found = predicted(tmp_path / "published.pt", photos, tmp_path / "out", classes="[toothbrush]")
-    assert {each["category_id"] for each in found} == {90}
 
 
 class Payload:

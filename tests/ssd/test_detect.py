@@ -131,36 +131,21 @@ WHOLE, UPPER_HALF, UPPER_QUARTER = [0.5, 0.5, 1.0, 1.0], [0.5, 0.25, 1.0, 0.5], 
 LOWER_RIGHT = [0.875, 0.875, 0.25, 0.25]
 
 
-@pytest.mark.parametrize(
-    ("boxes", "scores", "options", "kept"),
-    [
-        ([WHOLE, UPPER_HALF], [[0.1, 0.9], [0.2, 0.8]], {"iou_threshold": 0.5}, [0]),
-        ([WHOLE, UPPER_HALF], [[0.1, 0.9], [0.2, 0.8]], {"iou_threshold": 0.501}, [0, 1]),
-        ([WHOLE, UPPER_HALF, UPPER_QUARTER], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], {}, [0, 2]),
-        ([WHOLE, WHOLE], [[0.1, 0.8, 0.1], [0.3, 0.1, 0.6]], {"score_threshold": 0.2}, [0, 1]),
-        ([WHOLE], [[1.0, 1.0]], {"score_threshold": 0.5}, []),
-        ([WHOLE], [[1.0, 1.0]], {"score_threshold": 0.499}, [0]),
-        ([WHOLE, UPPER_HALF, LOWER_RIGHT], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]], {}, [0, 2]),
-        (
-            [WHOLE, UPPER_HALF, LOWER_RIGHT],
-            [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]],
-            {"candidates_per_class": 2},
-            [0],
-        ),
-        ([WHOLE, LOWER_RIGHT], [[0.1, 0.9], [0.3, 0.7]], {"max_detections": 1}, [0]),
-    ],
-    ids=[
-        "an IoU of exactly the threshold suppresses",
-        "one below it does not",
-        "a suppressed box suppresses nothing",
-        "classes do not suppress each other",
-        "a score of exactly the threshold is no candidate",
-        "one above it is",
-        "boxes apart are kept",
-        "candidates are cut before suppression",
-        "detections are cut after it",
-    ],
-)
+TWO, THREE = [[0.1, 0.9], [0.2, 0.8]], [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]]
+RULES = {  # boxes, scores, options, which boxes are kept
+    "an IoU of exactly the threshold suppresses": ([WHOLE, UPPER_HALF], TWO, {"iou_threshold": 0.5}, [0]),
+    "one below it does not": ([WHOLE, UPPER_HALF], TWO, {"iou_threshold": 0.501}, [0, 1]),
+    "a suppressed box suppresses nothing": ([WHOLE, UPPER_HALF, UPPER_QUARTER], THREE, {}, [0, 2]),
+    "classes do not suppress each other": ([WHOLE, WHOLE], [[0.2, 0.8, 0], [0.4, 0, 0.6]], {}, [0, 1]),
+    "the threshold is no candidate": ([WHOLE], [[1.0, 1.0]], {"score_threshold": 0.5}, []),
+    "what is above it is": ([WHOLE], [[1.0, 1.0]], {"score_threshold": 0.499}, [0]),
+    "boxes apart are kept": ([WHOLE, UPPER_HALF, LOWER_RIGHT], THREE, {}, [0, 2]),
+    "candidates are cut before": ([WHOLE, UPPER_HALF, LOWER_RIGHT], THREE, {"candidates_per_class": 2}, [0]),
+    "detections are cut after": ([WHOLE, UPPER_HALF, LOWER_RIGHT], THREE, {"max_detections": 1}, [0]),
+}
+
+
+@pytest.mark.parametrize(("boxes", "scores", "options", "kept"), RULES.values(), ids=RULES)
 def test_rules(boxes: list[list[float]], scores: list[list[float]], options: dict, kept: list[int]):
     (found,) = detect(*outputs_of(boxes, scores), **options)
     assert torch.equal(found.boxes, cxcywh_to_ltrb(torch.tensor(boxes)[kept]))

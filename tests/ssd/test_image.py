@@ -4,18 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
-from ssd.image import (
-    PictureError,
-    centre_crop,
-    class_colour,
-    draw_boxes,
-    normalize,
-    read_picture,
-    squash,
-)
+from ssd.image import PictureError, centre_crop, class_colour, draw_boxes, normalize, read_picture, squash
 
 pytestmark = pytest.mark.unit
 
@@ -34,62 +27,53 @@ def plain(mode: str = "RGB") -> Image.Image:
     return Image.new("RGB", (7, 5), COLOUR).convert(mode)
 
 
-def grey16(value: int = GREY * 257) -> Image.Image:
-    return Image.fromarray(np.full((5, 7), value, dtype=np.uint16))
+def grey16(dtype: str = "uint16") -> NDArray[np.generic]:
+    return np.full((5, 7), GREY * 257, dtype=dtype)
 
 
 def colour_of(file: io.BytesIO) -> tuple[int, ...]:
     picture = read_picture(file, "it")
     assert (picture.mode, picture.size) == ("RGB", (7, 5))
-    values = np.asarray(picture).reshape(-1, 3)
-    assert (values == values[0]).all()
-    return tuple(values[0].tolist())
+    ((_, colour),) = picture.getcolors()  # it has one alone
+    return colour
 
 
 # Kinds of pictures
 
-
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        (stored(plain(), "PNG"), COLOUR),
-        (stored(plain(), "JPEG", quality=100), COLOUR),
-        (stored(plain("L"), "PNG"), (GREY,) * 3),
-        (stored(plain("LA"), "PNG"), (GREY,) * 3),
-        (stored(plain("RGBA"), "PNG"), COLOUR),
-        (stored(plain("CMYK"), "JPEG", quality=100), COLOUR),
-        (stored(plain("CMYK"), "TIFF"), COLOUR),
-        (stored(plain("YCbCr"), "TIFF"), COLOUR),
-        (stored(plain().quantize(4), "PNG"), COLOUR),
-        (stored(plain().quantize(4), "PNG", transparency=bytes([0, 128, 255])), COLOUR),
-        (stored(plain().quantize(4), "GIF", transparency=0), COLOUR),
-        (stored(plain(), "PNG", transparency=COLOUR), COLOUR),
-        (stored(Image.new("RGBA", (7, 5), (*COLOUR, 0)), "PNG"), COLOUR),
-        (stored(Image.new("1", (7, 5), 1), "PNG"), (255,) * 3),
-        (stored(plain(), "WEBP", lossless=True), COLOUR),
-        (stored(plain(), "BMP"), COLOUR),
-    ],
-)
-def test_any_kind_becomes_rgb(file: io.BytesIO, expected: tuple[int, ...]):
-    assert np.abs(np.subtract(colour_of(file), expected)).max() <= 1
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        stored(grey16(), "PNG"),
-        stored(grey16(), "TIFF"),
-        io.BytesIO(b"P5 7 5 65535\n" + np.full((5, 7), GREY * 257, dtype=">u2").tobytes()),
-        stored(Image.frombytes("I;16B", (7, 5), np.full((5, 7), GREY * 257, dtype=">u2").tobytes()), "TIFF"),
-    ],
-)
-def test_of_16_bit_grey_the_upper_8_stay(file: io.BytesIO):
-    assert colour_of(file) == (GREY,) * 3
+KINDS = [
+    (plain(), "PNG", {}, COLOUR),
+    (plain(), "JPEG", {"quality": 100}, COLOUR),
+    (plain("L"), "PNG", {}, (GREY,) * 3),
+    (plain("LA"), "PNG", {}, (GREY,) * 3),
+    (plain("RGBA"), "PNG", {}, COLOUR),
+    (plain("CMYK"), "JPEG", {"quality": 100}, COLOUR),
+    (plain("CMYK"), "TIFF", {}, COLOUR),
+    (plain("YCbCr"), "TIFF", {}, COLOUR),
+    (plain().quantize(4), "PNG", {}, COLOUR),
+    (plain().quantize(4), "PNG", {"transparency": bytes([0, 128, 255])}, COLOUR),
+    (plain().quantize(4), "GIF", {"transparency": 0}, COLOUR),
+    (plain(), "PNG", {"transparency": COLOUR}, COLOUR),
+    (Image.new("RGBA", (7, 5), (*COLOUR, 0)), "PNG", {}, COLOUR),
+    (Image.new("1", (7, 5), 1), "PNG", {}, (255,) * 3),
+    (plain(), "WEBP", {"lossless": True}, COLOUR),
+    (plain(), "BMP", {}, COLOUR),
+    # Of a moving picture the first frame; of 16 bits a channel the upper 8.
+    (plain(), "PNG", {"save_all": True, "append_images": [Image.new("RGB", (7, 5), "blue")]}, COLOUR),
+    (Image.fromarray(grey16()), "PNG", {}, (GREY,) * 3),
+    (Image.fromarray(grey16()), "TIFF", {}, (GREY,) * 3),
+    (Image.frombytes("I;16B", (7, 5), grey16(">u2").tobytes()), "TIFF", {}, (GREY,) * 3),
+]
 
 
-def test_16_bit_grey_as_old_pillows_open_it(monkeypatch: pytest.MonkeyPatch):
-    """As mode I, 32-bit integers, which Pillow's own conversion would clip to white."""
-    picture = Image.fromarray(np.full((5, 7), GREY * 257, dtype=np.int32))
+@pytest.mark.parametrize(("picture", "kind", "options", "colour"), KINDS)
+def test_any_kind_becomes_rgb(picture: Image.Image, kind: str, options: dict, colour: tuple[int, ...]):
+    assert np.abs(np.subtract(colour_of(stored(picture, kind, **options)), colour)).max() <= 1
+
+
+def test_16_bit_grey_that_pillow_opens_as_32_bit_integers(monkeypatch: pytest.MonkeyPatch):
+    """Which its own conversion would clip to white: PGM, and PNG in its older versions."""
+    assert colour_of(io.BytesIO(b"P5 7 5 65535\n" + grey16(">u2").tobytes())) == (GREY,) * 3
+    picture = Image.fromarray(grey16("int32"))
     picture.format = "PNG"
     monkeypatch.setattr(Image, "open", lambda _: picture)
     assert colour_of(io.BytesIO()) == (GREY,) * 3
@@ -102,7 +86,7 @@ def test_32_bits_a_channel_are_refused(kind: type):
         read_picture(file, "it")
 
 
-@pytest.mark.parametrize("picture", [plain(), plain("L"), plain("P"), grey16()])
+@pytest.mark.parametrize("picture", [plain(), plain("L"), plain("P"), Image.fromarray(grey16())])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_followed(picture: Image.Image, orientation: int):
     marked = picture.copy()
@@ -117,11 +101,6 @@ def test_exif_orientation_is_followed(picture: Image.Image, orientation: int):
     corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
     darkest = np.unravel_index(read.sum(axis=2).argmin(), (height, width))
     assert darkest == corners[(orientation - 1) % 4]
-
-
-def test_of_a_moving_picture_the_first_frame_is_read():
-    later = Image.new("RGB", (7, 5), (0, 0, 255))
-    assert colour_of(stored(plain(), "PNG", save_all=True, append_images=[later])) == COLOUR
 
 
 # What is none
@@ -177,7 +156,7 @@ def test_centre_crop_equals_resizing_all_and_cutting(size: tuple[int, int]):
     assert np.abs(found - np.asarray(literal_centre_crop(picture), dtype=int)).max() <= 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5000, 3), (3, 5000), (1, 20000), (20000, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (5000, 3), (1, 20000)])
 @pytest.mark.parametrize("fit", [centre_crop, squash])
 def test_extreme_proportions_keep_their_colour(fit, size: tuple[int, int]):
     values = np.asarray(fit(Image.new("RGB", size, COLOUR)))
@@ -216,17 +195,6 @@ def test_a_box_is_drawn_in_its_classs_colour_between_dark_rims_and_its_inside_le
     assert picture.getpixel((48, 200)) == picture.getpixel((150, 200)) == untouched
 
 
-@pytest.mark.parametrize(("side", "line"), [(100, 1), (300, 1), (1000, 3), (6000, 15)])
-def test_lines_and_plates_grow_with_the_picture_but_less(side: int, line: int):
-    picture = Image.new("RGB", (side, side))
-    box = [side // 4, side // 2, side * 3 // 4, side * 3 // 4]
-    draw_boxes(picture, [box], [4], ["bird"])
-    coloured = (np.asarray(picture) == class_colour(4)).all(axis=2)
-    assert coloured[side * 5 // 8, : side // 2].sum() == line
-    plate = coloured[: side // 2, side // 4 + 1].sum()  # the column of its left edge, left of the text
-    assert 12 <= plate <= max(16, side / 30)
-
-
 def test_of_crossing_boxes_the_better_one_is_on_top():
     picture = Image.new("RGB", (300, 300))
     draw_boxes(picture, [[50, 100, 250, 280], [100, 50, 200, 290]], [1, 2], ["", ""])
@@ -242,13 +210,11 @@ def test_plates_of_boxes_at_one_place_do_not_cover_each_other():
     assert max(areas[1:]) < min(areas[1:]) * 1.5  # the first has its box's line besides
 
 
-@pytest.mark.parametrize(
-    "box", [[-50, -50, 400, 400], [290, 290, 310, 310], [400, 400, 500, 500], [9, 9, 9, 9]]
-)
 @pytest.mark.parametrize("size", [(300, 300), (1, 1), (3, 900)])
-def test_boxes_off_the_picture_are_clipped_to_it(box: list[float], size: tuple[int, int]):
+def test_boxes_off_the_picture_are_clipped_to_it(size: tuple[int, int]):
     picture = Image.new("RGB", size)
-    draw_boxes(picture, [box], [1], ["a rather long name 0.99"])
+    for box in ([-50, -50, 400, 400], [290, 290, 310, 310], [400, 400, 500, 500], [9, 9, 9, 9]):
+        draw_boxes(picture, [box], [1], ["a rather long name 0.99"])
     assert picture.size == size
 
 

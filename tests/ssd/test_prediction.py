@@ -23,7 +23,6 @@ from ssd.prediction import (
     PictureFile,
     Predictor,
     ReadPicture,
-    count_rows,
     drawn_names,
     find_pictures,
 )
@@ -66,18 +65,18 @@ def test_classes_are_chosen_by_name_and_all_where_none_is():
 
 
 @pytest.mark.parametrize(
-    ("name", "answer"),
-    [("Person", "near to it are person"), ("dgo", "near to it are dog"), ("zzz", "it knows person, bicycle")],
+    ("name", "answer"), [("Person", "near to it are person"), ("zzz", "it knows person, bicycle")]
 )
 def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
     with pytest.raises(UserError, match=f"'{name}'; {answer}"):
         PredictConfig(checkpoint="x.pt", images="a", classes=["dog", name]).resolve_classes(COCO)
 
 
-def test_a_published_checkpoint_of_other_than_cocos_classes_has_no_names_and_is_refused():
-    weights = Weights(model={}, backbone="resnet50", num_classes=7, categories=None, config=None)
+def test_a_published_checkpoint_has_cocos_names_if_it_has_as_many_classes():
+    coco, other = (Weights({}, "resnet50", classes, categories=None, config=None) for classes in (81, 7))
+    assert coco.categories_or_coco("p.pt") is COCO
     with pytest.raises(UserError, match=r"^p\.pt holds no class names and 6 classes"):
-        weights.categories_or_coco("p.pt")
+        other.categories_or_coco("p.pt")
 
 
 # Finding
@@ -287,13 +286,12 @@ def test_no_two_pictures_are_drawn_to_one_file():
     assert drawn["a.webp.jpg"] == "a.webp.jpg"
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 @pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"CMYK", False), (b"GRAY", False)])
-def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, name: str, space: bytes, kept: bool):
+def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, space: bytes, kept: bool):
     picture = Image.new("RGB", (40, 30))
     picture.info["icc_profile"] = bytes(16) + space + bytes(108)
-    write(tmp_path, name, picture)
-    with Image.open(tmp_path / name) as drawn:
+    write(tmp_path, "a.jpg", picture)
+    with Image.open(tmp_path / "a.jpg") as drawn:
         assert ("icc_profile" in drawn.info) is kept
 
 
@@ -322,23 +320,9 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.png", "before")]
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_done(place: str, tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="can't be written"):
-        Output(tmp_path / place, [], CATEGORIES)
-
-
 def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
     """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
     folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
     files = find_pictures([str(folder)], tmp_path)
     with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
         Output(tmp_path, files, CATEGORIES)
-
-
-def test_classes_are_counted_by_detections_and_by_pictures_most_frequent_first():
-    found = [(1, 18), (1, 90), (2, 90), (2, 90)]
-    rows = count_rows([{"image_id": image, "category_id": key} for image, key in found], CATEGORIES)
-    brush, dog = ("[bold]tooth brush", "3 on 2 pictures"), ("dog", "1 on 1 picture")
-    assert [(name, " ".join(row.split())) for name, row in rows.items()] == [brush, dog]
