@@ -85,8 +85,7 @@ def squash(picture: Image.Image) -> Image.Image:
 
 def normalize(pictures: NDArray[np.floating]) -> Tensor:
     """Turn RGB values in [0, 1], N×300×300×3, into the network's input N×3×300×300 float32 (RECIPE 1)."""
-    mean = torch.tensor(IMAGENET_MEAN)
-    std = torch.tensor(IMAGENET_STD)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     values = torch.from_numpy(np.asarray(pictures, dtype=np.float32))
     return ((values - mean) / std).permute(0, 3, 1, 2)
 

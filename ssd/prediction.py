@@ -42,7 +42,7 @@ _DRAWN_KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG"
 class PictureFile:
     """A picture to look at.
 
-    image_id: its place among all found, from 1. path: where it lies. name: its path from the folder that was
+    image_id: its number among all found, from 1. path: where it lies. name: its path from the folder that was
     searched, or from the deepest one that holds all that were, with /: no two pictures have the same.
     """
 
@@ -67,29 +67,29 @@ class Found:
     labels: list[int]
 
 
-def find_pictures(places: Sequence[str], out: Path) -> list[PictureFile]:
+def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     """Find the pictures of files, folders and globs, sorted by name, but not what was drawn in `out` before.
 
     A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
     hidden ones; folders are searched through and through, links to folders not followed.
-    Raises UserError where a place gives nothing, or where `out` is a folder that is searched.
+    Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
     """
     drawn = out.resolve()
     searched = []
     found: set[Path] = set()
-    for place in places:
-        folder, files = _look(place)
+    for source in sources:
+        folder, files = _look(source)
         if folder.resolve() == drawn:
             raise UserError(
-                f"out={out} is where images={place} lie; give another folder, so that none is lost"
+                f"out={out} is where images={source} lie; give another folder, so that none is lost"
             )
-        # `out` may also hold the place as a whole (out=. beside photos/); then nothing in it was drawn.
+        # `out` may also hold the source as a whole (out=. beside photos/); then nothing in it was drawn.
         if not folder.resolve().is_relative_to(drawn):
             files = [file for file in files if not file.resolve().is_relative_to(drawn)]
         if not files:
             raise UserError(
-                f"images={place}: no picture in {_absolute(place)}; folders and globs give files that end in "
-                f"{' '.join(sorted(SUFFIXES))}, and DIR/**/*.jpg searches all folders below DIR"
+                f"images={source}: no picture in {_absolute(source)}; folders and globs give files that end "
+                f"in {' '.join(sorted(SUFFIXES))}, and DIR/**/*.jpg searches all folders below DIR"
             )
         searched.append(folder)
         found.update(files)
@@ -98,28 +98,28 @@ def find_pictures(places: Sequence[str], out: Path) -> list[PictureFile]:
     return [PictureFile(number, file, name) for number, (name, file) in enumerate(names, start=1)]
 
 
-def _look(place: str) -> tuple[Path, list[Path]]:
-    """Return the folder that a place stands for and the files that it names, as absolute paths."""
-    path = _absolute(place)
+def _look(source: str) -> tuple[Path, list[Path]]:
+    """Return the folder that a source stands for and the files that it names, as absolute paths."""
+    path = _absolute(source)
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
         return path, list(_pictures_below(path))
-    if not glob.has_magic(place):
+    if not glob.has_magic(source):
         raise UserError(
-            f"images={place}: {path} is neither a file nor a folder; a name with special characters needs "
+            f"images={source}: {path} is neither a file nor a folder; a name with special characters needs "
             "quotes: 'images=\"…\"'"
         )
-    fixed = Path(place)  # the folder down to where the glob begins to vary
+    fixed = Path(source)  # the folder down to where the glob begins to vary
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    matches = map(_absolute, glob.glob(place, recursive=True))
+    matches = map(_absolute, glob.glob(source, recursive=True))
     files = [each for each in matches if each.suffix.lower() in SUFFIXES and each.is_file()]
     return _absolute(str(fixed)), files
 
 
-def _absolute(place: str) -> Path:
-    return Path(os.path.abspath(place))  # Path.absolute() leaves .. in; resolve() would follow links
+def _absolute(source: str) -> Path:
+    return Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
@@ -266,7 +266,7 @@ def drawn_names(names: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file's path, which takes the place of `path` once it is written. Raises UserError."""
+    """Give a temporary file's path, which replaces `path` once it is written. Raises UserError."""
     # No longer for a long name, which may be as long as the file system has it.
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
     with writing(path, "out"):

@@ -21,7 +21,7 @@ from ssd.errors import UserError
 
 Results = list[dict[str, Any]] | NDArray[np.float64] | str | Path
 
-# What is averaged, IoU, area and detections an image, in the words of pycocotools.
+# What is averaged, IoU, area and detections an image, as pycocotools prints them.
 _SETTINGS = {
     "AP": ("Precision", "0.50:0.95", "all", 100),
     "AP50": ("Precision", "0.50", "all", 100),
@@ -129,7 +129,6 @@ def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDAr
 
 
 # Detections as they come → columns
-
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
 _ARRAY_COLUMNS = ("image_id", "left", "top", "width", "height", "score", "category_id")
@@ -249,8 +248,8 @@ def _tabulate(
         for category in np.flatnonzero(to_find):
             rows = slice(starts[category], starts[category + 1])
             hits, misses = right[area, :, rows], wrong[area, :, rows]
-            for place, limit in enumerate(RECALL_LIMITS):
-                recall[:, category, area, place] = (
+            for column, limit in enumerate(RECALL_LIMITS):
+                recall[:, category, area, column] = (
                     hits[:, ranks[rows] < limit].sum(axis=1) / to_find[category]
                 )
             order = np.argsort(-found.scores[rows], kind="stable")
