@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import evaluate
 import predict
 from ssd.boxes import default_boxes
 from ssd.checkpoint import write
-from ssd.cli import as_plain, parse
-from ssd.config import Backbone, ModelConfig, PredictConfig, TrainConfig
+from ssd.cli import as_plain
+from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.detect import detect
 from ssd.image import normalize, read_picture, squash
 from ssd.model import SSD300
@@ -233,10 +232,3 @@ def test_wrong_input_is_one_line_that_says_what_to_do(
     message = str(run(predict, **(given | {key: value})))
     assert message.startswith(error.format(photos=photos))
     assert "\n" not in message
-
-
-def test_images_must_be_given_and_the_rest_of_conf_is_what_the_schema_says(checkpoint: Path):
-    assert run(predict, checkpoint=checkpoint) == "error: images is not set: give images=…"
-    with initialize_config_dir(str(Path(predict.__file__).with_name("conf")), version_base="1.3"):
-        composed = parse(PredictConfig, compose("predict", overrides=["checkpoint=x.pt", "images=a"]))
-    assert composed == PredictConfig(checkpoint="x.pt", images="a")

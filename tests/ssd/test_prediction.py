@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssd.boxes import cxcywh_to_ltrb, default_boxes
-from ssd.categories import COCO, Categories
-from ssd.config import Precision, PredictConfig
+from ssd.categories import Categories
+from ssd.config import Precision
 from ssd.errors import UserError
 from ssd.image import normalize
 from ssd.prediction import (
@@ -26,7 +26,6 @@ from ssd.prediction import (
     drawn_names,
     find_pictures,
 )
-from ssd.published import Weights
 from ssd.runtime import Runtime
 
 pytestmark = pytest.mark.unit
@@ -35,49 +34,6 @@ CATEGORIES = Categories((18, 90), ("dog", "[bold]tooth brush"))
 NOTHING = Found(np.empty((0, 4)), [], [])
 RUNTIME = Runtime(torch.device("cpu"), Precision.fp32, tf32=False, channels_last=True)
 BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
-
-# The config
-
-
-def test_images_is_one_place_or_several():
-    for images, places in (("photos", ["photos"]), (["a", "b c/[1]*"], ["a", "b c/[1]*"]), (2017, ["2017"])):
-        assert PredictConfig(checkpoint="x.pt", images=images).places() == places
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("images", value) for value in (None, True, 1e3, [], "", ["a", None], {"a": "b"})),
-        *(("threshold", value) for value in (2, 1, -0.1, float("nan"))),
-        *(("max_detections", 0), ("classes", []), ("batch_size", 0), ("threads", 0), ("out", "")),
-    ],
-)
-def test_a_value_that_makes_no_sense_is_refused_by_its_key(key: str, value: object):
-    with pytest.raises(UserError, match=rf"^{key}="):
-        PredictConfig(**{"checkpoint": "x.pt", "images": "a", key: value})
-
-
-def test_classes_are_chosen_by_name_and_all_where_none_is():
-    categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two bear one name
-    for classes, labels in ((None, {1, 2, 3, 4}), (["hot dog"], {2}), (["person", "dog"], {1, 3, 4})):
-        config = PredictConfig(checkpoint="x.pt", images="a", classes=classes)
-        assert config.resolve_classes(categories) == labels
-
-
-@pytest.mark.parametrize(
-    ("name", "answer"), [("Person", "near to it are person"), ("zzz", "it knows person, bicycle")]
-)
-def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
-    with pytest.raises(UserError, match=f"'{name}'; {answer}"):
-        PredictConfig(checkpoint="x.pt", images="a", classes=["dog", name]).resolve_classes(COCO)
-
-
-def test_a_published_checkpoint_has_cocos_names_if_it_has_as_many_classes():
-    coco, other = (Weights({}, "resnet50", classes, categories=None, config=None) for classes in (81, 7))
-    assert coco.categories_or_coco("p.pt") is COCO
-    with pytest.raises(UserError, match=r"^p\.pt holds no class names and 6 classes"):
-        other.categories_or_coco("p.pt")
-
 
 # Finding
 
