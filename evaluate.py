@@ -11,7 +11,8 @@ from ssd.cli import check_file, entry_point
 from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
-from ssd.evaluation.report import evaluation_report, summary_lines, write_report
+from ssd.evaluation.coco import summary_lines
+from ssd.evaluation.evaluator import evaluation_report, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -29,7 +30,7 @@ def main(config: EvaluateConfig) -> None:
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
         network = runtime.place(weights.network())
         console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
-        result = evaluator(network, runtime, ranks, console)
+        result = evaluator.score([*evaluator.detect(network, runtime, ranks, console)], ranks)
         console.say(*summary_lines(result.numbers), *result.notes)
         if ranks.is_main:
             report = evaluation_report(config.checkpoint, evaluator, result, runtime)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from ssd.batches import TrainLoader
 from ssd.categories import Categories
-from ssd.evaluation.evaluator import Evaluator
-from ssd.evaluation.pictures import Example
+from ssd.evaluation.evaluator import Evaluator, Example
 
 
 @dataclass(frozen=True)

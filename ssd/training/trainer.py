@@ -10,8 +10,8 @@ from ssd.checkpoint import package_versions
 from ssd.cli import as_plain, as_yaml
 from ssd.config import OnError, Precision, TrainConfig
 from ssd.errors import UserError
-from ssd.evaluation.pictures import example_pictures
-from ssd.evaluation.report import summary_lines
+from ssd.evaluation.coco import summary_lines
+from ssd.evaluation.evaluator import example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.training.batch_picture import batch_picture
@@ -200,9 +200,11 @@ class Trainer:
         """Score the network, show what it finds, and save with the numbers."""
         self._check_health()
         self.ranks.take_main(list(self.network.buffers()))
-        result = self.task.evaluator(
-            self.network, self.runtime, self.ranks, self.console, self._leave_if_asked
-        )
+        rows = []
+        for found in self.task.evaluator.detect(self.network, self.runtime, self.ranks, self.console):
+            self._leave_if_asked()
+            rows.append(found)
+        result = self.task.evaluator.score(rows, self.ranks)
         self._overdue = False
         if self._log:
             self._log.record(
@@ -214,12 +216,9 @@ class Trainer:
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         self.save(result.numbers)
 
-    def _leave_if_asked(self, error: UserError | None) -> None:
-        """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved.
-
-        error: what kept this rank from its next batch; it is raised then, and on the others one like it.
-        """
-        asked = self.ranks.agree(error, self.session.signals.received)
+    def _leave_if_asked(self) -> None:
+        """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved."""
+        asked = self.ranks.agree(None, self.session.signals.received)
         # Rank 0 may compute COCO's numbers next while the others wait for it.
         self.session.watchdog.alive(timedelta(minutes=self.config.evaluation.timeout_minutes))
         if asked:

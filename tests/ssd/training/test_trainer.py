@@ -407,10 +407,10 @@ def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
     trainer = open_trainer(given, session)
     agree = trainer._leave_if_asked
 
-    def room_and_a_signal(error: UserError | None) -> None:
+    def room_and_a_signal() -> None:
         disk.full = False
         signal.raise_signal(signal.SIGTERM)
-        agree(error)
+        agree()
 
     monkeypatch.setattr(trainer, "_leave_if_asked", room_and_a_signal)
     with pytest.raises(Preempted):
