@@ -6,6 +6,7 @@ evaluate.py's answers to a malicious checkpoint and an unwritable place stand he
 import json
 import os
 import pickle
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -75,11 +76,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(script: Any, **overrides: object) -> int | str | None:
-    """Run a script's main in this process; return what it exits with."""
+    """Run a script in this process; return what it exits with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script.__file__, *(f"{key}={value}" for key, value in overrides.items())])
         try:
-            script.main()
+            runpy.run_path(script.__file__, run_name="__main__")
         except SystemExit as end:
             return end.code
     return 0
