@@ -62,7 +62,15 @@ def coco_numbers(
     Without any detection every number that counts something is 0. An annotation without `area` counts by its
     box's area. Raises UserError for a file or detections that can't be scored, naming the first bad entry.
     """
-    precisions, recalls = coco_tables(annotation_file, detections, image_ids)
+    annotated = read_ground_truth(Path(annotation_file))
+    cells = annotated.categories * _IMAGES + annotated.images
+    truth = _Truth(cells, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd)
+    found = _read_results(detections, annotated)
+    if image_ids is not None:
+        scored = _scored_images(image_ids, annotated)
+        truth = truth.take(np.isin(truth.cells % _IMAGES, scored))
+        found = found.take(np.isin(found.cells % _IMAGES, scored))
+    precisions, recalls = _tabulate(truth, found, len(annotated.category_ids))
     precision, *precision_by_size = np.moveaxis(precisions, -1, 0)  # T×R×K each
     recall, *recall_by_size = np.moveaxis(recalls, 2, 0)  # T×K×limits each
     averaged = (
@@ -73,25 +81,6 @@ def coco_numbers(
     return {
         name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
     }
-
-
-def coco_tables(
-    annotation_file: str | Path, detections: Results, image_ids: Iterable[int] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what the numbers of `coco_numbers`, which takes the same, are means of.
-
-    Precision T×R×K×A, the best at each recall level or beyond, and recall T×K×A×limits, the categories by
-    ascending id. Both are −1 where a category has no box to find in that area range. Raises UserError.
-    """
-    annotated = read_ground_truth(Path(annotation_file))
-    cells = annotated.categories * _IMAGES + annotated.images
-    truth = _Truth(cells, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd)
-    found = _read_results(detections, annotated)
-    if image_ids is not None:
-        scored = _scored_images(image_ids, annotated)
-        truth = truth.take(np.isin(truth.cells % _IMAGES, scored))
-        found = found.take(np.isin(found.cells % _IMAGES, scored))
-    return _tabulate(truth, found, len(annotated.category_ids))
 
 
 def summary_lines(numbers: dict[str, float]) -> list[str]:
@@ -239,7 +228,10 @@ def _first_fault(entries: list[Any]) -> str:
 def _tabulate(
     truth: _Truth, found: _Found, categories: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Match and count, as coco_tables returns it."""
+    """Match and count: precision T×R×K×A, the best at each recall level or beyond, and recall T×K×A×limits.
+
+    Both are −1 where a category has no box to find in that area range.
+    """
     truth = truth.take(np.argsort(truth.cells, kind="stable"))
     # By cell and falling score, equal scores as they came; of each cell the best 100 alone.
     found = found.take(np.lexsort((-found.scores, found.cells)))
