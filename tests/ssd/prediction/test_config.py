@@ -51,7 +51,7 @@ def test_the_file_says_what_the_schema_does():
     ],
 )
 def test_images_is_one_place_or_several(override: str, places: list[str]):
-    assert predict_config(override).places() == places
+    assert predict_config(override).sources() == places
 
 
 @pytest.mark.parametrize("value", ["null", "true", "1e3", "[]", "''", "[a,null]", "{a: b}"])
@@ -85,14 +85,14 @@ def test_a_senseless_value_is_refused_by_its_key(override: str):
 
 
 def test_a_checkpoint_of_ours_runs_as_trained_where_nothing_is_given():
-    runtime = predict_config("images=a").runtime.as_trained(TRAINED)
+    runtime = predict_config("images=a").runtime.filled_from(TRAINED)
     assert (runtime.precision, runtime.channels_last) == (Precision.bf16, False)
-    runtime = predict_config("images=a", "runtime.precision=fp32").runtime.as_trained(TRAINED)
+    runtime = predict_config("images=a", "runtime.precision=fp32").runtime.filled_from(TRAINED)
     assert runtime.precision is Precision.fp32
 
 
 def test_a_published_checkpoint_runs_in_float32():
-    assert predict_config("images=a").runtime.as_trained(published(81)).precision is Precision.fp32
+    assert predict_config("images=a").runtime.filled_from(published(81)).precision is Precision.fp32
 
 
 def test_classes_are_chosen_by_name_and_all_where_none_is():
@@ -106,8 +106,8 @@ def test_classes_are_chosen_by_name_and_all_where_none_is():
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        ("Person", "'Person'; near to it are person"),
-        ("dgo", "'dgo'; near to it are dog"),
+        ("Person", "'Person'; did you mean person"),
+        ("dgo", "'dgo'; did you mean dog"),
         ("zzz", "'zzz'; it knows person, bicycle"),
     ],
 )
