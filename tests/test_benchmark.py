@@ -9,7 +9,7 @@ import pytest
 from data.demo import generate
 from scripts import benchmark_coco, chaos
 from ssd.config import DataConfig
-from tests.bench import ROOT, Bench, run, succeeded
+from tests.bench import Bench, run, succeeded
 
 
 @pytest.mark.slow
@@ -28,6 +28,7 @@ def test_a_training_is_measured_and_leaves_nothing_that_a_run_would_resume_from(
     assert not list(bench.folder.glob("benchmark-*"))
 
 
+@pytest.mark.slow
 def test_every_side_opens_the_data_and_one_is_measured(tmp_path: Path):
     generate(tmp_path / "set", 40, 2)
     data = DataConfig(path=str(tmp_path / "set"))

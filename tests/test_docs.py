@@ -29,7 +29,6 @@ def test_links_and_paths_lead_somewhere(document: Path):
         target = document.parent / path if path else document
         if not target.exists() or (anchor and anchor not in anchors(target)):
             wrong.append(link)
-    for path in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|sh|yaml|md|ipynb))[` ]", text):
-        if not (ROOT / path).exists() and not (ROOT / "tests" / path).exists():
-            wrong.append(path)
+    paths = re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|sh|yaml|md|ipynb))[` ]", text)
+    wrong += [path for path in paths if not (ROOT / path).exists() and not (ROOT / "tests" / path).exists()]
     assert wrong == []
