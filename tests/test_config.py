@@ -6,10 +6,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from ssd.categories import Categories
+from ssd.categories import COCO, Categories
 from ssd.checkpoint import CheckpointError
 from ssd.cli import parse, register
-from ssd.config import Check, DataConfig, EvaluateConfig, EvaluationConfig, OnError, Precision, TrainConfig
+from ssd.config import (
+    Check,
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    OnError,
+    Precision,
+    PredictConfig,
+    TrainConfig,
+)
 from ssd.errors import UserError
 from ssd.published import Weights, load_weights
 from ssd.training.optimizer import build_schedule
@@ -27,6 +36,7 @@ PUBLISHED_ROWS = [(gpus, images) for gpus in (1, 4, 8) for images in (64, 128, 2
 def _conf():
     register("train_schema", TrainConfig)
     register("evaluate_schema", EvaluateConfig)
+    register("predict_schema", PredictConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
@@ -37,6 +47,10 @@ def train_config(*overrides: str) -> TrainConfig:
 
 def evaluate_config(*overrides: str) -> EvaluateConfig:
     return parse(EvaluateConfig, compose("evaluate", overrides=["checkpoint=x.pt", *overrides]))
+
+
+def predict_config(*overrides: str) -> PredictConfig:
+    return parse(PredictConfig, compose("predict", overrides=["checkpoint=x.pt", *overrides]))
 
 
 # What conf/ holds
@@ -197,3 +211,65 @@ def test_an_evaluation_is_refused_by_key():
         evaluate_config("timeout_minutes=inf")
     with pytest.raises(UserError, match="checkpoint is not set"):
         parse(EvaluateConfig, compose("evaluate"))
+
+
+# Predicting
+
+
+def test_predict_yaml_says_what_the_schema_does():
+    assert predict_config("images=a") == PredictConfig(checkpoint="x.pt", images="a")
+
+
+@pytest.mark.parametrize(
+    ("override", "sources"),
+    [
+        ("images=photos/**/*.jp?g", ["photos/**/*.jp?g"]),
+        ("images=[a.jpg,'b c','d/[1]*']", ["a.jpg", "b c", "d/[1]*"]),
+        ("images=2017", ["2017"]),
+        ('images="photos (1)/x=1,y"', ["photos (1)/x=1,y"]),
+    ],
+)
+def test_images_is_one_source_or_several(override: str, sources: list[str]):
+    assert predict_config(override).sources() == sources
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "images=null",
+            "images=true",
+            "images=1e3",
+            "images=[]",
+            "images=''",
+            "images=[a,null]",
+            "images={a: b}",
+        ),
+        *("threshold=2", "threshold=1", "threshold=-0.1", "threshold=nan", "max_detections=0", "classes=[]"),
+        *("batch_size=0", "threads=0", "out=''"),
+    ],
+)
+def test_a_prediction_that_makes_no_sense_is_refused_by_its_key(override: str):
+    with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
+        predict_config("images=a", override)
+
+
+@pytest.mark.parametrize(
+    ("classes", "chosen"), [("null", {1, 2, 3, 4}), ("[hot dog]", {2}), ("[person,dog]", {1, 3, 4})]
+)
+def test_classes_are_chosen_by_name(classes: str, chosen: set[int]):
+    categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two may bear one name
+    assert predict_config("images=a", f"classes={classes}").resolve_classes(categories) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("Person", r"'Person'; did you mean person.*\?"),
+        ("dgo", r"'dgo'; did you mean dog.*\?"),
+        ("zzz", "'zzz'; it knows person, bicycle"),
+    ],
+)
+def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
+    with pytest.raises(UserError, match=answer):
+        predict_config("images=a", f"classes=[dog,{name}]").resolve_classes(COCO)
