@@ -1,10 +1,13 @@
 """conf/ and its schema: what is accepted, what is refused, and that every experiment is a valid run."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from ssd.categories import COCO, Categories
 from ssd.checkpoint import CheckpointError
@@ -33,12 +36,19 @@ PUBLISHED_ROWS = [(gpus, images) for gpus in (1, 4, 8) for images in (64, 128, 2
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _conf():
+def conf() -> Iterator[dict[str, DictConfig]]:
+    """What Hydra composes of train.yaml and predict.yaml."""
     register("train_schema", TrainConfig)
     register("evaluate_schema", EvaluateConfig)
     register("predict_schema", PredictConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+        predict = compose("predict", overrides=["checkpoint=x.pt", "images=a"])
+        yield {"train": compose("train"), "predict": predict}
+
+
+def changed(composed: DictConfig, override: str) -> DictConfig:
+    """Change a value as the command line does, in a hundredth of the time that Hydra takes."""
+    return cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist([override])))
 
 
 def train_config(*overrides: str) -> TrainConfig:
@@ -149,9 +159,9 @@ seed=-1 name=a/b name=''
 
 
 @pytest.mark.parametrize("override", REFUSED.split())
-def test_a_value_that_makes_no_sense_is_refused_by_its_key(override: str):
+def test_a_value_that_makes_no_sense_is_refused_by_its_key(override: str, conf: dict[str, DictConfig]):
     with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
-        train_config(override)
+        parse(TrainConfig, changed(conf["train"], override))
 
 
 def test_paths_follow_from_data_path_unless_given():
@@ -249,17 +259,17 @@ def test_images_is_one_source_or_several(override: str, sources: list[str]):
         *("batch_size=0", "threads=0", "out=''"),
     ],
 )
-def test_a_prediction_that_makes_no_sense_is_refused_by_its_key(override: str):
+def test_a_prediction_that_makes_no_sense_is_refused_by_its_key(override: str, conf: dict[str, DictConfig]):
     with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
-        predict_config("images=a", override)
+        parse(PredictConfig, changed(conf["predict"], override))
 
 
 @pytest.mark.parametrize(
-    ("classes", "chosen"), [("null", {1, 2, 3, 4}), ("[hot dog]", {2}), ("[person,dog]", {1, 3, 4})]
+    ("classes", "chosen"), [(None, {1, 2, 3, 4}), (["hot dog"], {2}), (["person", "dog"], {1, 3, 4})]
 )
-def test_classes_are_chosen_by_name(classes: str, chosen: set[int]):
+def test_classes_are_chosen_by_name(classes: list[str] | None, chosen: set[int]):
     categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two may bear one name
-    assert predict_config("images=a", f"classes={classes}").resolve_classes(categories) == chosen
+    assert PredictConfig("x.pt", "a", classes=classes).resolve_classes(categories) == chosen
 
 
 @pytest.mark.parametrize(
@@ -272,4 +282,4 @@ def test_classes_are_chosen_by_name(classes: str, chosen: set[int]):
 )
 def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
     with pytest.raises(UserError, match=answer):
-        predict_config("images=a", f"classes=[dog,{name}]").resolve_classes(COCO)
+        PredictConfig("x.pt", "a", classes=["dog", name]).resolve_classes(COCO)
