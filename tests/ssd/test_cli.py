@@ -89,9 +89,16 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("none; give one"), ValueError(), OSError(), KeyError()], ids=repr
+    ("error", "jobs"),
+    [
+        (UserError("none; give one"), []),
+        (ValueError(), []),
+        (OSError(), []),
+        (KeyError(), []),
+        (ValueError(), ["seed=1,2", "-m"]),
+    ],
+    ids=["a user's mistake", "ValueError", "OSError", "KeyError", "the first of several jobs"],
 )
-@pytest.mark.parametrize("jobs", [[], ["seed=1,2", "-m"]], ids=["one job", "several jobs"])
 def test_main_ends_a_script_by_its_own_errors(error: Exception, jobs: list[str], tmp_path: Path):
     def fail_at_first(config: TrainConfig) -> None:
         if config.seed < 2:
