@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A user's mistake. It says what is wrong, the value and the fix; scripts print it without a traceback."""
+    """A user's mistake. It says what is wrong, the value and the fix; scripts print it and no traceback."""
