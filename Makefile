@@ -1,12 +1,11 @@
 # make        the environment (.venv), from the pinned requirements
 # make demo   generate the embedded set, train on it, evaluate, draw
-# make test   lint, types and tests
-# make docs   README's pictures, of a longer run
-# make chaos  runs killed and preempted at random moments
+# make quick  lint, types and unit tests
+# make test   lint, types and all tests
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all help demo docs test chaos lint types format clean
+.PHONY: all help demo docs quick test chaos lint types format clean
 
 all: .venv/made ## Make .venv with everything that training, evaluating and testing need
 	@echo "ready: 'source .venv/bin/activate', or 'make help' for what there is"
@@ -27,10 +26,13 @@ demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, dra
 	@echo "the run's folder is runs/demo; its pictures are in runs/demo/pictures"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs"
 
-docs: .venv/made ## README's pictures anew, of a run three times as long as the demo's (8 minutes on two cores)
+docs: .venv/made ## Make the docs' pictures of a run three times as long as the demo's (8 minutes on two cores)
 	$(BIN)/python -m data.demo demo
 	$(BIN)/python train.py experiment=demo name=docs schedule.epochs=30 schedule.milestones=[20,26] evaluation.every=10
 	$(BIN)/python scripts/make_docs.py
+
+quick: lint types ## Lint, types and unit tests: under 90 seconds on two cores
+	$(BIN)/python -m pytest -m unit
 
 test: lint types ## Lint, types and tests
 	$(BIN)/python -m pytest
@@ -45,7 +47,7 @@ lint: .venv/made ## ruff
 types: .venv/made ## mypy
 	$(BIN)/mypy
 
-format: .venv/made ## Format and mend what ruff can
+format: .venv/made ## Format, and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from data.task import describe, open_evaluation
-from ssd.cli import check_file, entry_point
+from ssd.cli import check_file, run
 from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
@@ -17,7 +17,6 @@ from ssd.published import load_weights
 from ssd.runtime import set_up
 
 
-@entry_point(EvaluateConfig, Path(__file__).with_name("conf"), "evaluate")
 def main(config: EvaluateConfig) -> None:
     """Set up, evaluate, report."""
     weights = load_weights(Path(config.checkpoint))
@@ -38,4 +37,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, EvaluateConfig, Path(__file__).with_name("conf"), "evaluate")

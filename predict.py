@@ -5,7 +5,7 @@ Leaves the pictures with boxes drawn, and detections.json. Keys and their values
 
 from pathlib import Path
 
-from ssd.cli import entry_point
+from ssd.cli import run
 from ssd.config import PredictConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import choose_device
@@ -14,14 +14,13 @@ from ssd.published import load_weights
 from ssd.runtime import set_up
 
 
-@entry_point(PredictConfig, Path(__file__).with_name("conf"), "predict")
 def main(config: PredictConfig) -> None:
     """Set up, predict, report."""
-    files = find_pictures(config.places(), Path(config.out))
+    files = find_pictures(config.sources(), Path(config.out))
     weights = load_weights(Path(config.checkpoint))
     categories = weights.categories_or_coco(config.checkpoint)
     labels = config.resolve_classes(categories)
-    runtime_config = config.runtime.as_trained(weights)
+    runtime_config = config.runtime.filled_from(weights)
     runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))
     predictor = Predictor(weights.network(), runtime, config.threshold, config.max_detections, labels)
     output = Output(Path(config.out), files, categories)
@@ -32,4 +31,4 @@ def main(config: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, PredictConfig, Path(__file__).with_name("conf"), "predict")

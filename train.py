@@ -9,14 +9,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from data.task import open_training
-from ssd.cli import entry_point
+from ssd.cli import run
 from ssd.config import TrainConfig
 from ssd.training.checkpoints import newest_checkpoint
 from ssd.training.run import derived_numbers, start_or_resume
 from ssd.training.session import open_session
 
 
-@entry_point(TrainConfig, Path(__file__).with_name("conf"), "train")
 def main(config: TrainConfig) -> None:
     """Set up, fit, tear down."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -30,4 +29,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, TrainConfig, Path(__file__).with_name("conf"), "train")

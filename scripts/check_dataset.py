@@ -11,12 +11,11 @@ from rich.console import Console
 
 from data.doctor.examination import examine
 from data.doctor.screen import progress_bar, show
-from ssd.cli import check_file, entry_point
+from ssd.cli import check_file, run
 from ssd.config import CheckDatasetConfig
 from ssd.evaluation.evaluator import write_report
 
 
-@entry_point(CheckDatasetConfig, Path(__file__).parent.parent / "conf", "check_dataset")
 def main(config: CheckDatasetConfig) -> None:
     """Examine, print, write, judge."""
     # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
@@ -32,4 +31,4 @@ def main(config: CheckDatasetConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, CheckDatasetConfig, Path(__file__).parent.parent / "conf", "check_dataset")

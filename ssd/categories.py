@@ -67,7 +67,7 @@ class Categories:
 
 
 def _coco() -> Categories:
-    """COCO's categories as torchvision lists them: a name's place is its id, unused ids are "N/A"."""
+    """COCO's categories as torchvision lists them: a name's index is its id, unused ids are "N/A"."""
     names = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categories"]
     used = [(key, name) for key, name in enumerate(names) if key > 0 and name != "N/A"]
     ids, names = zip(*used, strict=True)

@@ -1,7 +1,4 @@
-"""From the shell to a checked config: Hydra composes it, and what a user got wrong is told in one line.
-
-Places that results go to are checked here too: that they can be written is learned before the work.
-"""
+"""From the shell to a checked config; a mistake is one line, and outputs are checked before the work."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,81 +23,41 @@ from omegaconf.errors import (
 
 from .errors import UserError
 
-Config = TypeVar("Config")
+Schema = TypeVar("Schema")
 
 # With it Hydra hands its exceptions on; without it prints them, up to thirty lines each, and exits.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def entry_point(
-    schema: type[Config], conf: Path, name: str
-) -> Callable[[Callable[[Config], None]], Callable[[], None]]:
-    """Make a function of a config the script's main: conf/name.yaml, by the schema, with its command line.
+def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: str) -> None:
+    """Call a script's main with conf/name.yaml as the command line changes it, checked by the schema.
 
-    UserError and what Hydra refuses become one line on stderr and exit status 1; HYDRA_FULL_ERROR=1 in the
+    UserError, and what Hydra refuses, become one line on stderr and exit status 1. HYDRA_FULL_ERROR=1 in the
     environment shows where in Hydra that came from.
     """
     register(f"{name}_schema", schema)
+    raised_by_main: list[Exception] = []
 
-    def decorate(task: Callable[[Config], None]) -> Callable[[], None]:
-        running = False
+    @wraps(main)  # Hydra names the job after the file that the innermost function is in
+    def job(composed: DictConfig) -> None:
+        try:
+            main(parse(schema, composed))
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
+        except Exception as error:
+            raised_by_main.append(error)
+            raise
 
-        @wraps(task)  # Hydra names the job after the file that the innermost function is in
-        def job(composed: DictConfig) -> None:
-            nonlocal running
-            running = True
-            try:
-                task(parse(schema, composed))
-            except UserError as error:
-                raise SystemExit(f"error: {error}") from None
-            running = False  # of several jobs (-m) the next is about to be composed
-
-        def main() -> None:
-            nonlocal running
-            running = False
-            asked = os.environ.get(_FULL_ERROR, "0")
-            os.environ[_FULL_ERROR] = "1"
-            try:
-                hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(job)()
-            except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-                if running or asked == "1":  # what fails in the job is a fault of ours
-                    raise
-                raise SystemExit(f"error: {_describe(error, schema, conf)}") from None
-            finally:
-                os.environ[_FULL_ERROR] = asked
-
-        return main
-
-    return decorate
-
-
-def _describe(error: Exception, schema: type, conf: Path) -> str:
-    """Say in one line what kept Hydra from composing a config."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(cause, OmegaConfBaseException):
-        return explain(cause, schema, [path.name for path in conf.iterdir() if path.is_dir()])
-    if isinstance(error, OverrideParseException):
-        return _unparsable(error.override)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, file = error.missing_cfg_file.rpartition("/")
-        return f"{group}={file}: there is no such file in conf/{group}; it has {', '.join(error.options)}"
-    if isinstance(error, OSError) and error.filename:
-        mend = "hydra.run.dir=… is the run's folder"
-        return f"{error.filename} can't be opened or made ({error.strerror}); {mend}"
-    return " ".join(str(error).split())
-
-
-def _unparsable(override: str) -> str:
-    key, equals, value = override.partition("=")
-    if not equals:
-        return f"{override} can't be parsed: give key=value"
-    if value.startswith("~/"):
-        return f"{override} can't be parsed: ~ is not expanded; write {key}=$HOME{value[1:]}"
-    mend = "quote what has = ( ) [ ] { } : , a quote or a space, for Hydra within and the shell without"
-    return f"{override} can't be parsed: {mend}: '{key}=\"…\"'"
-
-
-Schema = TypeVar("Schema")
+    wanted = os.environ.get(_FULL_ERROR, "0")
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(job)()
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if wanted == "1" or error in raised_by_main:  # what main raises besides UserError is a bug
+            raise
+        raise SystemExit(f"error: {_explain_hydra(error, schema, conf)}") from None
+    finally:
+        os.environ[_FULL_ERROR] = wanted
 
 
 def register(name: str, schema: type) -> None:
@@ -119,46 +76,7 @@ def parse(schema: type[Schema], composed: DictConfig) -> Schema:
         typed = OmegaConf.merge(OmegaConf.structured(schema), plain)
         return cast(Schema, OmegaConf.to_object(typed))
     except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema)) from error
-
-
-def explain(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
-    """Say in one line which key is wrong, and what is wrong with it.
-
-    Known are the keys of a schema and config groups, which Hydra takes for keys.
-    """
-    key = str(error.full_key)
-    if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return f"unknown config key {key}; {_meant(key, [*_keys(schema), *groups])}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{key} is not set: give {key}=…"
-    return f"{key}: {str(error.msg or error).splitlines()[0]}"
-
-
-def _meant(key: str, known: Sequence[str]) -> str:
-    """Say which of the known keys was perhaps meant: one of that section, or elsewhere one of that name."""
-    section, _, name = key.rpartition(".")
-    by_name = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
-    own = list(by_name)
-    if not section:
-        by_name = {each.rpartition(".")[2]: each for each in known} | by_name
-    near = [by_name[each] for each in get_close_matches(name, by_name)]
-    if section and own and not near:
-        return f"{section} has {', '.join(own)}"
-    near = near or get_close_matches(key, set(known))
-    if not near:
-        return "the files in conf/ have the known ones"
-    return f"near to it {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
-
-
-def _keys(schema: type, section: str = "") -> list[str]:
-    """List a schema's keys and sections, in full."""
-    keys = []
-    for name, node in vars(schema()).items():
-        keys.append(section + name)
-        if is_dataclass(node):
-            keys += _keys(type(node), f"{section}{name}.")
-    return keys
+        raise UserError(_explain_key(error, schema)) from error
 
 
 def as_yaml(config: object) -> str:
@@ -174,7 +92,7 @@ def as_plain(config: object) -> dict[str, object]:
 
 @contextmanager
 def writing(path: Path, key: str) -> Iterator[None]:
-    """Turn what goes wrong while a place is written into UserError."""
+    """Turn a failure to write a path into UserError, which names the path and the key that gave it."""
     try:
         yield
     except OSError as error:
@@ -183,7 +101,7 @@ def writing(path: Path, key: str) -> Iterator[None]:
 
 
 def check_folder(folder: Path, key: str) -> None:
-    """Make a folder, and raise UserError, naming the key that gave it, unless it takes files."""
+    """Make a folder, and raise UserError, naming the key that gave it, unless files can be written there."""
     with writing(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
@@ -201,3 +119,65 @@ def check_file(given: str, key: str) -> None:
     if path.exists():
         with writing(path, key):
             path.open("ab").close()
+
+
+def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
+    """Say in one line what kept Hydra from composing a config."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, OmegaConfBaseException):
+        # Hydra takes config groups for keys.
+        return _explain_key(cause, schema, [path.name for path in conf.iterdir() if path.is_dir()])
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} can't be parsed: {_how_to_write(error.override)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, file = error.missing_cfg_file.rpartition("/")
+        return f"{group}={file}: there is no such file in conf/{group}; it has {', '.join(error.options)}"
+    if isinstance(error, OSError) and error.filename:
+        fix = "hydra.run.dir=… is the run's folder"
+        return f"{error.filename} can't be opened or made ({error.strerror}); {fix}"
+    return " ".join(str(error).split())
+
+
+def _how_to_write(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return "give key=value"
+    if value.startswith("~/"):
+        return f"~ is not expanded; write {key}=$HOME{value[1:]}"
+    return (
+        "quote a value with = ( ) [ ] { } : , a quote or a space, once for Hydra and once for the shell: "
+        f"'{key}=\"…\"'"
+    )
+
+
+def _explain_key(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
+    """Say in one line which key is wrong, and what is wrong with it."""
+    key = str(error.full_key)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return f"unknown config key {key}; {_suggestion(key, [*_keys(schema), *groups])}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is not set: give {key}=…"
+    return f"{key}: {str(error.msg or error).splitlines()[0]}"
+
+
+def _suggestion(key: str, known: Sequence[str]) -> str:
+    """Name the known keys that are spelled like this one, in its section or, without one, in any section."""
+    section, _, name = key.rpartition(".")
+    in_section = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
+    anywhere = {each.rpartition(".")[2]: each for each in known}
+    candidates = in_section if section else anywhere | in_section
+    near = [candidates[each] for each in get_close_matches(name, candidates)]
+    if not near and section and in_section:
+        return f"{section} has {', '.join(in_section)}"
+    near = near or get_close_matches(key, set(known))
+    return f"did you mean {' or '.join(near)}?" if near else "the files in conf/ have the known ones"
+
+
+def _keys(schema: type, section: str = "") -> list[str]:
+    """List a schema's keys and sections, in full."""
+    keys = []
+    for name, node in vars(schema()).items():
+        keys.append(section + name)
+        if is_dataclass(node):
+            keys += _keys(type(node), f"{section}{name}.")
+    return keys

@@ -1,4 +1,4 @@
-"""The schema of every script in conf/: how each key is called, its type, and which values make sense."""
+"""Which keys are there? The schema of every script in conf/: names, types, and which values make sense."""
 
 import math
 import os
@@ -15,31 +15,32 @@ from .detect import MAX_DETECTIONS, SHOWN_SCORE
 from .errors import UserError
 from .published import Weights
 
-
-class Device(Enum):
-    """Where the network runs; auto is cuda where there is a GPU and cpu elsewhere."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can still count it
 
 
-class Precision(Enum):
-    """Type of the forward pass and of the activations; weights and loss are float32 in all three."""
-
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
+def default_threads(ranks_on_machine: int) -> int:
+    """Divide the cores that this process may use among the machine's ranks: 1 to 8 threads, RECIPE 6."""
+    return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), 8)
 
 
-class Backbone(Enum):
-    """Torchvision ResNets that the detector can stand on."""
+def require(holds: bool, key: str, value: object, fix: str) -> None:
+    """Raise UserError(“key=value: fix”) unless the condition holds."""
+    if not holds:
+        raise UserError(f"{key}={'null' if value is None else value}: {fix}")
 
-    resnet18 = "resnet18"
-    resnet34 = "resnet34"
-    resnet50 = "resnet50"
-    resnet101 = "resnet101"
-    resnet152 = "resnet152"
+
+def _require_count(key: str, value: int | None, optional: bool = False, lowest: int = 1) -> None:
+    """Raise UserError for a number below the lowest; null passes."""
+    fix = f"give at least {lowest}{', or null' if optional else ''}"
+    require(value is None or value >= lowest, key, value, fix)
+
+
+def _require_wait(key: str, minutes: float | None, otherwise: str = "") -> None:
+    fix = f"give more than 0 and at most a year's {MINUTES_A_YEAR}{otherwise}"
+    require(minutes is None or 0 < minutes <= MINUTES_A_YEAR, key, minutes, fix)
+
+
+# Sections of train.py's config. Some are used by the other scripts too.
 
 
 class OnBadImage(Enum):
@@ -57,69 +58,15 @@ class Check(Enum):
     full = "full"
 
 
-# What a checkpoint that can't be written does: stop the run, or be reported while training goes on. A class
-# can't name a member `continue`.
-OnError = Enum("OnError", {"fail": "fail", "continue": "continue"})
-
-
-class OnNonfinite(Enum):
-    """What a step with a loss or gradient that is not finite leads to; it is never taken."""
-
-    stop = "stop"
-    skip = "skip"
-    rollback = "rollback"
-
-
-MINUTES_A_YEAR = 365 * 24 * 60  # what no wait need exceed, and every clock still counts
-
-
-MAX_DEFAULT_THREADS = 8
-"""Threads a rank takes by default where there are more; one GPU's share in the published recipe."""
-
-
-def require(holds: bool, key: str, value: object, mend: str) -> None:
-    """Raise UserError(“key=value: mend”) unless the condition holds."""
-    if not holds:
-        raise UserError(f"{key}={'null' if value is None else value}: {mend}")
-
-
-def require_wait(key: str, minutes: float, otherwise: str = "") -> None:
-    """Raise UserError unless a wait of so many minutes makes sense."""
-    mend = f"give more than 0 and at most a year's {MINUTES_A_YEAR}{otherwise}"
-    require(0 < minutes <= MINUTES_A_YEAR, key, minutes, mend)
-
-
-def default_threads(ranks_on_machine: int) -> int:
-    """Share the cores that this process may use out among the machine's ranks: 1 … MAX_DEFAULT_THREADS."""
-    return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), MAX_DEFAULT_THREADS)
-
-
 @dataclass
-class DataConfig:
-    """Which pictures, and how they are fed; the four paths follow from `path` where they are not given."""
+class DataPaths:
+    """Where a data set is; the four paths follow from `path` where they are not given."""
 
     path: str | None = None
     train_images: str | None = None
     train_annotations: str | None = None
     val_images: str | None = None
     val_annotations: str | None = None
-    batch_size: int = 32
-    augment: bool = True
-    limit: int | None = None
-    crowd: bool = True
-    min_box_px: float = 1.0
-    threads: int | None = None
-    cache: str | None = None
-    on_bad_image: OnBadImage = OnBadImage.fail
-    check: Check = Check.header
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "give at least 1 image a rank")
-        require(self.limit is None or self.limit >= 1, "data.limit", self.limit, "give at least 1, or null")
-        shortest = self.min_box_px
-        require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
-        require(self.threads is None or self.threads >= 1, "data.threads", self.threads, "give at least 1")
 
     def locate(self, key: str) -> Path:
         """Return one of the four paths: as given by its own key, else from data.path.
@@ -135,10 +82,41 @@ class DataConfig:
         given = cast(str | None, getattr(self, key))
         if given is not None:
             return Path(given)
-        require(
-            self.path is not None, "data.path", None, f"give data.path=DIR in COCO layout, or data.{key}=…"
-        )
-        return Path(cast(str, self.path), layout[key])
+        if self.path is None:
+            raise UserError(f"data.path=null: give data.path=DIR in COCO layout, or data.{key}=…")
+        return Path(self.path, layout[key])
+
+
+@dataclass
+class DataConfig(DataPaths):
+    """Which pictures, and how they are fed."""
+
+    batch_size: int = 32
+    augment: bool = True
+    limit: int | None = None
+    crowd: bool = True
+    min_box_px: float = 1.0
+    threads: int | None = None
+    cache: str | None = None
+    on_bad_image: OnBadImage = OnBadImage.fail
+    check: Check = Check.header
+
+    def __post_init__(self) -> None:
+        _require_count("data.batch_size", self.batch_size)
+        _require_count("data.limit", self.limit, optional=True)
+        _require_count("data.threads", self.threads, optional=True)
+        shortest = self.min_box_px
+        require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
+
+
+class Backbone(Enum):
+    """Torchvision ResNets that the detector can stand on."""
+
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    resnet152 = "resnet152"
 
 
 @dataclass
@@ -161,7 +139,6 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         rate, decay = self.learning_rate, self.weight_decay
         require(0 < rate < math.inf, "optimizer.learning_rate", rate, "give a finite rate above 0")
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give a value in [0, 1)")
@@ -178,18 +155,32 @@ class ScheduleConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        require(self.epochs >= 1, "schedule.epochs", self.epochs, "give at least 1")
-        steps = self.max_steps
-        require(steps is None or steps >= 1, "schedule.max_steps", steps, "give at least 1, or null")
-        require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "give 0 or more")
+        _require_count("schedule.epochs", self.epochs)
+        _require_count("schedule.max_steps", self.max_steps, optional=True)
+        _require_count("schedule.warmup_steps", self.warmup_steps, lowest=0)
         rising = all(a < b for a, b in zip([0, *self.milestones], self.milestones, strict=False))
         require(rising, "schedule.milestones", self.milestones, "give rising epochs from 1 on")
 
 
+class Device(Enum):
+    """Where the network runs; auto is cuda where there is a GPU and cpu elsewhere."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Type of the forward pass and of the activations; weights and loss are float32 in all three."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
 @dataclass
 class RuntimeConfig:
-    """The machine's side: none of it changes what is learned but through rounding."""
+    """The machine's side: it changes what is learned through rounding alone."""
 
     device: Device = Device.auto
     precision: Precision = Precision.fp16
@@ -206,8 +197,7 @@ class LoggingConfig:
     every_steps: int = 20
 
     def __post_init__(self) -> None:
-        """Check the number."""
-        require(self.every_steps >= 1, "logging.every_steps", self.every_steps, "give at least 1")
+        _require_count("logging.every_steps", self.every_steps)
 
 
 @dataclass
@@ -220,16 +210,20 @@ class EvaluationConfig:
     timeout_minutes: float = 60.0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        every, first = self.every, min(self.epochs, default=0)
-        require(every is None or every >= 1, "evaluation.every", every, "give at least 1, or null")
+        first = min(self.epochs, default=0)
         require(first >= 0, "evaluation.epochs", self.epochs, "give epochs from 0 on")
-        require(self.pictures >= 0, "evaluation.pictures", self.pictures, "give 0 or more")
-        require_wait("evaluation.timeout_minutes", self.timeout_minutes)
+        _require_count("evaluation.every", self.every, optional=True)
+        _require_count("evaluation.pictures", self.pictures, lowest=0)
+        _require_wait("evaluation.timeout_minutes", self.timeout_minutes)
 
     def due(self, epoch: int) -> bool:
         """Tell whether an evaluation follows this epoch."""
         return epoch in self.epochs or (self.every is not None and (epoch + 1) % self.every == 0)
+
+
+# What a checkpoint that can't be written does: stop the run, or be reported while training goes on. A class
+# can't name a member `continue`.
+OnError = Enum("OnError", {"fail": "fail", "continue": "continue"})
 
 
 @dataclass
@@ -242,10 +236,8 @@ class CheckpointConfig:
     on_error: OnError = OnError.fail
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        for key in ("every_epochs", "every_steps"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"checkpoint.{key}", value, "give at least 1, or null")
+        _require_count("checkpoint.every_epochs", self.every_epochs, optional=True)
+        _require_count("checkpoint.every_steps", self.every_steps, optional=True)
         require(self.keep >= 1, "checkpoint.keep", self.keep, "give at least 1: resuming needs the newest")
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
@@ -254,6 +246,14 @@ class CheckpointConfig:
         return (self.every_steps is not None and step % self.every_steps == 0) or (
             self.every_epochs is not None and position == 0 and epochs % self.every_epochs == 0
         )
+
+
+class OnNonfinite(Enum):
+    """What a step with a loss or gradient that is not finite leads to; it is never taken."""
+
+    stop = "stop"
+    skip = "skip"
+    rollback = "rollback"
 
 
 @dataclass
@@ -266,19 +266,19 @@ class TrainingConfig:
     hang_timeout_minutes: float | None = 30.0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        limit, every, mend = self.nonfinite_limit, self.compare_replicas_every, "give at least 1"
-        require(limit >= 1, "training.nonfinite_limit", limit, mend)
-        require(every is None or every >= 1, "training.compare_replicas_every", every, mend + ", or null")
-        if self.hang_timeout_minutes is not None:
-            require_wait("training.hang_timeout_minutes", self.hang_timeout_minutes, ", or null for never")
+        _require_count("training.nonfinite_limit", self.nonfinite_limit)
+        _require_count("training.compare_replicas_every", self.compare_replicas_every, optional=True)
+        _require_wait("training.hang_timeout_minutes", self.hang_timeout_minutes, ", or null for never")
 
 
 @dataclass
 class ResumeConfig:
-    """Keys that a resumed run may give other values than it began with, of those that shape it."""
+    """Keys that shape a run and may still differ from those that it began with."""
 
     override: list[str] = field(default_factory=list)
+
+
+# The four scripts.
 
 
 @dataclass
@@ -299,7 +299,6 @@ class TrainConfig:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
-        """Check the run's name, which is a folder's, and the seed, which is a generator's key."""
         plain = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0")
         require(plain, "name", self.name, "give a folder's name: no slash, not empty")
         require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number from 0 to 2^63 − 1")
@@ -318,6 +317,12 @@ class EvaluateDataConfig:
     cache: str | None = None
     check: Check = Check.header
 
+    def filled_from(self, weights: Weights) -> DataConfig:
+        """Fill what is null from the checkpoint's training config; a published one has none: 32 images."""
+        trained = (weights.config or {"data": {}})["data"]
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        return DataConfig(**{"batch_size": trained.get("batch_size", DataConfig.batch_size)} | given)
+
 
 @dataclass
 class EvaluateModelConfig:
@@ -335,14 +340,16 @@ class EvaluateRuntimeConfig:
     tf32: bool | None = None
     channels_last: bool | None = None
 
-    def as_trained(self, weights: Weights) -> RuntimeConfig:
-        """Fill what is null from the training config in the checkpoint; a published one has none: float32."""
+    def filled_from(self, weights: Weights) -> RuntimeConfig:
+        """Fill what is null from the checkpoint's training config; a published one has none: float32."""
         trained = (weights.config or {"runtime": {"precision": "fp32"}})["runtime"]
-        runtime = {key: value for key, value in vars(self).items() if value is not None}
-        runtime.setdefault("precision", Precision(trained["precision"]))
-        for key in ("tf32", "channels_last"):
-            runtime.setdefault(key, trained.get(key, getattr(RuntimeConfig, key)))
-        return RuntimeConfig(**runtime)
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        as_trained = {
+            "precision": Precision(trained["precision"]),
+            "tf32": trained.get("tf32", RuntimeConfig.tf32),
+            "channels_last": trained.get("channels_last", RuntimeConfig.channels_last),
+        }
+        return RuntimeConfig(**as_trained | given)
 
 
 @dataclass
@@ -357,26 +364,17 @@ class EvaluateConfig:
     runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
 
     def __post_init__(self) -> None:
-        """Check the number."""
-        require_wait("timeout_minutes", self.timeout_minutes)
+        _require_wait("timeout_minutes", self.timeout_minutes)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint.
 
-        A published checkpoint has none: float32, 32 images a batch.
         Raises UserError where model.backbone is given and another than the checkpoint's.
         """
-        given = self.model.backbone
-        require(
-            given is None or given.value == weights.backbone,
-            "model.backbone",
-            given and given.value,
-            f"the checkpoint is a {weights.backbone}; leave the key out",
-        )
-        trained = (weights.config or {"data": {}})["data"]
-        data = {key: value for key, value in vars(self.data).items() if value is not None}
-        data.setdefault("batch_size", trained.get("batch_size", DataConfig.batch_size))
-        return DataConfig(**data), self.runtime.as_trained(weights)
+        named = self.model.backbone.value if self.model.backbone else weights.backbone
+        fix = f"the checkpoint is a {weights.backbone}; leave the key out"
+        require(named == weights.backbone, "model.backbone", named, fix)
+        return self.data.filled_from(weights), self.runtime.filled_from(weights)
 
 
 @dataclass
@@ -394,50 +392,42 @@ class PredictConfig:
     runtime: EvaluateRuntimeConfig = field(default_factory=EvaluateRuntimeConfig)
 
     def __post_init__(self) -> None:
-        """Check the values."""
         require(0 <= self.threshold < 1, "threshold", self.threshold, "give a score from 0 to below 1")
-        require(self.max_detections >= 1, "max_detections", self.max_detections, "give at least 1 a picture")
         require(self.classes != [], "classes", self.classes, "name at least one, or give null for all")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "give at least 1 picture")
-        require(
-            self.threads is None or self.threads >= 1, "threads", self.threads, "give at least 1, or null"
-        )
         require(self.out != "", "out", "''", "name a folder")
-        self.places()
+        _require_count("max_detections", self.max_detections)
+        _require_count("batch_size", self.batch_size)
+        _require_count("threads", self.threads, optional=True)
+        self.sources()
 
-    def places(self) -> list[str]:
-        """List what `images` names, one or several. Raises UserError where a part of it is no text."""
+    def sources(self) -> list[str]:
+        """List the paths, folders and globs in `images`. Raises UserError where one of them is no text."""
         given = self.images if isinstance(self.images, list) else [self.images]
-        # Hydra reads 2017 as a number, and that is a folder's name; of 1e3 and true the spelling is lost.
-        for place in given:
-            plain = isinstance(place, str | int) and not isinstance(place, bool) and place != ""
-            require(
-                plain, "images", place, "give a picture, folder or glob, or a list; quote what isn't text"
-            )
         require(given != [], "images", given, "give at least one picture, folder or glob")
-        return [str(place) for place in given]
+        fix = "give a picture, folder or glob, or a list; quote what isn't text"
+        for each in given:
+            # Hydra reads 2017 as a number, and that is a folder's name; of 1e3 and true the spelling is lost.
+            is_text = isinstance(each, str | int) and not isinstance(each, bool) and each != ""
+            require(is_text, "images", each, fix)
+        return [str(each) for each in given]
 
     def resolve_classes(self, categories: Categories) -> frozenset[int]:
         """Return the labels of `classes`, of all where that is null.
 
-        Raises UserError naming the classes nearest to one that the checkpoint doesn't know.
+        Raises UserError naming the classes that are spelled like one that the checkpoint doesn't know.
         """
-        if self.classes is None:
-            return frozenset(range(1, categories.num_classes))
-        for name in self.classes:
+        for name in self.classes or ():
             if name not in categories.names:
-                raise UserError(f"classes: the checkpoint knows no {name!r}; {_nearest(name, categories)}")
+                by_lower_case = {known.lower(): known for known in categories.names}
+                near = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, n=5)]
+                known = f"it knows {', '.join(categories.names)}"
+                fix = f"did you mean {' or '.join(near)}?" if near else known
+                raise UserError(f"classes: the checkpoint knows no {name!r}; {fix}")
         return frozenset(
-            label for label, name in enumerate(categories.names, start=1) if name in self.classes
+            label
+            for label, name in enumerate(categories.names, start=1)
+            if self.classes is None or name in self.classes
         )
-
-
-def _nearest(name: str, categories: Categories) -> str:
-    by_lower_case = {known.lower(): known for known in categories.names}
-    near = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, n=5)]
-    if near:
-        return f"near to it are {', '.join(near)}"
-    return f"it knows {', '.join(categories.names)}"
 
 
 class Split(Enum):
@@ -448,14 +438,9 @@ class Split(Enum):
 
 
 @dataclass
-class CheckDataConfig:
-    """Where the data set lies; the keys are train.py's and mean the same."""
+class CheckDataConfig(DataPaths):
+    """The data set to check; the keys are train.py's and mean the same."""
 
-    path: str | None = None
-    train_images: str | None = None
-    train_annotations: str | None = None
-    val_images: str | None = None
-    val_annotations: str | None = None
     min_box_px: float = 1.0
     threads: int | None = None
     cache: str | None = None
@@ -479,7 +464,6 @@ class CheckDatasetConfig:
     data: CheckDataConfig = field(default_factory=CheckDataConfig)
 
     def __post_init__(self) -> None:
-        """Check the list, and the numbers as training does."""
         names = [split.value for split in self.splits]
         require(0 < len(names) == len(set(names)), "splits", names, "give [train], [val] or [train,val]")
         self.data.as_in_training()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,9 +26,8 @@ class RunConsole:
             TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        live = is_main and self._console.is_terminal
-        self._progress = Progress(*columns, console=self._console, disable=not live)
-        self._live = live
+        self._live = is_main and self._console.is_terminal
+        self._progress = Progress(*columns, console=self._console, disable=not self._live)
 
     def table(self, title: str, rows: dict[str, str]) -> None:
         """Print names and values as one table."""
@@ -57,7 +57,7 @@ class RunConsole:
         text = (
             f"loss {record['loss']:.3f} ({record['loss_localization']:.3f} + {record['loss_confidence']:.3f})"
             f" · lr {record['learning_rate']:.2e} · {record['images_per_second']:.1f} img/s"
-            f" · data {record['data_wait']:.0%} · ETA {duration(seconds_left)}"
+            f" · data {record['data_wait']:.0%} · ETA {timedelta(seconds=round(seconds_left))}"
         )
         if self._live:
             self._progress.update(self._task, figures=text)
@@ -88,9 +88,3 @@ class RunConsole:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

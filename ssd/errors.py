@@ -1,5 +1,5 @@
-"""What all errors that a user can mend have in common."""
+"""What all errors that a user can fix have in common."""
 
 
 class UserError(ValueError):
-    """An error whose message says what is wrong, the value, and the mend: scripts print it, no traceback."""
+    """A user's mistake. It says what is wrong, the value and the fix; scripts print it and no traceback."""

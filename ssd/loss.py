@@ -53,8 +53,8 @@ def _hard_negatives(class_losses: Tensor, positive: Tensor, counts: Tensor) -> T
     By rank, since top-k needs one count for all rows and a threshold chooses too many where losses tie.
     """
     order = class_losses.masked_fill(positive, -1).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(1, order, places)
+    positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, positions)
     return (ranks < counts[:, None]) & ~positive
 
 

@@ -220,7 +220,7 @@ def test_nothing_found_is_said_in_words(checkpoint: Path, photos: Path, tmp_path
         ("images=nowhere", "error: images=nowhere: "),
         ("out={photos}", "error: out={photos} is where images={photos} lie"),
         ("out={photos}/a.png", "error: {photos}/a.png can't be written (File exists); give another out=…"),
-        ("classes=[ants]", "error: classes: the checkpoint knows no 'ants'; near to it are ant"),
+        ("classes=[ants]", "error: classes: the checkpoint knows no 'ants'; did you mean ant"),
         ("threshold=2", "error: threshold=2.0: give a score from 0 to below 1"),
         ("runtime.precision=fp16", "error: runtime.precision=fp16 needs a GPU"),
     ],

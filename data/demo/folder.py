@@ -91,17 +91,17 @@ def _holds_this_set(folder: Path, parameters: Parameters) -> bool:
     """Return whether the set is there already; raise UserError where something else is in the way."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    mend = "delete it, or give another folder"
+    fix = "delete it, or give another folder"
     stored = folder / PARAMETERS_FILE
     if not stored.is_file():
-        raise UserError(f"{folder} holds something that is not an embedded set: {mend}")
+        raise UserError(f"{folder} holds something that is not an embedded set: {fix}")
     try:
         found = json.loads(stored.read_text())
     except ValueError as error:
-        raise UserError(f"{stored} cannot be read ({error}): {mend}") from error
+        raise UserError(f"{stored} cannot be read ({error}): {fix}") from error
     wanted = asdict(parameters)
     if found != wanted:
-        raise UserError(f"{folder} holds an embedded set made with {found}, not {wanted}: {mend}")
+        raise UserError(f"{folder} holds an embedded set made with {found}, not {wanted}: {fix}")
     return True
 
 

@@ -71,7 +71,7 @@ def make_scene(seed: int, split: int, index: int) -> tuple[Image.Image, list[Ann
 
 
 def place_objects(landscape: Landscape, rng: Generator) -> list[Placed]:
-    """Draw objects and their places; the farthest comes first."""
+    """Draw objects and where they stand; the farthest comes first."""
     choices = [(category, _band(category.ground, landscape)) for category in CATEGORIES]
     possible = [(category, band) for category, band in choices if band is not None]
     weights = np.array([GROUND_WEIGHTS[category.ground] for category, _ in possible])

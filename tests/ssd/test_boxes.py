@@ -5,9 +5,6 @@ from nvidia.dali import fn, pipeline_def, types
 from torch import Tensor
 
 from ssd.boxes import (
-    BOXES_PER_CELL,
-    MAP_SIZES,
-    NUM_DEFAULT_BOXES,
     cxcywh_to_ltrb,
     decode_offsets,
     default_boxes,
@@ -32,7 +29,7 @@ def random_ltrb(count: int, generator: torch.Generator, grid: int | None = None)
     return boxes
 
 
-# Default boxes
+# Default boxes, layouts and IoU
 
 
 def test_default_boxes_equal_the_published_ones_to_the_last_bit():
@@ -41,35 +38,18 @@ def test_default_boxes_equal_the_published_ones_to_the_last_bit():
     assert boxes_cxcywh.dtype == torch.float32
     assert np.array_equal(boxes_cxcywh.numpy(), golden["cxcywh"])
     assert np.array_equal(cxcywh_to_ltrb(boxes_cxcywh).numpy(), golden["ltrb"])
+    boxes_cxcywh.zero_()
+    assert default_boxes().min() > 0  # each call gives its own
 
 
-def test_the_geometry_counts_8732_default_boxes():
-    assert NUM_DEFAULT_BOXES == 8732
-    assert BOXES_PER_CELL == (4, 6, 6, 6, 4, 4)
-    assert len(MAP_SIZES) == 6
-
-
-def test_each_call_gives_default_boxes_of_its_own():
-    default_boxes().zero_()
-    assert default_boxes().min() > 0
-
-
-# Layouts and IoU
-
-
-def test_layouts_convert_a_box_worked_by_hand():
+def test_layouts_and_iou_of_boxes_worked_by_hand():
     boxes_ltrb = torch.tensor([[[0.125, 0.25, 0.625, 0.5]]])
     boxes_cxcywh = torch.tensor([[[0.375, 0.375, 0.5, 0.25]]])
     assert torch.equal(ltrb_to_cxcywh(boxes_ltrb), boxes_cxcywh)
     assert torch.equal(cxcywh_to_ltrb(boxes_cxcywh), boxes_ltrb)
-
-
-def test_iou_of_boxes_worked_by_hand():
-    boxes_ltrb = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
-    others_ltrb = torch.tensor(
-        [[1.0, 1.0, 3.0, 2.0], [0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 3.0, 1.0], [3.0, 3.0, 4.0, 4.0]]
-    )
-    assert torch.equal(pairwise_iou(boxes_ltrb, others_ltrb), torch.tensor([[0.2, 1.0, 0.0, 0.0]]))
+    others_ltrb = [[1.0, 1.0, 3.0, 2.0], [0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 3.0, 1.0], [3.0, 3.0, 4.0, 4.0]]
+    ious = pairwise_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor(others_ltrb))
+    assert torch.equal(ious, torch.tensor([[0.2, 1.0, 0.0, 0.0]]))
 
 
 # Matching
@@ -172,31 +152,34 @@ def test_match_and_encode_equal_dalis_box_encoder_where_ious_tie():
         )
 
 
-DEFAULTS_CXCYWH = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]])
+QUARTERS_CXCYWH = [[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]]
+# The last is half of the one before.
+HALF_CXCYWH = [[0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5], [0.25, 0.125, 0.5, 0.25]]
 
 
-def test_a_box_claims_its_best_default_box_below_the_threshold():
-    _, labels = match(torch.tensor([[0.6, 0.6, 0.7, 0.7]]), torch.tensor([7]), DEFAULTS_CXCYWH)
-    assert labels.tolist() == [0, 7, 0]
-
-
-def test_tied_iou_goes_to_the_last_default_box():
-    _, labels = match(torch.tensor([[0.25, 0.0, 0.75, 0.5]]), torch.tensor([7]), DEFAULTS_CXCYWH)
-    assert labels.tolist() == [0, 0, 7]
-
-
-def test_the_later_of_two_boxes_that_claim_one_default_box_wins():
-    boxes_ltrb = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.4, 0.4]])
-    _, labels = match(boxes_ltrb, torch.tensor([1, 2]), DEFAULTS_CXCYWH)
-    assert labels.tolist() == [2, 0, 0]
-
-
-def test_an_iou_of_exactly_the_threshold_is_no_match():
-    # The box is default box 2, and half of default box 1.
-    defaults = torch.tensor([[0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5], [0.25, 0.125, 0.5, 0.25]])
-    boxes_ltrb = torch.tensor([[0.0, 0.0, 0.5, 0.25]])
-    assert match(boxes_ltrb, torch.tensor([3]), defaults)[1].tolist() == [0, 0, 3]
-    assert match(boxes_ltrb, torch.tensor([3]), defaults, iou_threshold=0.499)[1].tolist() == [0, 3, 3]
+@pytest.mark.parametrize(
+    ("defaults_cxcywh", "boxes_ltrb", "threshold", "expected"),
+    [
+        (QUARTERS_CXCYWH, [[0.6, 0.6, 0.7, 0.7]], 0.5, [0, 1, 0]),
+        (QUARTERS_CXCYWH, [[0.25, 0.0, 0.75, 0.5]], 0.5, [0, 0, 1]),
+        (QUARTERS_CXCYWH, [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.4, 0.4]], 0.5, [2, 0, 0]),
+        (HALF_CXCYWH, [[0.0, 0.0, 0.5, 0.25]], 0.5, [0, 0, 1]),
+        (HALF_CXCYWH, [[0.0, 0.0, 0.5, 0.25]], 0.499, [0, 1, 1]),
+    ],
+    ids=[
+        "a box claims its best default box below the threshold",
+        "a tie goes to the last default box",
+        "the later of two boxes that claim one default box wins",
+        "an IoU of exactly the threshold is no match",
+        "an IoU above it is one",
+    ],
+)
+def test_match_of_boxes_worked_by_hand(
+    defaults_cxcywh: list[list[float]], boxes_ltrb: list[list[float]], threshold: float, expected: list[int]
+):
+    labels = torch.arange(1, len(boxes_ltrb) + 1)
+    matched = match(torch.tensor(boxes_ltrb), labels, torch.tensor(defaults_cxcywh), threshold)
+    assert matched[1].tolist() == expected
 
 
 def test_without_ground_truth_all_is_background():
@@ -236,20 +219,14 @@ def test_offsets_of_a_box_worked_by_hand():
 
 def test_decoding_undoes_encoding_in_any_batch_shape():
     generator = torch.Generator().manual_seed(0)
-    boxes_cxcywh = ltrb_to_cxcywh(random_ltrb(6 * 8732, generator)).reshape(2, 3, 8732, 4)
-    offsets = encode_offsets(boxes_cxcywh, default_boxes())
-    assert offsets.shape == (2, 3, 8732, 4)
-    torch.testing.assert_close(decode_offsets(offsets, default_boxes()), boxes_cxcywh, rtol=1e-5, atol=1e-6)
-
-
-def test_a_default_box_has_offset_zero():
-    assert torch.equal(encode_offsets(default_boxes(), default_boxes()), torch.zeros(8732, 4))
-
-
-def test_coding_leaves_its_inputs():
-    boxes_cxcywh, defaults = default_boxes() * 0.5, default_boxes()
+    boxes_cxcywh, defaults = (
+        ltrb_to_cxcywh(random_ltrb(6 * 8732, generator)).reshape(2, 3, -1, 4),
+        default_boxes(),
+    )
     copy = boxes_cxcywh.clone()
-    encode_offsets(boxes_cxcywh, defaults)
-    decode_offsets(boxes_cxcywh, defaults)
-    assert torch.equal(boxes_cxcywh, copy)
+    offsets = encode_offsets(boxes_cxcywh, defaults)
+    assert offsets.shape == (2, 3, 8732, 4)
+    torch.testing.assert_close(decode_offsets(offsets, defaults), boxes_cxcywh, rtol=1e-5, atol=1e-6)
+    assert torch.equal(encode_offsets(defaults, defaults), torch.zeros(8732, 4))
+    assert torch.equal(boxes_cxcywh, copy)  # the inputs are left as they were
     assert torch.equal(defaults, default_boxes())

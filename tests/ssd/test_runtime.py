@@ -10,14 +10,17 @@ pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
 
 
-def test_fp16_on_a_cpu_is_an_error_that_names_bf16():
-    with pytest.raises(UserError, match=r"runtime\.precision=bf16"):
-        set_up(RuntimeConfig(precision=Precision.fp16), CPU)
-
-
-def test_tf32_on_a_cpu_is_an_error():
-    with pytest.raises(UserError, match=r"runtime\.tf32=false"):
-        set_up(RuntimeConfig(precision=Precision.fp32, tf32=True), CPU)
+@pytest.mark.parametrize(
+    ("config", "fix"),
+    [
+        (RuntimeConfig(precision=Precision.fp16), r"runtime\.precision=bf16"),
+        (RuntimeConfig(precision=Precision.fp32, tf32=True), r"runtime\.tf32=false"),
+    ],
+    ids=["fp16", "tf32"],
+)
+def test_what_a_cpu_cannot_do_is_refused_with_the_fix(config: RuntimeConfig, fix: str):
+    with pytest.raises(UserError, match=fix):
+        set_up(config, CPU)
 
 
 @pytest.mark.parametrize(

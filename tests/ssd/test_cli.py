@@ -1,0 +1,155 @@
+"""What a user gets wrong is told in one line, with the fix; a bug of ours keeps its traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException
+
+from ssd.cli import check_file, check_folder, run, writing
+from ssd.config import TrainConfig
+from ssd.errors import UserError
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+
+def call(main: Callable[[TrainConfig], None], folder: Path, *overrides: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={folder}", *overrides])
+        run(main, TrainConfig, ROOT / "conf", "train")
+
+
+def refusal(folder: Path, *overrides: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        call(lambda _: None, folder, *overrides)
+    return str(ended.value.code)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seen"),
+    [
+        (["experiment=demo", "data.limit=7"], [("demo", 7, 0)]),
+        (["seed=1,2", "-m"], [("ssd300", None, 1), ("ssd300", None, 2)]),
+        (["--cfg", "job"], []),
+    ],
+    ids=["one job", "several jobs", "the config is only shown"],
+)
+def test_main_gets_the_config_of_the_command_line(overrides: list[str], seen: list[object], tmp_path: Path):
+    configs: list[TrainConfig] = []
+    call(configs.append, tmp_path, f"hydra.sweep.dir={tmp_path}", *overrides)
+    assert [(config.name, config.data.limit, config.seed) for config in configs] == seen
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "optimizer.lr=1",
+            "unknown config key optimizer.lr; optimizer has learning_rate, scale_learning_rate, momentum, "
+            "weight_decay",
+        ),
+        ("data.batchsize=1", "unknown config key data.batchsize; did you mean data.batch_size?"),
+        ("+data.batchsize=1", "unknown config key data.batchsize; did you mean data.batch_size?"),
+        ("batch_size=1", "unknown config key batch_size; did you mean data.batch_size?"),
+        ("optimiser=sgd", "unknown config key optimiser; did you mean optimizer?"),
+        ("experimet=demo", "unknown config key experimet; did you mean experiment?"),
+        ("quux=1", "unknown config key quux; the files in conf/ have the known ones"),
+        ("data.batch_size=many", "data.batch_size: Value 'many' of type 'str' could not be converted"),
+        ("runtime.precision=fp8", "runtime.precision: Invalid value 'fp8', expected one of [fp16, bf16,"),
+        ("runtime=fp8", "runtime=fp8: there is no such file in conf/runtime; it has amp, bf16, fp32, tf32"),
+        (
+            "data.path=~/coco",
+            "data.path=~/coco can't be parsed: ~ is not expanded; write data.path=$HOME/coco",
+        ),
+        ("data.path=/a (1)", "data.path=/a (1) can't be parsed: quote a value with = ( ) [ ]"),
+        ("resume", "resume can't be parsed: give key=value"),
+        ("schedule.epochs=0", "schedule.epochs=0: give at least 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(override: str, line: str, tmp_path: Path):
+    message = refusal(tmp_path, override)
+    assert message.startswith(f"error: {line}")
+    assert "\n" not in message
+
+
+def test_a_path_quoted_as_the_fix_says_is_read(tmp_path: Path):
+    configs: list[TrainConfig] = []
+    call(configs.append, tmp_path, 'data.path="/a = (1)"')
+    assert configs[0].data.path == "/a = (1)"
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    message = refusal(tmp_path / "file" / "run")
+    assert message.startswith(f"error: {tmp_path / 'file' / 'run'} can't be opened or made (Not a directory)")
+    assert "hydra.run.dir=" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "jobs"),
+    [
+        (UserError("none; give one"), []),
+        (ValueError(), []),
+        (OSError(), []),
+        (KeyError(), []),
+        (ValueError(), ["seed=1,2", "-m"]),
+    ],
+    ids=["a user's mistake", "ValueError", "OSError", "KeyError", "the first of several jobs"],
+)
+def test_main_ends_a_script_by_its_own_errors(error: Exception, jobs: list[str], tmp_path: Path):
+    def fail_at_first(config: TrainConfig) -> None:
+        if config.seed < 2:
+            raise error
+
+    with pytest.raises(SystemExit if isinstance(error, UserError) else type(error)) as caught:
+        call(fail_at_first, tmp_path, f"hydra.sweep.dir={tmp_path}", *jobs)
+    if isinstance(caught.value, SystemExit):
+        assert caught.value.code == "error: none; give one"
+    else:
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(("wanted", "ends_with"), [("0", SystemExit), ("1", ConfigCompositionException)])
+def test_hydras_traceback_is_there_for_who_asks(
+    wanted: str, ends_with: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", wanted)
+    with pytest.raises(ends_with):
+        call(lambda _: None, tmp_path, "optimizer.lr=1")
+    assert os.environ["HYDRA_FULL_ERROR"] == wanted
+
+
+def test_help_lists_the_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert refusal(tmp_path, "--help") == "0"
+    assert "experiment: coco_1x128" in capsys.readouterr().out
+
+
+# Outputs, checked before the work
+
+
+def test_outputs_that_can_be_written_are_left_as_they_are(tmp_path: Path):
+    (tmp_path / "report.json").write_text("before")
+    check_file(str(tmp_path / "report.json"), "out")
+    check_file(str(tmp_path / "new" / "deep" / "report.json"), "out")
+    check_folder(tmp_path / "pictures", "out")
+    assert (tmp_path / "report.json").read_text() == "before"
+    assert not list((tmp_path / "new" / "deep").iterdir()) + list((tmp_path / "pictures").iterdir())
+
+
+@pytest.mark.parametrize("given", ["", ".", "file/report.json", "/proc/report.json"])  # even root can't
+def test_an_output_that_cannot_be_written_is_refused_by_its_key(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(UserError, match=r"benchmark\.out="):
+        check_file(given, "benchmark.out")
+
+
+def test_a_disk_that_fills_up_meanwhile_is_named(tmp_path: Path):
+    named = r"x can't be written \(No space left on device\).*out="
+    with pytest.raises(UserError, match=named), writing(tmp_path / "x", "out"):
+        raise OSError(28, "No space left on device")
