@@ -29,7 +29,7 @@ def main(config: EvaluateConfig) -> None:
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
         network = runtime.place(weights.network())
         console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
-        result = evaluator(network, runtime, ranks, console)
+        result = evaluator.score([*evaluator.detect(network, runtime, ranks, console)], ranks)
         console.say(*summary_lines(result.numbers), *result.notes)
         if ranks.is_main:
             report = evaluation_report(config.checkpoint, evaluator, result, runtime)

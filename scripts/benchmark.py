@@ -28,8 +28,8 @@ from ssd.cli import check_file, entry_point
 from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.report import write_report
-from ssd.training.network import blank_network
 from ssd.training.session import open_session
+from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer
 
 READ_AHEAD = 2  # batches that DALI's pipeline has ready, its default
@@ -122,7 +122,7 @@ def measure_saving(trainer: Trainer, plan: Measurement) -> Figures:
 
     def beside_a_save(steps: int) -> None:
         start = time.perf_counter()
-        trainer.save(None)
+        trainer.save()
         copies.append(time.perf_counter() - start)
         plain(steps)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from data.demo import generate
 from ssd.checkpoint import CheckpointError, load_run, saved_steps
-from ssd.training.stop import SIGNALS
+from ssd.training.signals import SIGNALS
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")

@@ -12,8 +12,8 @@ from ssd.cli import parse, register
 from ssd.config import Check, DataConfig, EvaluateConfig, EvaluationConfig, OnError, Precision, TrainConfig
 from ssd.errors import UserError
 from ssd.published import Weights
-from ssd.training.network import build_network
 from ssd.training.optimizer import build_schedule
+from ssd.training.state import build_network
 
 pytestmark = pytest.mark.unit
 

@@ -1,6 +1,6 @@
 """Running a detector over a validation set, on every rank, and scoring what all of them found."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,6 @@ from ssd.categories import Categories
 from ssd.console import RunConsole
 from ssd.detect import Detections, detect
 from ssd.distributed import Ranks
-from ssd.errors import UserError
 from ssd.evaluation.coco import coco_numbers
 from ssd.runtime import Runtime
 
@@ -59,62 +58,43 @@ class Evaluator:
     categories: Categories
     timeout: timedelta
 
-    def __call__(
-        self,
-        network: nn.Module,
-        runtime: Runtime,
-        ranks: Ranks,
-        console: RunConsole,
-        agree: Callable[[UserError | None], object] | None = None,
-    ) -> Evaluation:
-        """Evaluate; every rank calls this. The network is left in the mode it came in.
+    def detect(
+        self, network: nn.Module, runtime: Runtime, ranks: Ranks, console: RunConsole
+    ) -> Iterator[NDArray[np.float64]]:
+        """Yield what is found on this rank's next batch, as rows of Evaluation; every rank iterates over this.
 
-        agree: asks all ranks whether to go on, before each batch and where others have one more, given what
-        kept this rank from reading its own; what it raises, on every rank, ends the evaluation. By default
-        Ranks.agree: a batch that one rank can't read is an error on all.
+        All ranks yield equally often, no rows where one has no batch left. The network is left in the mode it
+        came in. Raises UserError on all ranks for a batch that one can't read.
         """
-        title = f"evaluating {self.images} images"
-        batches = self._agreed_batches(ranks.highest(len(self.loader)), agree or ranks.agree)
-        rows = self._detect(network, runtime, console.follow(batches, len(self.loader), title))
-        gathered = np.concatenate([np.empty((0, 7)), *ranks.gather_on_main(rows)])
+        boxes = default_boxes().to(runtime.device)
+        category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
+        batches = iter(self.loader)
+        rounds = range(ranks.highest(len(self.loader)))
+        training = network.training
+        network.eval()
+        try:
+            for _ in console.follow(rounds, len(rounds), f"evaluating {self.images} images"):
+                batch = ranks.on_all(lambda: next(batches, None))
+                if batch is None:
+                    rows = np.empty((0, 7))
+                else:
+                    with torch.inference_mode(), runtime.autocast():
+                        offsets, logits = network(runtime.arrange(batch.images))
+                        rows = result_rows(batch, detect(offsets, logits, boxes), category_ids)
+                yield rows
+        finally:
+            network.train(training)
+
+    def score(self, rows: list[NDArray[np.float64]], ranks: Ranks) -> Evaluation:
+        """Compute COCO's numbers on rank 0 from what `detect` gave each rank; every rank calls this."""
+        gathered = np.concatenate([np.empty((0, 7)), *ranks.gather_on_main(np.concatenate(rows))])
         # By image, so that equal scores stand in the same order whatever rank found them.
         gathered = gathered[np.argsort(gathered[:, 0], kind="stable")]
 
-        def score() -> dict[str, float]:
+        def numbers() -> dict[str, float]:
             return coco_numbers(self.annotation_file, gathered, self.image_ids)
 
-        return Evaluation(ranks.on_main(score, self.timeout), gathered)
-
-    def _agreed_batches(
-        self, rounds: int, agree: Callable[[UserError | None], object]
-    ) -> Iterator[EvaluationBatch]:
-        """Yield this rank's batches while every rank can go on."""
-        batches = iter(self.loader)
-        for _ in range(rounds):
-            batch, error = None, None
-            try:
-                batch = next(batches, None)
-            except UserError as own_error:
-                error = own_error
-            agree(error)
-            if batch is not None:
-                yield batch
-
-    def _detect(
-        self, network: nn.Module, runtime: Runtime, batches: Iterable[EvaluationBatch]
-    ) -> NDArray[np.float64]:
-        boxes = default_boxes().to(runtime.device)
-        category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
-        training = network.training
-        network.eval()
-        rows = [np.empty((0, 7))]
-        with torch.inference_mode():
-            for batch in batches:
-                with runtime.autocast():
-                    offsets, logits = network(runtime.arrange(batch.images))
-                rows.append(result_rows(batch, detect(offsets, logits, boxes), category_ids))
-        network.train(training)
-        return np.concatenate(rows)
+        return Evaluation(ranks.on_main(numbers, self.timeout), gathered)
 
 
 def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: Tensor) -> NDArray[np.float64]:
