@@ -10,8 +10,8 @@ from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.published import from_published, to_published
 from ssd.runtime import Runtime
-from ssd.training.guard import FiniteGuard
-from ssd.training.meter import LossMeter
+from ssd.training.guards import FiniteGuard
+from ssd.training.log import LossMeter
 from ssd.training.optimizer import Schedule, build_optimizer
 from ssd.training.step import TrainStep
 from tests.golden_inputs import golden_arrays, ground_truth, published_weights, trajectory_images
@@ -130,7 +130,7 @@ def test_bad_steps_are_counted_and_the_first_is_kept_until_it_is_read(poison: st
         step(random_batch(), index, 1e-3)
     bad = step.guard.read()
     assert bad is not None
-    assert (bad.count, bad.step) == (3, 2)
+    assert (bad.count, bad.first) == (3, 2)
     assert np.isfinite(bad.localization) == (poison == "gradient")
     assert step.guard.read() is None
 
@@ -227,7 +227,7 @@ def test_under_a_loss_scaler_an_overflow_is_skipped_and_a_bad_loss_is_bad_beside
         assert bad is None
     else:
         assert bad is not None
-        assert (bad.count, bad.step) == (1, after)
+        assert (bad.count, bad.first) == (1, after)
 
 
 def test_the_loss_scale_falls_until_the_step_is_taken_and_grows_again():
