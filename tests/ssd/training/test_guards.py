@@ -14,8 +14,8 @@ from torch import nn
 from ssd.config import MINUTES_A_YEAR, OptimizerConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.training.optimizer import build_optimizer
 from ssd.training.guards import Watchdog, check_loss_scale, checksum, compare_replicas
+from ssd.training.optimizer import build_optimizer
 
 pytestmark = pytest.mark.unit
 
