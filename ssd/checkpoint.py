@@ -177,8 +177,8 @@ def load_file(path: Path) -> dict[str, Any]:
         name = re.search(r"GLOBAL (\S+)", str(error))
         named = f" (it names {name[1]})" if name else ""
         raise CheckpointError(
-            f"checkpoint {path} can't be read: it is broken, or holds more than tensors and plain values{named}, "
-            "and reading that could run code; give another file"
+            f"checkpoint {path} can't be read: it is broken, or holds more than tensors and plain values"
+            f"{named}, and reading that could run code; give another file"
         ) from None
     except Exception as error:  # a broken file may raise anything at all out of torch
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -53,7 +53,7 @@ class Ranks:
         return int(highest)
 
     def on_all(self, work: Callable[[], Value]) -> Value:
-        """Do each rank's own work. Where one's raises UserError every rank does, the others one that says so."""
+        """Do each rank's own work. Raises UserError on every rank where one's raises it, each telling why."""
         try:
             result = work()
         except UserError:
@@ -131,7 +131,7 @@ def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
         yield Ranks(device)
         return
     store, rank, _ = next(rendezvous("env://"))
-    # torchrun has one store for all its attempts, in which restarted ranks would find the dead ones' addresses.
+    # torchrun has one store for all attempts, in which restarted ranks would find the dead ones' addresses.
     # Where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts need, it makes one for each attempt.
     if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
         store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

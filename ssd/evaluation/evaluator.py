@@ -61,7 +61,7 @@ class Evaluator:
     def detect(
         self, network: nn.Module, runtime: Runtime, ranks: Ranks, console: RunConsole
     ) -> Iterator[NDArray[np.float64]]:
-        """Yield what is found on this rank's next batch, as rows of Evaluation; every rank iterates over this.
+        """Yield what is found on this rank's next batch, as rows of Evaluation; every rank iterates.
 
         All ranks yield equally often, no rows where one has no batch left. The network is left in the mode it
         came in. Raises UserError on all ranks for a batch that one can't read.

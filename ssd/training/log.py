@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard events, pictures, config.yaml; and what is measured."""
+"""What a run leaves to look at: metrics.jsonl, TensorBoard events, pictures, config.yaml; and its meters."""
 
 import json
 import math
@@ -105,7 +105,7 @@ class MetricsFile:
         """Open the file to go on after `first_step` steps; records that will be written again are cut off.
 
         These are those of later steps and, with redo_evaluation, that step's evaluation. A last line that a
-        killed process left half written goes as well. Raises UserError naming a line before that is no record.
+        killed process left half written goes too. Raises UserError naming a line before it that is no record.
         """
         content = path.read_bytes() if path.exists() else b""
         self._size = 0

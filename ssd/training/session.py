@@ -1,4 +1,4 @@
-"""What a run has around it on this process, opened and closed as one: device, ranks, folder, signals, watchdog."""
+"""What a run has around it on this process, opened and closed as one."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What a run is made of at a step: where it comes from, what a checkpoint holds of it, how it is put back (RECIPE 9)."""
+"""A run's state: what it begins with, what a checkpoint holds, what must agree on resume (RECIPE 9)."""
 
 from dataclasses import dataclass, fields
 from datetime import timedelta

@@ -46,8 +46,8 @@ class TrainStep:
             offsets, logits = self.model(self.runtime.arrange(batch.images))
         localization, confidence = self.loss.parts(offsets, logits, batch.target_offsets, batch.labels)
         loss = localization + confidence
-        # An infinite loss may have finite gradients, on one rank alone, and the replicas would get out of sync.
-        # A NaN factor reaches every gradient, and every rank through the sum over ranks; 1 changes no bit.
+        # An infinite loss may have finite gradients, on one rank alone: replicas would get out of sync. A NaN
+        # factor reaches every gradient, and every rank through the sum over ranks; 1 changes no bit.
         loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self.scaler.scale(loss).backward()
 

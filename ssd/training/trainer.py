@@ -246,7 +246,7 @@ class Trainer:
         """Score the network, show what it finds, and save with the numbers; this step is saved already."""
         self._check_health()
         self.ranks.take_main(list(self.network.buffers()))
-        # A round is short, but after the last one rank 0 computes COCO's numbers while the others wait for it.
+        # A round is short, but after the last one rank 0 computes COCO's numbers while the others wait.
         scoring = timedelta(minutes=self.config.evaluation.timeout_minutes)
         self.session.watchdog.alive(scoring)
         evaluator, rows = self.task.evaluator, []

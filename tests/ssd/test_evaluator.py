@@ -97,7 +97,8 @@ def evaluate(tmp_path: Path, label: int) -> tuple[Evaluation, torch.nn.Module]:
     )
     network = Oracle(torch.tensor([[0.1, 0.1, 0.5, 0.5]]), label).train()
     runtime = Runtime(CPU, Precision.fp32, tf32=False, channels_last=True)
-    return evaluator(network, runtime, Ranks(CPU), RunConsole(is_main=False)), network
+    rows = [*evaluator.detect(network, runtime, Ranks(CPU), RunConsole(is_main=False))]
+    return evaluator.score(rows, Ranks(CPU)), network
 
 
 def test_a_detector_that_finds_every_object_and_no_other_scores_one(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Replicas out of sync and processes that hang are found. Steps that are not finite: test_step, test_trainer."""
+"""Replicas out of sync and processes that hang. Steps that are not finite: test_step, test_trainer."""
 
 import signal
 import subprocess

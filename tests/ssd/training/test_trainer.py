@@ -1,4 +1,4 @@
-"""The loop in one process: stops and resumes, and what it does when something goes wrong. Launched: test_survival."""
+"""The loop in one process: stops, resumes, and what it does when something goes wrong."""
 
 import errno
 import json
