@@ -55,10 +55,7 @@ class StopSignals:
             content = {"step": step, "signal": signal.Signals(number).name, "torchrun": self._torchrun}
             path = self._folder / PREEMPTED_FILE
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(path.name + ".tmp")
-                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-                temporary.replace(path)
+                path.write_text(json.dumps(content) + "\n", encoding="utf-8")
             except OSError as error:
                 print(f"{path} can't be written ({error.strerror}): launchers won't know", file=sys.stderr)
         raise Preempted
@@ -92,28 +89,25 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
     start is meant to go on. The torchrun that counts is the one of rank 0's host, which may be another
     rank's after the restart.
     """
-    left_under = ranks.on_main(lambda: _torchrun_of(folder / PREEMPTED_FILE), READING_TIMEOUT)
-    if any(ranks.gather(left_under is not None and left_under == _torchrun())):
+    path = folder / PREEMPTED_FILE
+
+    def torchrun_of_file() -> str | None:
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it isn't ours
+            return None
+
+    torchrun = _torchrun()
+    left_under = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
+    if any(ranks.gather(torchrun is not None and torchrun == left_under)):
         raise Preempted
     if ranks.is_main:
-        (folder / PREEMPTED_FILE).unlink(missing_ok=True)
-
-
-def _torchrun_of(path: Path) -> str | None:
-    """Return under which torchrun the file was left; None where there is none, or it isn't ours."""
-    try:
-        torchrun = json.loads(path.read_text(encoding="utf-8"))["torchrun"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return torchrun if isinstance(torchrun, str) else None
+        path.unlink(missing_ok=True)
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when torchrun dies: a rank left behind would train on beside the next one.
-
-    On Linux alone; elsewhere, and in a process that no torchrun started, it does nothing.
-    """
-    if sys.platform == "linux" and _torchrun() is not None:
+    """Have the kernel send SIGTERM when torchrun dies; a rank left behind would train on beside the next run."""
+    if _torchrun() is not None:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
 
@@ -138,9 +132,6 @@ def _torchrun() -> str | None:
     if not os.environ.get("TORCHELASTIC_RUN_ID"):
         return None
     parent = os.getppid()
-    try:
-        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
-        start = status.rpartition(")")[2].split()[19]  # starttime of proc(5), in ticks since the host's start
-    except OSError:  # no Linux: the process's number must do
-        start = "?"
+    status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
+    start = status.rpartition(")")[2].split()[19]  # starttime of proc(5), in ticks since the host's start
     return f"{socket.gethostname()} {parent} {start}"

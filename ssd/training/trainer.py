@@ -84,7 +84,7 @@ class Trainer:
         self.saver = CheckpointSaver(config.checkpoint, session)
         self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
         self.step = 0
-        self._bad_images: set[int] = set()  # ids of those replaced while training
+        self._known_bad: set[int] = set()  # ids of images replaced while training
         self._evaluation_missing = False  # `step` is saved, its evaluation is still to be done
         self._log: RunLog | None = None  # rank 0's, while training
 
@@ -100,7 +100,7 @@ class Trainer:
         self.step = self.saver.step = saved.step
         self.saver.best = saved.best
         self.nonfinite.count = saved.nonfinite_steps
-        self._bad_images = set(saved.bad_images)
+        self._known_bad = set(saved.bad_images)
         self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
 
     def fit(self) -> None:
@@ -223,9 +223,9 @@ class Trainer:
         self.saver.check()
         for bad_images in self.ranks.gather(self.task.loader.bad_images()):
             for image_id, reason in bad_images.items():
-                if image_id not in self._bad_images:
+                if image_id not in self._known_bad:
                     self.console.say(f"bad image, its place in the batch is taken by another: {reason}")
-                    self._bad_images.add(image_id)
+                    self._known_bad.add(image_id)
 
     def _roll_back(self) -> int:
         """Take back what was learned since the newest checkpoint, on all ranks; return its step.
@@ -284,7 +284,7 @@ class Trainer:
                 fingerprint=self.task.fingerprint,
                 categories=self.task.categories,
                 excluded_images=self.task.excluded,
-                bad_images=sorted(self._bad_images),
+                bad_images=sorted(self._known_bad),
                 nonfinite_steps=self.nonfinite.count,
                 versions=package_versions(),
                 numbers=numbers,
