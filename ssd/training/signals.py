@@ -106,7 +106,7 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when torchrun dies; a rank left behind would train on beside the next run."""
+    """Have the kernel send SIGTERM when torchrun dies: a rank left behind would disturb the next launch."""
     if _torchrun() is not None:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -75,13 +75,6 @@ def test_a_signal_before_training_ends_the_process_at_once(
         assert json.loads((tmp_path / PREEMPTED_FILE).read_text())["step"] is None
 
 
-def test_the_handlers_from_before_come_back(tmp_path: Path):
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignals(tmp_path, is_main=True):
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path: Path):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     with StopSignals(tmp_path, is_main=True) as signals:

@@ -214,10 +214,10 @@ def test_training_goes_on_without_checkpoints_where_configured_but_not_without_t
 
 
 @contextmanager
-def broken(path: Path, length: int = 200) -> Iterator[None]:
+def broken(path: Path) -> Iterator[None]:
     """Cut a picture's file."""
     content = path.read_bytes()
-    path.write_bytes(content[:length])
+    path.write_bytes(content[:200])
     try:
         yield
     finally:
@@ -226,10 +226,6 @@ def broken(path: Path, length: int = 200) -> Iterator[None]:
 
 def second_picture(trainer: Trainer, step: int) -> Path:
     return Path(trainer.task.loader.contents(step)[1]["file"])
-
-
-def quarantining(demo: Path, **given: Any) -> DataConfig:
-    return DataConfig(path=str(demo), batch_size=2, threads=1, on_bad_image=OnBadImage.quarantine, **given)
 
 
 def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(
@@ -247,44 +243,13 @@ def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(
 def test_an_image_that_turns_bad_is_named_replaced_and_remembered(
     demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ):
-    trainer = open_trainer(config(demo, data=quarantining(demo)), session)
+    data = DataConfig(path=str(demo), batch_size=2, threads=1, on_bad_image=OnBadImage.quarantine)
+    trainer = open_trainer(config(demo, data=data), session)
     path = second_picture(trainer, 1)
     with broken(path):
         trainer.fit()
     assert capsys.readouterr().out.count(f"its place in the batch is taken by another: {path}") == 1
     assert len(checkpoints(session)[-1]["bad_images"]) == 1
-
-
-def test_a_bad_image_before_training_is_an_error_by_default(demo: Path, session: Session):
-    path = next((demo / "train2017").iterdir())
-    told = rf"1 of \d+ image files .*{path}.*data\.on_bad_image=quarantine"
-    with broken(path, 0), pytest.raises(UserError, match=told):
-        open_trainer(config(demo), session)
-
-
-def test_quarantine_trains_as_on_the_annotations_without_the_bad_images(
-    demo: Path, session: Session, tmp_path: Path
-):
-    annotations = json.loads((demo / "annotations" / "instances_train2017.json").read_text())
-    bad = annotations["images"][4]
-    annotations["images"].remove(bad)
-    annotations["annotations"] = [
-        each for each in annotations["annotations"] if each["image_id"] != bad["id"]
-    ]
-    (tmp_path / "without.json").write_text(json.dumps(annotations))
-    two, three = (ScheduleConfig(epochs=1, max_steps=steps) for steps in (2, 3))
-    with broken(demo / "train2017" / bad["file_name"], 0):
-        open_trainer(config(demo, data=quarantining(demo), schedule=two), session).fit()
-    # A resumed run leaves it out still, though the file is whole again.
-    open_trainer(config(demo, data=quarantining(demo), schedule=three), session).fit()
-    quarantined = checkpoints(session)
-    assert quarantined[-1]["excluded_images"] == [bad["id"]]
-
-    for file in (session.folder / "checkpoints").iterdir():
-        file.unlink()
-    data = quarantining(demo, train_annotations=str(tmp_path / "without.json"))
-    open_trainer(config(demo, data=data, schedule=three), session).fit()
-    assert all(same(*pair) for pair in zip(checkpoints(session), quarantined, strict=True))
 
 
 class Poisoned:
