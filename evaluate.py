@@ -11,7 +11,8 @@ from ssd.cli import check_file, entry_point
 from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
-from ssd.evaluation.report import evaluation_report, summary_lines, write_report
+from ssd.evaluation.coco import summary_lines
+from ssd.evaluation.evaluator import evaluation_report, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
 

@@ -6,13 +6,10 @@ Leaves the pictures with boxes drawn, and detections.json. Keys and their values
 from pathlib import Path
 
 from ssd.cli import entry_point
-from ssd.config import PredictConfig
+from ssd.config import PredictConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import choose_device
-from ssd.prediction.find import find_pictures
-from ssd.prediction.output import Output, count_rows
-from ssd.prediction.predictor import Predictor
-from ssd.prediction.run import predict_all
+from ssd.prediction import Output, Predictor, find_pictures, predict_pictures
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -30,13 +27,8 @@ def main(config: PredictConfig) -> None:
     output = Output(Path(config.out), files, categories)
     with RunConsole(is_main=True) as console:
         console.say(f"{config.checkpoint}, scores above {config.threshold}, {runtime.describe()}")
-        summary = predict_all(files, predictor, output, config.batch_size, config.threads, console)
-        if summary.results:
-            console.table(f"found → {output.folder}", count_rows(summary.results, categories))
-        else:
-            console.say(f"nothing has a score above threshold={config.threshold} → {output.folder}")
-        console.say(summary.describe())
-    summary.check()
+        threads = config.threads or default_threads(ranks_on_machine=1)
+        predict_pictures(files, predictor, output, config.batch_size, threads, console)
 
 
 if __name__ == "__main__":

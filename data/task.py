@@ -16,8 +16,7 @@ from ssd.categories import Categories
 from ssd.config import Check, DataConfig, OnBadImage, TrainConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import Ranks
-from ssd.evaluation.evaluator import Evaluator
-from ssd.evaluation.pictures import Example
+from ssd.evaluation.evaluator import Evaluator, Example
 from ssd.runtime import Runtime
 from ssd.training.session import Session
 from ssd.training.state import SavedRun, images_per_rank

@@ -27,7 +27,7 @@ from ssd.batches import TrainBatch
 from ssd.cli import check_file, entry_point
 from ssd.config import TrainConfig
 from ssd.errors import UserError
-from ssd.evaluation.report import write_report
+from ssd.evaluation.evaluator import write_report
 from ssd.training.session import open_session
 from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer

@@ -13,7 +13,7 @@ from data.doctor.examination import examine
 from data.doctor.screen import progress_bar, show
 from ssd.cli import check_file, entry_point
 from ssd.config import CheckDatasetConfig
-from ssd.evaluation.report import write_report
+from ssd.evaluation.evaluator import write_report
 
 
 @entry_point(CheckDatasetConfig, Path(__file__).parent.parent / "conf", "check_dataset")

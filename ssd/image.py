@@ -1,4 +1,4 @@
-"""A picture file of any kind and size → what a person sees → what the network takes; boxes drawn on it.
+"""How does a picture file of any kind and size become the network's input, and how are boxes drawn on it?
 
 For pictures outside a data set. Those of a data set go through DALI, which squashes by the same rule (an
 antialiased linear resize; the two differ by at most a few of 255 steps) but never turns a picture.
@@ -68,18 +68,14 @@ def centre_crop(picture: Image.Image) -> Image.Image:
 
     What is cut off is never made, so that a picture of any proportions takes no more memory than another.
     """
-    width, height = picture.size
-    short = min(width, height)
-    left, right = _middle(width, short)
-    top, bottom = _middle(height, short)
+    short = min(picture.size)
+    edges = []  # of what is cut out, in pixels of the picture
+    for side in picture.size:
+        resized = side * IMAGE_SIZE // short
+        start = resized // 2 - IMAGE_SIZE // 2
+        edges.append((start * side / resized, (start + IMAGE_SIZE) * side / resized))
+    (left, right), (top, bottom) = edges
     return picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-
-
-def _middle(side: int, short: int) -> tuple[float, float]:
-    """Say from where to where along a side, in pixels of the picture, its middle 300 after resizing reach."""
-    resized = side * IMAGE_SIZE // short
-    start = resized // 2 - IMAGE_SIZE // 2
-    return start * side / resized, (start + IMAGE_SIZE) * side / resized
 
 
 def squash(picture: Image.Image) -> Image.Image:
@@ -89,8 +85,7 @@ def squash(picture: Image.Image) -> Image.Image:
 
 def normalize(pictures: NDArray[np.floating]) -> Tensor:
     """Turn RGB values in [0, 1], N×300×300×3, into the network's input N×3×300×300 float32 (RECIPE 1)."""
-    mean = torch.tensor(IMAGENET_MEAN)
-    std = torch.tensor(IMAGENET_STD)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     values = torch.from_numpy(np.asarray(pictures, dtype=np.float32))
     return ((values - mean) / std).permute(0, 3, 1, 2)
 
@@ -100,7 +95,6 @@ Colour = tuple[int, int, int]
 
 GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbouring labels get colours far apart
 LIGHTNESS = (0.5, 0.62, 0.74)  # in turn, for of 80 hues some are all but equal
-BLACK = (0, 0, 0)
 
 
 def class_colour(label: int) -> Colour:
@@ -118,16 +112,21 @@ def draw_boxes(
     Boxes come best first: where they cross, the better one is on top, and its plate takes its place first.
     """
     draw = ImageDraw.Draw(picture)
-    text_px = _text_px(picture.size)
+    # Always large enough to read, and so on a large picture that is shown smaller too.
+    text_px = round(10 + max(0, min(picture.size) - 300) / 60)
+    line = max(1, round(text_px / 7))
+    rim = max(1, round(line / 3))  # dark, on both sides: shows a box on ground of its own colour
     font = ImageFont.load_default(size=text_px)
     boxes = [_clip(box, picture.size) for box in boxes_ltrb_px]
     colours = [class_colour(label) for label in labels]
-    for box, colour in reversed(list(zip(boxes, colours, strict=True))):
-        _rectangle(draw, box, colour, width=max(1, round(text_px / 7)))
+    for (left, top, right, bottom), colour in reversed(list(zip(boxes, colours, strict=True))):
+        around = (left - rim, top - rim, right + rim, bottom + rim)
+        draw.rectangle(around, outline=(0, 0, 0), width=line + 2 * rim)
+        draw.rectangle((left, top, right, bottom), outline=colour, width=line)
     # All of one height, or a row of plates would look ragged.
     height = draw.textbbox((0, 0), "Ag", font=font)[3] + 2
     sizes = [(draw.textlength(text, font=font) + 4, height) for text in texts]
-    plates = _places(boxes, sizes, picture.size)
+    plates = _place_plates(boxes, sizes, picture.size)
     for plate, colour, text in reversed(list(zip(plates, colours, texts, strict=True))):
         luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
         draw.rectangle(plate, fill=colour)
@@ -163,11 +162,6 @@ def grid(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
     return sheet
 
 
-def _text_px(size: tuple[int, int]) -> int:
-    """Choose the height of text: always large enough to read, and so on a large picture shown smaller too."""
-    return round(10 + max(0, min(size) - 300) / 60)
-
-
 def _clip(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
     width, height = size
     left, right = (min(max(x, 0), width - 1) for x in (box[0], box[2]))
@@ -175,15 +169,7 @@ def _clip(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
     return left, top, max(left, right), max(top, bottom)
 
 
-def _rectangle(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, width: int) -> None:
-    """Draw a box's outline between two dark rims, which show it on ground of its own colour."""
-    rim = max(1, round(width / 3))
-    left, top, right, bottom = box
-    draw.rectangle((left - rim, top - rim, right + rim, bottom + rim), outline=BLACK, width=width + 2 * rim)
-    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
-
-
-def _places(
+def _place_plates(
     boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
 ) -> list[Box]:
     """Place a plate of each size at its box: on the picture and, where there is room, off those before it."""

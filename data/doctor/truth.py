@@ -22,9 +22,8 @@ from data.doctor.findings import Finding, Kind
 from data.doctor.ids import entry_name
 from ssd.batches import EvaluationBatch
 from ssd.detect import Detections
-from ssd.evaluation.coco import coco_numbers
+from ssd.evaluation.coco import DETECTIONS_PER_CELL, IOU_THRESHOLDS, coco_numbers
 from ssd.evaluation.evaluator import result_rows
-from ssd.evaluation.matching import DETECTIONS_PER_CELL, IOU_THRESHOLDS
 
 STRICTEST_IOU = float(IOU_THRESHOLDS[-1])
 """Up to which AP averages (RECIPE 7)."""

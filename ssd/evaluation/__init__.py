@@ -1,5 +1,1 @@
-"""COCO evaluation of a detector."""
-
-from ssd.evaluation.coco import coco_numbers
-
-__all__ = ["coco_numbers"]
+from ssd.evaluation.coco import coco_numbers as coco_numbers

@@ -1,23 +1,52 @@
-"""COCO's 12 bounding-box numbers of a set of detections, equal to pycocotools' to the last bit."""
+"""Where do COCO's 12 numbers come from? Detections and an annotation file in, the numbers of pycocotools out.
 
+Every decision and every sum is that of pycocotools 2.0.11, so the numbers equal its own to the last bit.
+
+Letters: G annotated boxes, D detections, T IoU thresholds, A area ranges, R recall levels, K categories.
+A cell is one category on one image: detections are matched to the annotated boxes of their own cell alone.
+"""
+
+import json
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
 
+from ssd.annotations import GroundTruthFile, find_places, read_ground_truth
 from ssd.errors import UserError
-from ssd.evaluation.ground_truth import AnnotationFile, read_annotations
-from ssd.evaluation.matching import IOU_THRESHOLDS, best_of_each_cell
-from ssd.evaluation.precision import Tables, tabulate
-from ssd.evaluation.results import Results, read_detections
 
-__all__ = ["NAMES", "UserError", "coco_numbers"]
+Results = list[dict[str, Any]] | NDArray[np.float64] | str | Path
 
-NAMES = (
-    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
-)  # fmt: skip
+# What is averaged, IoU, area and detections an image, as pycocotools prints them.
+_SETTINGS = {
+    "AP": ("Precision", "0.50:0.95", "all", 100),
+    "AP50": ("Precision", "0.50", "all", 100),
+    "AP75": ("Precision", "0.75", "all", 100),
+    "AP_small": ("Precision", "0.50:0.95", "small", 100),
+    "AP_medium": ("Precision", "0.50:0.95", "medium", 100),
+    "AP_large": ("Precision", "0.50:0.95", "large", 100),
+    "AR_1": ("Recall", "0.50:0.95", "all", 1),
+    "AR_10": ("Recall", "0.50:0.95", "all", 10),
+    "AR_100": ("Recall", "0.50:0.95", "all", 100),
+    "AR_small": ("Recall", "0.50:0.95", "small", 100),
+    "AR_medium": ("Recall", "0.50:0.95", "medium", 100),
+    "AR_large": ("Recall", "0.50:0.95", "large", 100),
+}
+NAMES = tuple(_SETTINGS)
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_LEVELS = np.linspace(0, 1, 101)
+# All, small, medium and large, in square pixels; both ends belong to the range.
+AREA_RANGES = np.array([(0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2)])
+DETECTIONS_PER_CELL = 100
+# Best detections of each cell that count for a recall; precision counts all of them.
+RECALL_LIMITS = (1, 10, DETECTIONS_PER_CELL)
+
+_IMAGES = 2**32  # a cell's number is category · _IMAGES + image, both by their position in the lists of ids
 
 
 def coco_numbers(
@@ -28,41 +57,275 @@ def coco_numbers(
     detections: COCO's results list ({image_id, category_id, bbox ltwh in pixels, score}), a path to a json
     file of one, or an n×7 float64 array (image_id, left, top, width, height, score, category_id).
     image_ids: score these images alone; by default every image of the file.
+
     Returns the numbers of RECIPE 7 by NAMES, −1 where the file has no ground truth to count (as pycocotools).
     Without any detection every number that counts something is 0. An annotation without `area` counts by its
-    box's area. Raises UserError.
+    box's area. Raises UserError for a file or detections that can't be scored, naming the first bad entry.
     """
-    annotated = read_annotations(Path(annotation_file))
-    truth, detected = annotated.boxes, read_detections(detections, annotated)
+    annotated = read_ground_truth(Path(annotation_file))
+    cells = annotated.categories * _IMAGES + annotated.images
+    truth = _Truth(cells, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd)
+    found = _read_results(detections, annotated)
     if image_ids is not None:
-        scored = _selection(image_ids, annotated)
-        truth = truth.take(np.isin(truth.images, scored))
-        detected = detected.take(np.isin(detected.images, scored))
-    return _summary(tabulate(truth, best_of_each_cell(detected), len(annotated.category_ids)))
+        scored = _scored_images(image_ids, annotated)
+        truth = truth.take(np.isin(truth.cells % _IMAGES, scored))
+        found = found.take(np.isin(found.cells % _IMAGES, scored))
+    precisions, recalls = _tabulate(truth, found, len(annotated.category_ids))
+    precision, *precision_by_size = np.moveaxis(precisions, -1, 0)  # T×R×K each
+    recall, *recall_by_size = np.moveaxis(recalls, 2, 0)  # T×K×limits each
+    averaged = (
+        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
+        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
+    )  # fmt: skip
+    counted = [part[part > -1] for part in averaged]
+    return {
+        name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
+    }
 
 
-def _selection(image_ids: Iterable[int], annotated: AnnotationFile) -> NDArray[np.int64]:
+def summary_lines(numbers: dict[str, float]) -> list[str]:
+    """Return the 12 lines that pycocotools prints for these numbers, to the letter."""
+    lines = []
+    for name, (kind, iou, area, limit) in _SETTINGS.items():
+        setting = f"@[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ]"
+        lines.append(f" Average {kind:<10} (A{kind[0]}) {setting} = {numbers[name]:0.3f}")
+    return lines
+
+
+class _Truth(NamedTuple):
+    """Annotated boxes, a row each."""
+
+    cells: NDArray[np.int64]
+    boxes_ltwh_px: NDArray[np.float64]  # G×4
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Truth":
+        return _Truth._make(column[rows] for column in self)
+
+
+class _Found(NamedTuple):
+    """Detected boxes, a row each."""
+
+    cells: NDArray[np.int64]
+    boxes_ltwh_px: NDArray[np.float64]  # D×4
+    scores: NDArray[np.float64]
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Found":
+        return _Found._make(column[rows] for column in self)
+
+
+def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDArray[np.int64]:
+    """Return the positions of these images in the annotation file."""
     ids = np.array(list(image_ids), dtype=np.int64)
-    unknown = ids[~np.isin(ids, annotated.image_ids)]
-    if len(unknown):
+    positions = find_places(ids, annotated.image_ids)
+    if (positions < 0).any():
+        unknown = ids[positions < 0]
         raise UserError(
             f"image_ids: {annotated.path} does not list {unknown[0]} (nor {len(unknown) - 1} others); "
             "give ids of its `images`"
         )
-    return np.searchsorted(annotated.image_ids, ids)
+    return positions
 
 
-def _summary(tables: Tables) -> dict[str, float]:
-    precision, *precision_by_size = np.moveaxis(tables.precision, -1, 0)  # T×R×K each
-    recall, *recall_by_size = np.moveaxis(tables.recall, 2, 0)  # T×K×M each
-    parts = (
-        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
-        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
-    )  # fmt: skip
-    return {name: _mean(part) for name, part in zip(NAMES, parts, strict=True)}
+# Detections as they come → columns
+
+_FIELDS = ("image_id", "category_id", "bbox", "score")
+_ARRAY_COLUMNS = ("image_id", "left", "top", "width", "height", "score", "category_id")
+_SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}"
 
 
-def _mean(part: NDArray[np.float64]) -> float:
-    """Average what counts: a category without a box to find holds −1."""
-    counted = part[part > -1]
-    return float(counted.mean()) if len(counted) else -1.0
+def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
+    """Check detections and find their images and categories in the annotation file."""
+    source = f"detections {results}" if isinstance(results, str | Path) else "detections"
+    entries = _load(Path(results)) if isinstance(results, str | Path) else results
+    if isinstance(entries, np.ndarray):
+        image_ids, category_ids, boxes_ltwh_px, scores = _columns_of_array(entries, source)
+    elif isinstance(entries, list):
+        image_ids, category_ids, boxes_ltwh_px, scores = _columns_of_list(entries, source)
+    else:
+        raise UserError(f"{source}: a {type(entries).__name__}; give {_SHAPE}")
+    finite = np.isfinite(boxes_ltwh_px).all(axis=1) & np.isfinite(scores)
+    if not finite.all():
+        entry = finite.argmin()
+        raise UserError(
+            f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
+            f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
+        )
+    images = find_places(image_ids, annotated.image_ids)
+    categories = find_places(category_ids, annotated.category_ids)
+    for field, ids, positions, fix in (
+        ("image_id", image_ids, images, "give the file that lists these images"),
+        ("category_id", category_ids, categories, "write that file's ids, not the labels 1 to K"),
+    ):
+        if (positions < 0).any():
+            entry = positions.argmin()
+            raise UserError(
+                f"{source}: entry {entry} has the {field} {ids[entry]}, which {annotated.path} does not "
+                f"list (the first of {np.count_nonzero(positions < 0)} such entries); {fix}"
+            )
+    return _Found(categories * _IMAGES + images, boxes_ltwh_px, scores)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"detections {path} cannot be read ({error.strerror}); name a json file of COCO's results"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"detections {path}: not valid JSON, or truncated ({error}); write it again"
+        ) from error
+
+
+def _columns_of_array(rows: NDArray[Any], source: str) -> list[NDArray[Any]]:
+    if rows.shape == (0,):  # what numpy makes of an empty list
+        rows = rows.reshape(0, len(_ARRAY_COLUMNS))
+    if rows.ndim != 2 or rows.shape[1] != len(_ARRAY_COLUMNS) or rows.dtype.kind not in "fiu":
+        raise UserError(
+            f"{source}: an array of shape {rows.shape} and dtype {rows.dtype}; "
+            f"give n×7 float64 numbers, the columns {', '.join(_ARRAY_COLUMNS)}"
+        )
+    rows = rows.astype(np.float64)
+    return [rows[:, 0], rows[:, 6], rows[:, 1:5], rows[:, 5]]
+
+
+def _columns_of_list(entries: list[Any], source: str) -> list[NDArray[Any]]:
+    if not entries:
+        return _columns_of_array(np.empty(0), source)
+    try:
+        columns = [np.array([entry[field] for entry in entries]) for field in _FIELDS]
+    except (KeyError, TypeError, ValueError):  # a field is missing, an entry is no object, a box is ragged
+        columns = []
+    if [column.shape[1:] for column in columns if column.dtype.kind in "fiu"] != [(), (), (4,), ()]:
+        raise UserError(f"{source}: {_first_fault(entries)}; give {_SHAPE}")
+    image_ids, category_ids, boxes_ltwh_px, scores = columns
+    return [image_ids, category_ids, boxes_ltwh_px.astype(np.float64), scores.astype(np.float64)]
+
+
+def _first_fault(entries: list[Any]) -> str:
+    """Take the slow second look at a list that was refused: which entry is wrong, and what is."""
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            return f"entry {number} is {entry!r:.80}, not an object"
+        for field in _FIELDS:
+            if field not in entry:
+                return f"entry {number} has no {field}"
+            value = entry[field]
+            values = value if field == "bbox" and isinstance(value, list | tuple | np.ndarray) else [value]
+            numbers = [each for each in values if not isinstance(each, bool) and isinstance(each, Real)]
+            if not len(numbers) == len(values) == (4 if field == "bbox" else 1):
+                wanted = "4 numbers left, top, width, height" if field == "bbox" else "a number"
+                return f"entry {number} has the {field} {value!r:.80}, not {wanted}"
+    return "some number is too large for 64 bits"
+
+
+# Columns → precision and recall
+
+
+def _tabulate(
+    truth: _Truth, found: _Found, categories: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Match and count: precision T×R×K×A and recall T×K×A×limits.
+
+    Both are −1 where a category has no box to find in that area range.
+    """
+    truth = truth.take(np.argsort(truth.cells, kind="stable"))
+    # By cell and falling score, equal scores as they came; of each cell the best 100 alone.
+    found = found.take(np.lexsort((-found.scores, found.cells)))
+    ranks = np.arange(len(found.cells)) - np.searchsorted(found.cells, found.cells)
+    found, ranks = found.take(ranks < DETECTIONS_PER_CELL), ranks[ranks < DETECTIONS_PER_CELL]
+
+    ignored = truth.crowd | _outside_area_ranges(truth.areas)
+    right, wrong = _match(truth, found, ignored)
+    precision = np.full((len(IOU_THRESHOLDS), len(RECALL_LEVELS), categories, len(AREA_RANGES)), -1.0)
+    recall = np.full((len(IOU_THRESHOLDS), categories, len(AREA_RANGES), len(RECALL_LIMITS)), -1.0)
+    starts = np.searchsorted(found.cells, np.arange(categories + 1) * _IMAGES)
+    for area in range(len(AREA_RANGES)):
+        to_find = np.bincount(truth.cells[~ignored[area]] // _IMAGES, minlength=categories)
+        for category in np.flatnonzero(to_find):
+            rows = slice(starts[category], starts[category + 1])
+            hits, misses = right[area, :, rows], wrong[area, :, rows]
+            for column, limit in enumerate(RECALL_LIMITS):
+                recall[:, category, area, column] = (
+                    hits[:, ranks[rows] < limit].sum(axis=1) / to_find[category]
+                )
+            order = np.argsort(-found.scores[rows], kind="stable")
+            precision[:, :, category, area] = _precision(hits[:, order], misses[:, order], to_find[category])
+    return precision, recall
+
+
+def _match(truth: _Truth, found: _Found, ignored: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
+    """Return which detections are right and which are wrong, A×T×D each; the rest count for nothing.
+
+    Both are ordered by cell, a cell's detections best first. ignored: A×G, what need not be found. A
+    detection counts for nothing where it matches an ignored box, or matches none and lies outside the area
+    range itself.
+    """
+    right = np.zeros((len(AREA_RANGES), len(IOU_THRESHOLDS), len(found.scores)), dtype=np.bool_)
+    excused = right | _outside_area_ranges(found.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
+    cells = np.intersect1d(truth.cells, found.cells)
+    box_ranges = np.searchsorted(truth.cells, (cells, cells + 1)).T
+    row_ranges = np.searchsorted(found.cells, (cells, cells + 1)).T
+    for box_range, row_range in zip(box_ranges, row_ranges, strict=True):
+        boxes, rows = slice(*box_range), slice(*row_range)
+        ious = mask.iou(found.boxes_ltwh_px[rows], truth.boxes_ltwh_px[boxes], truth.crowd[boxes])
+        near = np.flatnonzero((ious >= IOU_THRESHOLDS[0]).any(axis=1))  # the others match nothing
+        if len(near):
+            matched, excusing = _match_cell(ious[near], truth.crowd[boxes], ignored[:, boxes])
+            right[:, :, rows.start + near] = matched
+            excused[:, :, rows.start + near] |= excusing
+    return right, ~right & ~excused
+
+
+def _match_cell(
+    ious: NDArray[np.float64], crowd: NDArray[np.bool_], ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Match the detections of one cell, best first, each to the best box that no better one has taken.
+
+    ious: D×G. crowd: G, boxes that any number of detections may match. ignored: A×G.
+    Returns which match a box that counts and which an ignored one, A×T×D each.
+    """
+    # One more column is "no match": never below a threshold, never used up, and the last choice.
+    no_match = len(crowd)
+    ious = np.pad(ious, ((0, 0), (0, 1)), constant_values=-1)
+    reusable = np.append(crowd, True)
+    counts = np.pad(~ignored, ((0, 0), (0, 1)))
+    close = ious[:, None] >= IOU_THRESHOLDS[:, None]  # D×T×(G+1)
+    close[..., no_match] = True
+    # A box that counts is preferred to an ignored one, then the higher IoU, then the later box.
+    by_iou = ious.argsort(axis=1, kind="stable").argsort(axis=1)
+    preference = by_iou[:, None] + len(reusable) * counts  # D×A×(G+1)
+    choices = np.empty((len(ious), len(counts), len(IOU_THRESHOLDS)), dtype=np.intp)  # D×A×T
+    free = np.ones((*choices.shape[1:], len(reusable)), dtype=np.bool_)  # A×T×(G+1)
+    areas, thresholds = np.ogrid[: free.shape[0], : free.shape[1]]
+    for row in range(len(ious)):
+        choice = np.where(close[row] & free, preference[row][:, None], -1).argmax(axis=2)
+        free[areas, thresholds, choice] = reusable[choice]
+        choices[row] = choice
+    counted = np.moveaxis(counts[areas, choices], 0, -1)
+    return counted, ~counted & np.moveaxis(choices != no_match, 0, -1)
+
+
+def _outside_area_ranges(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell for each area range which areas lie outside it, A×n."""
+    low, high = AREA_RANGES.T[:, :, None]
+    outside: NDArray[np.bool_] = (areas < low) | (areas > high)
+    return outside
+
+
+def _precision(hits: NDArray[np.bool_], misses: NDArray[np.bool_], to_find: int) -> NDArray[np.float64]:
+    """Return the best precision at each recall level or beyond, 0 where it is not reached, T×R.
+
+    hits, misses: T×D, of falling score.
+    """
+    true, false = np.cumsum(hits, axis=1, dtype=np.float64), np.cumsum(misses, axis=1, dtype=np.float64)
+    recall = true / to_find
+    # np.spacing(1) moves the last bit of some quotients: without it AP50 is not pycocotools'.
+    precision = true / (false + true + np.spacing(1))
+    beyond = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    beyond = np.pad(beyond, ((0, 0), (0, 1)))
+    reached = [np.searchsorted(of_threshold, RECALL_LEVELS) for of_threshold in recall]
+    return np.take_along_axis(beyond, np.array(reached), axis=1)

@@ -1,6 +1,7 @@
-"""Running a detector over a validation set, on every rank, and scoring what all of them found."""
+"""How is a network evaluated? Every image once, on any number of ranks; then numbers, a report, pictures."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from ssd.batches import EvaluationBatch, EvaluationLoader
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
+from ssd.checkpoint import package_versions
+from ssd.cli import writing
 from ssd.console import RunConsole
-from ssd.detect import Detections, detect
+from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCORE, Detections, detect
 from ssd.distributed import Ranks
 from ssd.evaluation.coco import coco_numbers
+from ssd.image import draw_boxes, side_by_side
 from ssd.runtime import Runtime
 
 
@@ -43,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores a network on one validation set.
+    """Scores a network on one validation set: `detect` on every rank, then `score` on every rank.
 
     image_ids: the images that this evaluation is about, over all ranks; None where these are all of the
     annotation file. images, images_without_truth: how many they are, and how many have no box.
@@ -61,40 +66,43 @@ class Evaluator:
     def detect(
         self, network: nn.Module, runtime: Runtime, ranks: Ranks, console: RunConsole
     ) -> Iterator[NDArray[np.float64]]:
-        """Yield what is found on this rank's next batch, as rows of Evaluation; every rank iterates.
+        """Yield the detections of this rank's batches, rows as in Evaluation.
 
-        All ranks yield equally often, no rows where one has no batch left. The network is left in the mode it
-        came in. Raises UserError on all ranks for a batch that one can't read.
+        It yields equally often on every rank, no rows where this one has no batch left, so that the ranks can
+        exchange something between two rounds. A batch that one rank can't read is a UserError on all of them.
+        The network is in evaluation mode meanwhile and afterwards in the mode it came in.
         """
         boxes = default_boxes().to(runtime.device)
         category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
         batches = iter(self.loader)
-        rounds = range(ranks.highest(len(self.loader)))
+        rounds = ranks.highest(len(self.loader))
         training = network.training
         network.eval()
         try:
-            for _ in console.follow(rounds, len(rounds), f"evaluating {self.images} images"):
+            for _ in console.follow(range(rounds), rounds, f"evaluating {self.images} images"):
                 batch = ranks.on_all(lambda: next(batches, None))
                 if batch is None:
-                    rows = np.empty((0, 7))
-                else:
-                    with torch.inference_mode(), runtime.autocast():
+                    yield np.empty((0, 7))
+                    continue
+                with torch.inference_mode():  # not around the yield: what the caller does is its own
+                    with runtime.autocast():
                         offsets, logits = network(runtime.arrange(batch.images))
-                        rows = result_rows(batch, detect(offsets, logits, boxes), category_ids)
+                    rows = result_rows(batch, detect(offsets, logits, boxes), category_ids)
                 yield rows
         finally:
             network.train(training)
 
     def score(self, rows: list[NDArray[np.float64]], ranks: Ranks) -> Evaluation:
-        """Compute COCO's numbers on rank 0 from what `detect` gave each rank; every rank calls this."""
-        gathered = np.concatenate([np.empty((0, 7)), *ranks.gather_on_main(np.concatenate(rows))])
+        """Compute the numbers of what `detect` yielded on all ranks: on rank 0, while the others wait."""
+        nothing = np.empty((0, 7))
+        gathered = ranks.gather_on_main(np.concatenate([nothing, *rows]))
+        detections = np.concatenate([nothing, *gathered])
         # By image, so that equal scores stand in the same order whatever rank found them.
-        gathered = gathered[np.argsort(gathered[:, 0], kind="stable")]
-
-        def numbers() -> dict[str, float]:
-            return coco_numbers(self.annotation_file, gathered, self.image_ids)
-
-        return Evaluation(ranks.on_main(numbers, self.timeout), gathered)
+        detections = detections[np.argsort(detections[:, 0], kind="stable")]
+        numbers = ranks.on_main(
+            lambda: coco_numbers(self.annotation_file, detections, self.image_ids), self.timeout
+        )
+        return Evaluation(numbers, detections)
 
 
 def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: Tensor) -> NDArray[np.float64]:
@@ -102,7 +110,7 @@ def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: T
 
     category_ids: by label, float64, on the CPU.
     """
-    rows = []
+    rows = [np.empty((0, 7))]
     for image_id, size_px, (boxes_ltrb, scores, labels) in zip(
         batch.image_ids, batch.sizes_px, found, strict=True
     ):
@@ -111,17 +119,68 @@ def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: T
         image_column = torch.full((len(scores), 1), image_id, dtype=torch.float64)
         columns = [image_column, ltwh_px, scores.cpu().double()[:, None], category_ids[labels.cpu()][:, None]]
         rows.append(torch.cat(columns, dim=1).numpy())
-    return np.concatenate([np.empty((0, 7)), *rows])
+    return np.concatenate(rows)
 
 
-def as_coco_results(rows: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Turn rows as in Evaluation into COCO's results list."""
-    return [
-        {
-            "image_id": int(row[0]),
-            "category_id": int(row[6]),
-            "bbox": row[1:5].tolist(),
-            "score": float(row[5]),
-        }
-        for row in rows
-    ]
+def evaluation_report(
+    checkpoint: str, evaluator: Evaluator, result: Evaluation, runtime: Runtime
+) -> dict[str, Any]:
+    """Return the numbers with all that they depend on."""
+    return {
+        "numbers": result.numbers,
+        "notes": result.notes,
+        "checkpoint": checkpoint,
+        "annotation_file": str(evaluator.annotation_file),
+        "images_scored": evaluator.images,
+        "images_without_ground_truth": evaluator.images_without_truth,
+        "detections": len(result.detections),
+        "score_threshold": SCORE_THRESHOLD,
+        "iou_threshold": IOU_THRESHOLD,
+        "max_detections": MAX_DETECTIONS,
+        "precision": runtime.precision.value,
+        "device": runtime.device.type,
+        "versions": package_versions(),
+    }
+
+
+def write_report(given: str, key: str, report: dict[str, Any]) -> None:
+    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
+    path = Path(given)
+    with writing(path, key):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A validation image to be shown. boxes_ltrb_px: G×4 ground truth, labels: G, from 1."""
+
+    image_id: int
+    path: str
+    boxes_ltrb_px: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+def example_pictures(
+    examples: Sequence[Example], detections: NDArray[np.float64], categories: Categories
+) -> dict[str, Image.Image]:
+    """Draw each example twice, with its ground truth and with its detections above SHOWN_SCORE.
+
+    detections: rows as in Evaluation. Returns the pictures by the name of their image file.
+    """
+    label_of = {category_id: label for label, category_id in enumerate(categories.ids, start=1)}
+    pictures = {}
+    for example in examples:
+        shown = detections[(detections[:, 0] == example.image_id) & (detections[:, 5] > SHOWN_SCORE)]
+        boxes_ltrb_px = np.concatenate([shown[:, 1:3], shown[:, 1:3] + shown[:, 3:5]], axis=1)
+        labels = [label_of[int(category_id)] for category_id in shown[:, 6]]
+        texts = [f"{categories.name_of(k)} {score:.2f}" for k, score in zip(labels, shown[:, 5], strict=True)]
+        with Image.open(example.path) as file:
+            truth = file.convert("RGB")
+        found = truth.copy()
+        names = [categories.name_of(int(label)) for label in example.labels]
+        draw_boxes(truth, example.boxes_ltrb_px.tolist(), example.labels.tolist(), names)
+        draw_boxes(found, boxes_ltrb_px.tolist(), labels, texts)
+        captions = ("ground truth", f"detections above {SHOWN_SCORE}")
+        pictures[Path(example.path).stem] = side_by_side(truth, found, captions)
+    return pictures

@@ -15,9 +15,8 @@ from ssd.cli import as_plain, as_yaml
 from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
 from ssd.errors import UserError
-from ssd.evaluation.evaluator import Evaluator
-from ssd.evaluation.pictures import Example, example_pictures
-from ssd.evaluation.report import summary_lines
+from ssd.evaluation.coco import summary_lines
+from ssd.evaluation.evaluator import Evaluator, Example, example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.training.guards import FiniteGuard, NonFinitePolicy, check_loss_scale, compare_replicas

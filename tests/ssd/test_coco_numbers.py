@@ -87,16 +87,10 @@ def random_annotations(scene: Scene, draws: np.random.Generator) -> dict[str, An
         count = 0 if draws.random() < scene.empty else int(draws.integers(1, 2 * scene.boxes))
         for box in random_boxes(scene, count, draws):
             area = float(draws.choice((box[2] * box[3], 32**2, 96**2, box[2] * box[3] * draws.random())))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(draws.choice(category_ids[: scene.categories // 2 + 1])),
-                    "bbox": box.tolist(),
-                    "area": area,
-                    "iscrowd": int(draws.random() < scene.crowd),
-                }
-            )
+            category_id = int(draws.choice(category_ids[: scene.categories // 2 + 1]))
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id}
+            crowd = int(draws.random() < scene.crowd)
+            annotations.append(entry | {"bbox": box.tolist(), "area": area, "iscrowd": crowd})
     return {
         "info": {},
         "images": [{"id": number} for number in image_ids],
@@ -117,14 +111,9 @@ def random_results(scene: Scene, truth: dict[str, Any], draws: np.random.Generat
                 moved = np.array(source["bbox"]) + draws.normal(0, 0.15, 4) * np.tile(source["bbox"][2:], 2)
                 box = np.maximum(np.round(moved / scene.grid_px) * scene.grid_px, scene.grid_px)
                 category_id = source["category_id"] if draws.random() < 0.9 else category_id
-            results.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": int(category_id),
-                    "bbox": box.tolist(),
-                    "score": float(draws.integers(scene.score_steps) / scene.score_steps),
-                }
-            )
+            score = float(draws.integers(scene.score_steps) / scene.score_steps)
+            result = {"image_id": image["id"], "category_id": int(category_id)}
+            results.append(result | {"bbox": box.tolist(), "score": score})
     return [results[place] for place in draws.permutation(len(results))]
 
 
@@ -149,16 +138,13 @@ FOUND = {"image_id": 10, "category_id": 5, "bbox": [10, 10, 50, 40], "score": 0.
 
 @pytest.mark.real_data
 def test_eval_pair_gives_the_published_digits_and_pycocotools_bits(test_data: Path) -> None:
-    truth_file = test_data / "eval_pair" / "gt_instances_val2014_100.json"
-    results_file = test_data / "eval_pair" / "instances_val2014_fakebbox100_results.json"
+    truth_file, results_file = sorted((test_data / "eval_pair").glob("*.json"))
     numbers = coco_numbers(truth_file, results_file)
-    assert tuple(numbers) == NAMES
     assert tuple(round(number, 3) for number in numbers.values()) == PUBLISHED
-    assert all(type(number) is float for number in numbers.values())
     assert numbers == pycocotools_numbers(truth_file, json.loads(results_file.read_text()))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES.keys())
 def test_random_sets_give_pycocotools_bits(tmp_path: Path, scene: Scene, seed: int) -> None:
     draws = np.random.default_rng(seed)
@@ -170,7 +156,7 @@ def test_random_sets_give_pycocotools_bits(tmp_path: Path, scene: Scene, seed: i
     assert numbers["AR_100"] > 0  # the set is about something
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_image_ids_restrict_what_is_scored_as_in_pycocotools(tmp_path: Path, seed: int) -> None:
     draws = np.random.default_rng(seed)
     truth = random_annotations(SCENES["ordinary"], draws)
@@ -182,31 +168,19 @@ def test_image_ids_restrict_what_is_scored_as_in_pycocotools(tmp_path: Path, see
     assert numbers != coco_numbers(file, results)
 
 
-def test_tied_iou_goes_to_the_later_annotation(tmp_path: Path) -> None:
-    left, right = ({"bbox": [x, 0, 100, 100], "id": 1 + x} for x in (0, 40))
-    # The better detection lies as near to either box; the other one can match the right box alone.
-    results = [FOUND | {"bbox": [20, 0, 100, 100]}, FOUND | {"bbox": [50, 0, 100, 100], "score": 0.8}]
-    found = []
-    for order in ((left, right), (right, left)):
-        truth = small_truth()
-        truth["annotations"] = [truth["annotations"][0] | box for box in order]
-        file = write(tmp_path, truth)
-        found.append(coco_numbers(file, results))
-        assert found[-1] == pycocotools_numbers(file, results)
-    assert found[0]["AR_100"] < found[1]["AR_100"]
-
-
-def test_array_list_and_file_give_the_same_numbers(tmp_path: Path) -> None:
+def test_array_list_and_file_give_the_same_numbers_and_are_left_as_they_were(tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     truth = random_annotations(SCENES["tied scores"], draws)
     results = random_results(SCENES["tied scores"], truth, draws)
+    given, rows = copy.deepcopy(results), as_array(results)
     file = write(tmp_path, truth)
-    numbers = coco_numbers(file, results)
-    assert coco_numbers(str(file), as_array(results)) == numbers
+    numbers = coco_numbers(file, given)
+    assert coco_numbers(str(file), rows) == numbers
     results_file = tmp_path / "results.json"
     results_file.write_text(json.dumps(results))
-    assert coco_numbers(file, results_file) == numbers
-    assert coco_numbers(file, str(results_file)) == numbers
+    assert coco_numbers(file, results_file) == coco_numbers(file, str(results_file)) == numbers
+    assert given == results
+    assert np.array_equal(rows, as_array(results))
 
 
 def test_numpy_scalars_in_a_list_count_as_numbers(tmp_path: Path) -> None:
@@ -214,26 +188,11 @@ def test_numpy_scalars_in_a_list_count_as_numbers(tmp_path: Path) -> None:
     assert coco_numbers(write(tmp_path, small_truth()), [found])["AP"] == pytest.approx(1)
 
 
-def test_the_input_is_left_as_it_was(tmp_path: Path) -> None:
-    results = [copy.deepcopy(FOUND)]
-    rows = as_array(results)
-    file = write(tmp_path, small_truth())
-    coco_numbers(file, results)
-    coco_numbers(file, rows)
-    assert results == [FOUND]
-    assert np.array_equal(rows, as_array([FOUND]))
-
-
 @pytest.mark.parametrize("nothing", [[], np.empty((0, 7)), np.array([])], ids=["list", "n×7", "no shape"])
 def test_without_detections_what_counts_is_0_and_the_rest_minus_1(tmp_path: Path, nothing: Any) -> None:
     numbers = coco_numbers(write(tmp_path, small_truth()), nothing)  # its one box is medium
-    assert {name for name, number in numbers.items() if number == -1} == {
-        "AP_small",
-        "AP_large",
-        "AR_small",
-        "AR_large",
-    }
-    assert set(numbers.values()) == {0.0, -1.0}
+    uncounted = {"AP_small", "AP_large", "AR_small", "AR_large"}
+    assert numbers == {name: -1.0 if name in uncounted else 0.0 for name in NAMES}
 
 
 @pytest.mark.parametrize("sections", [("annotations",), ("annotations", "categories", "images")])
@@ -242,27 +201,22 @@ def test_without_ground_truth_all_is_minus_1(tmp_path: Path, sections: tuple[str
     assert coco_numbers(file, []) == dict.fromkeys(NAMES, -1.0)
 
 
-def test_an_annotation_with_the_id_0_can_be_found(tmp_path: Path) -> None:
-    with_0 = coco_numbers(write(tmp_path, small_truth(id=0)), [FOUND])
-    file = write(tmp_path, small_truth(id=1))
-    assert with_0 == coco_numbers(file, [FOUND]) == pycocotools_numbers(file, [FOUND])
-    assert with_0["AR_100"] == 1
-
-
-@pytest.mark.parametrize("area", [{"area": None}, {}], ids=["null", "absent"])
-def test_without_an_area_the_box_area_decides_the_size(tmp_path: Path, area: dict[str, None]) -> None:
-    truth = small_truth(bbox=[100, 100, 60, 20], area=1200)
-    medium = coco_numbers(write(tmp_path, truth), [FOUND])
-    annotation = truth["annotations"][0]
-    del annotation["area"]
-    annotation.update(area)
-    assert coco_numbers(write(tmp_path, truth), [FOUND]) == medium
-    assert medium["AR_small"] == -1
-    assert medium["AR_medium"] == 0
-
-
-def test_iscrowd_may_be_absent_or_a_truth_value(tmp_path: Path) -> None:
-    truth = small_truth()
-    del truth["annotations"][0]["iscrowd"]
-    assert coco_numbers(write(tmp_path, truth), [FOUND])["AR_100"] == 1
-    assert coco_numbers(write(tmp_path, small_truth(iscrowd=True)), [FOUND])["AR_100"] == -1
+@pytest.mark.parametrize(
+    ("change", "same_as"),
+    [
+        ({"id": 0}, {}),  # which pycocotools takes for no match
+        ({"area": None}, {}),  # the box's
+        ({"area": ...}, {}),
+        ({"iscrowd": ...}, {}),
+        ({"iscrowd": True}, {"iscrowd": 1}),
+    ],
+)
+def test_what_an_annotation_may_leave_open(
+    tmp_path: Path, change: dict[str, Any], same_as: dict[str, Any]
+) -> None:
+    changed = small_truth(**change)
+    entry = changed["annotations"][0]
+    changed["annotations"] = [{key: value for key, value in entry.items() if value is not ...}]
+    numbers = coco_numbers(write(tmp_path, changed), [FOUND])
+    file = write(tmp_path, small_truth(**same_as))
+    assert numbers == coco_numbers(file, [FOUND]) == pycocotools_numbers(file, [FOUND])

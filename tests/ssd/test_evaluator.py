@@ -2,12 +2,14 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -18,38 +20,31 @@ from ssd.config import Precision
 from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.distributed import Ranks
-from ssd.evaluation.coco import NAMES, coco_numbers
-from ssd.evaluation.evaluator import Evaluation, Evaluator, as_coco_results, result_rows
-from ssd.evaluation.report import summary_lines
+from ssd.errors import UserError
+from ssd.evaluation.coco import NAMES, coco_numbers, summary_lines
+from ssd.evaluation.evaluator import Evaluator, Example, example_pictures, result_rows
+from ssd.image import class_colour
 from ssd.runtime import Runtime
 
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
+RANKS = Ranks(CPU)
+SURROUNDINGS = (Runtime(CPU, Precision.fp32, tf32=False, channels_last=True), RANKS, RunConsole(False))
 CATEGORIES = Categories(ids=(7, 90), names=("bird", "bus"))
-
-
-def test_boxes_go_back_to_pixels_unclipped_with_the_files_category_ids():
-    sizes_px = torch.tensor([[200.0, 100.0], [50.0, 50.0]])
-    batch = EvaluationBatch(torch.empty(2, 3, 300, 300), [11, 12], sizes_px)
-    found = [
-        Detections(torch.tensor([[-0.1, 0.5, 0.5, 1.2]]), torch.tensor([0.5]), torch.tensor([2])),
-        Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64)),
-    ]
-    rows = result_rows(batch, found, torch.tensor([0.0, 7.0, 90.0]))
-    np.testing.assert_allclose(rows, [[11, -20, 50, 120, 70, 0.5, 90]], rtol=1e-6)
-    assert as_coco_results(rows)[0]["category_id"] == 90
 
 
 class Oracle(torch.nn.Module):
     """Answers with a box of one class wherever an image's first pixel is 1, and with background elsewhere."""
 
-    def __init__(self, box_ltrb: torch.Tensor, label: int) -> None:
+    def __init__(self, label: int) -> None:
         super().__init__()
+        box_ltrb = torch.tensor([[0.1, 0.1, 0.5, 0.5]])
         self.offsets = encode_offsets(ltrb_to_cxcywh(box_ltrb).expand(8732, 4), default_boxes()).T
         self.label = label
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not self.training
         logits = torch.zeros(len(images), 3, 8732)
         logits[:, 0] = 20
         logits[images[:, 0, 0, 0] == 1, self.label, 4000] = 40
@@ -69,24 +64,22 @@ class ThreeImages:
             yield EvaluationBatch(images, ids, torch.tensor([[100.0, 50.0]] * len(ids)))
 
 
-def evaluate(tmp_path: Path, label: int) -> tuple[Evaluation, torch.nn.Module]:
+class BrokenSecondBatch(ThreeImages):
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        yield next(super().__iter__())
+        raise UserError("x.jpg can't be read")
+
+
+@pytest.fixture
+def evaluator(tmp_path: Path) -> Evaluator:
+    box = {"category_id": 90, "bbox": [10, 5, 40, 20], "area": 800, "iscrowd": 0}
     truth = {
         "images": [{"id": image} for image in (1, 2, 3)],
         "categories": [{"id": 7, "name": "bird"}, {"id": 90, "name": "bus"}],
-        "annotations": [
-            {
-                "id": image,
-                "image_id": image,
-                "category_id": 90,
-                "bbox": [10, 5, 40, 20],
-                "area": 800,
-                "iscrowd": 0,
-            }
-            for image in (1, 3)
-        ],
+        "annotations": [box | {"id": image, "image_id": image} for image in (1, 3)],
     }
     (tmp_path / "val.json").write_text(json.dumps(truth))
-    evaluator = Evaluator(
+    return Evaluator(
         loader=ThreeImages(),
         annotation_file=tmp_path / "val.json",
         image_ids=None,
@@ -95,25 +88,64 @@ def evaluate(tmp_path: Path, label: int) -> tuple[Evaluation, torch.nn.Module]:
         categories=CATEGORIES,
         timeout=timedelta(seconds=1),
     )
-    network = Oracle(torch.tensor([[0.1, 0.1, 0.5, 0.5]]), label).train()
-    runtime = Runtime(CPU, Precision.fp32, tf32=False, channels_last=True)
-    rows = [*evaluator.detect(network, runtime, Ranks(CPU), RunConsole(is_main=False))]
-    return evaluator.score(rows, Ranks(CPU)), network
 
 
-def test_a_detector_that_finds_every_object_and_no_other_scores_one(tmp_path: Path):
-    evaluation, network = evaluate(tmp_path, label=2)
+def test_a_detector_that_finds_every_object_and_no_other_scores_one(evaluator: Evaluator):
+    rows = [*evaluator.detect(Oracle(label=2), *SURROUNDINGS)]
+    assert [len(each) for each in rows] == [1, 1]
+    evaluation = evaluator.score(rows, RANKS)
     assert evaluation.numbers["AP"] == pytest.approx(1.0)
     assert evaluation.detections[:, 0].tolist() == [1, 3]
     assert evaluation.notes == []
-    assert network.training
+    # Whichever rank found them:
+    other = evaluator.score(rows[::-1], RANKS)
+    assert other.numbers == evaluation.numbers
+    assert np.array_equal(other.detections, evaluation.detections)
 
 
-def test_no_detection_scores_zero_and_says_so(tmp_path: Path):
-    evaluation, _ = evaluate(tmp_path, label=0)
+def test_no_detection_scores_zero_and_says_so(evaluator: Evaluator):
+    evaluation = evaluator.score([*evaluator.detect(Oracle(label=0), *SURROUNDINGS)], RANKS)
     assert evaluation.numbers["AP"] == 0.0
     assert evaluation.numbers["AP_large"] == -1.0  # nothing large to count
     assert "No detection" in evaluation.notes[0]
+
+
+class OneRoundMore(Ranks):
+    def highest(self, value: int) -> int:
+        return value + 1
+
+
+def test_a_rank_without_a_batch_left_takes_part_in_the_round_of_the_others(evaluator: Evaluator):
+    runtime, _, console = SURROUNDINGS
+    rows = [*evaluator.detect(Oracle(label=2), runtime, OneRoundMore(CPU), console)]
+    assert [each.shape for each in rows] == [(1, 7), (1, 7), (0, 7)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_however_it_ends_the_network_is_in_the_mode_it_came_in(evaluator: Evaluator, training: bool):
+    network = Oracle(label=2).train(training)
+    assert len([*evaluator.detect(network, *SURROUNDINGS)]) == 2
+    assert network.training is training
+    broken = replace(evaluator, loader=BrokenSecondBatch())
+    with pytest.raises(UserError, match=r"x\.jpg"):
+        list(broken.detect(network, *SURROUNDINGS))
+    assert network.training is training
+    rounds = evaluator.detect(network, *SURROUNDINGS)
+    next(rounds)
+    assert not torch.is_inference_mode_enabled()
+    rounds.close()  # as by an error in the caller's loop
+    assert network.training is training
+
+
+def test_boxes_go_back_to_pixels_unclipped_with_the_files_category_ids():
+    sizes_px = torch.tensor([[200.0, 100.0], [50.0, 50.0]])
+    batch = EvaluationBatch(torch.empty(2, 3, 300, 300), [11, 12], sizes_px)
+    found = [
+        Detections(torch.tensor([[-0.1, 0.5, 0.5, 1.2]]), torch.tensor([0.5]), torch.tensor([2])),
+        Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64)),
+    ]
+    rows = result_rows(batch, found, torch.tensor([0.0, 7.0, 90.0]))
+    np.testing.assert_allclose(rows, [[11, -20, 50, 120, 70, 0.5, 90]], rtol=1e-6)
 
 
 @pytest.mark.real_data
@@ -129,3 +161,15 @@ def test_the_lines_are_those_that_pycocotools_prints(test_data: Path):
     numbers = coco_numbers(truth_file, found_file)
     assert summary_lines(numbers) == printed.getvalue().splitlines()
     assert tuple(numbers) == NAMES
+
+
+def test_an_example_shows_its_own_confident_detections(tmp_path: Path):
+    Image.new("RGB", (100, 80)).save(tmp_path / "x.png")
+    example = Example(5, str(tmp_path / "x.png"), np.array([[10.0, 10, 40, 40]]), np.array([1]))
+    shown, not_confident = [5, 50, 20, 30, 30, 0.9, 7], [5, 10, 20, 30, 30, 0.2, 7]
+    another_images = [6, 10, 20, 30, 30, 0.9, 7]
+    detections = np.array([shown, not_confident, another_images])
+    picture = example_pictures([example], detections, Categories((7,), ("bird",)))["x"]
+    found = np.asarray(picture)[22:, 106:]
+    coloured = (np.abs(found.astype(int) - class_colour(1)).sum(axis=2) < 60).nonzero()
+    assert coloured[1].min() >= 49

@@ -1,0 +1,342 @@
+"""What does predict.py do with a user's pictures? Finds the files, reads them, detects, draws and writes."""
+
+import glob
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from ssd.boxes import default_boxes
+from ssd.categories import Categories
+from ssd.cli import check_folder, writing
+from ssd.console import RunConsole
+from ssd.detect import Detections, detect
+from ssd.errors import UserError
+from ssd.image import PictureError, draw_boxes, normalize, read_picture, squash
+from ssd.runtime import Runtime
+
+# Of what Pillow reads the kinds that are pictures: not its documents (.eps), films (.mpg) and data (.h5).
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".dib"}
+    | {".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".pnm", ".ppm", ".pgm", ".pbm", ".tga", ".qoi"}
+)
+
+# Suffixes that a drawn picture keeps, with its kind; a picture of another kind becomes a JPEG.
+_DRAWN_KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG"}
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture to look at.
+
+    image_id: its number among all found, from 1. path: where it lies. name: its path from the folder that was
+    searched, or from the deepest one that holds all that were, with /: no two pictures have the same.
+    """
+
+    image_id: int
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        """Return the path as any terminal can print it: file names need not be UTF-8."""
+        return os.fsencode(self.path).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found on one picture, best first.
+
+    boxes_ltrb_px: K×4 float64 in pixels of the picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
+    """
+
+    boxes_ltrb_px: NDArray[np.float64]
+    scores: list[float]
+    labels: list[int]
+
+
+def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
+    """Find the pictures of files, folders and globs, sorted by name, but not what was drawn in `out` before.
+
+    A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
+    hidden ones; folders are searched through and through, links to folders not followed.
+    Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
+    """
+    drawn = out.resolve()
+    searched = []
+    found: set[Path] = set()
+    for source in sources:
+        folder, files = _look(source)
+        if folder.resolve() == drawn:
+            raise UserError(
+                f"out={out} is where images={source} lie; give another folder, so that none is lost"
+            )
+        # `out` may also hold the source as a whole (out=. beside photos/); then nothing in it was drawn.
+        if not folder.resolve().is_relative_to(drawn):
+            files = [file for file in files if not file.resolve().is_relative_to(drawn)]
+        if not files:
+            raise UserError(
+                f"images={source}: no picture in {_absolute(source)}; folders and globs give files that end "
+                f"in {' '.join(sorted(SUFFIXES))}, and DIR/**/*.jpg searches all folders below DIR"
+            )
+        searched.append(folder)
+        found.update(files)
+    top = Path(os.path.commonpath(searched))
+    names = sorted((file.relative_to(top).as_posix(), file) for file in found)
+    return [PictureFile(number, file, name) for number, (name, file) in enumerate(names, start=1)]
+
+
+def _look(source: str) -> tuple[Path, list[Path]]:
+    """Return the folder that a source stands for and the files that it names, as absolute paths."""
+    path = _absolute(source)
+    if path.is_file():
+        return path.parent, [path]
+    if path.is_dir():
+        return path, list(_pictures_below(path))
+    if not glob.has_magic(source):
+        raise UserError(
+            f"images={source}: {path} is neither a file nor a folder; a name with special characters needs "
+            "quotes: 'images=\"…\"'"
+        )
+    fixed = Path(source)  # the folder down to where the glob begins to vary
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    matches = map(_absolute, glob.glob(source, recursive=True))
+    files = [each for each in matches if each.suffix.lower() in SUFFIXES and each.is_file()]
+    return _absolute(str(fixed)), files
+
+
+def _absolute(source: str) -> Path:
+    return Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} can't be searched ({error.strerror}); make it readable")
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(parent, name)
+
+
+class ReadPicture(NamedTuple):
+    """A picture as a person sees it and, but for the number format, as the network does: 300×300."""
+
+    file: PictureFile
+    picture: Image.Image
+    squashed: Image.Image
+
+
+def _read(file: PictureFile) -> ReadPicture | PictureError:
+    try:
+        picture = read_picture(file.path, name=str(file))
+    except PictureError as error:
+        return error
+    return ReadPicture(file, picture, squash(picture))
+
+
+class Predictor:
+    """Runs a network over pictures and keeps the best detections of some classes.
+
+    network: in evaluation mode from here on, and moved where the runtime has it. labels: those that are kept.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        runtime: Runtime,
+        threshold: float,
+        max_detections: int,
+        labels: frozenset[int],
+    ) -> None:
+        self.threshold = threshold
+        self._network = runtime.place(network).eval()
+        self._runtime = runtime
+        self._max_detections = max_detections
+        self._labels = torch.tensor(sorted(labels), device=runtime.device)
+        self._default_boxes = default_boxes().to(runtime.device)
+
+    @torch.inference_mode()
+    def __call__(self, squashed: Sequence[Image.Image], sizes_px: Sequence[tuple[int, int]]) -> list[Found]:
+        """Find the objects of N pictures, given as the network takes them, 300×300, and their own sizes.
+
+        Raises UserError where the network's outputs are not finite.
+        """
+        values = np.stack([np.asarray(picture) for picture in squashed]).astype(np.float32) / 255
+        images = normalize(values).to(self._runtime.device, self._runtime.image_dtype)
+        with self._runtime.autocast():
+            offsets, logits = self._network(self._runtime.arrange(images))
+        if not (offsets.isfinite().all() and logits.isfinite().all()):
+            raise UserError(
+                f"the network's outputs are not finite in {self._runtime.precision.value}; give "
+                "runtime.precision=fp32, or another checkpoint where that is so in fp32 too"
+            )
+        # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
+        # until the other classes are gone.
+        everything = logits.shape[1] * logits.shape[2]
+        found = detect(offsets, logits, self._default_boxes, self.threshold, max_detections=everything)
+        return [self._in_pixels(each, size) for each, size in zip(found, sizes_px, strict=True)]
+
+    def _in_pixels(self, found: Detections, size_px: tuple[int, int]) -> Found:
+        best = torch.isin(found.labels, self._labels).nonzero()[: self._max_detections, 0]
+        scale = torch.tensor(size_px, dtype=torch.float64).repeat(2)
+        boxes_ltrb_px: Tensor = found.boxes[best].cpu().double() * scale
+        return Found(boxes_ltrb_px.numpy(), found.scores[best].tolist(), found.labels[best].tolist())
+
+
+class Output:
+    """The folder of drawn pictures and detections.json; a file is written whole or not at all.
+
+    Raises UserError where the folder can't be made or written, or where a drawn picture would replace
+    one of the pictures themselves.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[PictureFile], categories: Categories) -> None:
+        self.folder = folder
+        self.categories = categories
+        self._drawn = drawn_names([file.name for file in files])
+        originals = {file.path.resolve() for file in files}
+        for name in self._drawn.values():
+            if (folder / name).resolve() in originals:
+                raise UserError(f"out={folder}: {folder / name} is one of the pictures; give another folder")
+        check_folder(folder, "out")
+
+    def write_picture(self, read: ReadPicture, found: Found) -> list[dict[str, Any]]:
+        """Draw what was found into a picture, save it, and return it as COCO's results."""
+        file, picture = read.file, read.picture
+        boxes_ltrb_px = found.boxes_ltrb_px.tolist()
+        detections = list(zip(boxes_ltrb_px, found.scores, found.labels, strict=True))
+        texts = [f"{self.categories.name_of(label)} {score:.2f}" for _, score, label in detections]
+        draw_boxes(picture, boxes_ltrb_px, found.labels, texts)
+        path = self.folder / self._drawn[file.name]
+        kind = _DRAWN_KINDS[path.suffix.lower()]
+        profile = picture.info.get("icc_profile")
+        # A profile of grey or CMYK values is none of the RGB values that these became.
+        profile = profile if profile and profile[16:20] == b"RGB " else None
+        # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
+        options = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
+        with _replacing(path) as temporary:
+            picture.save(temporary, format=kind, icc_profile=profile, **options)
+        return [
+            {
+                "image_id": file.image_id,
+                "file_name": file.name,
+                "category_id": self.categories.id_of(label),
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+            }
+            for (left, top, right, bottom), score, label in detections
+        ]
+
+    def write_json(self, results: Sequence[dict[str, Any]]) -> None:
+        """Write COCO's results list with file names, one detection a line."""
+        lines = ",\n".join(json.dumps(result, allow_nan=False) for result in results)
+        with _replacing(self.folder / "detections.json") as temporary:
+            temporary.write_text(f"[\n{lines}\n]\n" if results else "[]\n", encoding="utf-8")
+
+
+def drawn_names(names: Sequence[str]) -> dict[str, str]:
+    """Return by each picture's name what it is drawn as: JPEG and PNG keep theirs, others get .jpg added.
+
+    As the suffix is added, never replaced, a.webp and a.tif and a.jpg stay apart.
+    """
+    kept = {name for name in names if PurePosixPath(name).suffix.lower() in _DRAWN_KINDS}
+    drawn = {name: name for name in kept}
+    for name in names:
+        if name not in kept:
+            drawn[name] = f"{name}.jpg"
+            while drawn[name] in kept:  # someone's a.webp.jpg
+                drawn[name] += ".jpg"
+    return drawn
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file's path, which replaces `path` once it is written. Raises UserError."""
+    # No longer for a long name, which may be as long as the file system has it.
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
+    with writing(path, "out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def predict_pictures(
+    files: Sequence[PictureFile],
+    predictor: Predictor,
+    output: Output,
+    batch_size: int,
+    threads: int,
+    console: RunConsole,
+) -> None:
+    """Find, draw and write the objects of all pictures, and say what was found.
+
+    A batch's pictures are read in threads, then the network sees them, then they are drawn and written in
+    threads: however many there are, one batch of whole pictures is in memory.
+    Raises UserError where one can't be written, and at the end, after the others are done, where pictures
+    couldn't be read; each of those is named as soon as it is met.
+    """
+    began = time.perf_counter()
+    results: list[dict[str, Any]] = []
+    unread: list[str] = []
+    title = f"looking at {_counted(len(files), 'picture')}"
+    with ThreadPoolExecutor(threads) as pool, console.counting(len(files), title) as count:
+        for start in range(0, len(files), batch_size):
+            batch = []
+            for outcome in pool.map(_read, files[start : start + batch_size]):
+                if isinstance(outcome, PictureError):
+                    console.say(str(outcome))
+                    unread.append(str(outcome))
+                    count(1)
+                else:
+                    batch.append(outcome)
+            if not batch:
+                continue
+            found = predictor([each.squashed for each in batch], [each.picture.size for each in batch])
+            for written in pool.map(output.write_picture, batch, found):
+                results += written
+                count(1)
+    output.write_json(results)
+    seconds = time.perf_counter() - began
+    if results:
+        console.table(f"found → {output.folder}", count_rows(results, output.categories))
+    else:
+        console.say(f"nothing has a score above threshold={predictor.threshold} → {output.folder}")
+    done = len(files) - len(unread)
+    what = f"{_counted(len(results), 'detection')} on {_counted(done, 'picture')}"
+    console.say(f"{what}, {seconds:.1f} s, {done / seconds:.1f} pictures/s")
+    if unread:
+        failed = f"{len(unread)} of {_counted(len(files), 'picture')} could not be read:"
+        raise UserError("\n  ".join([failed, *unread]))
+
+
+def count_rows(results: Sequence[dict[str, Any]], categories: Categories) -> dict[str, str]:
+    """Say of each class that was found how often and on how many pictures, the most frequent first."""
+    detections = Counter(result["category_id"] for result in results)
+    pictures = Counter(key for _, key in {(result["image_id"], result["category_id"]) for result in results})
+    names = dict(zip(categories.ids, categories.names, strict=True))
+    return {
+        names[key]: f"{count:>5} on {pictures[key]:>5} picture{'s' if pictures[key] > 1 else ''}"
+        for key, count in detections.most_common()
+    }
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

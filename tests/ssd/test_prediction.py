@@ -1,0 +1,328 @@
+"""Pictures found, detected in, drawn and written; predict.py as a whole: tests/test_predict.py."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ssd.boxes import cxcywh_to_ltrb, default_boxes
+from ssd.categories import COCO, Categories
+from ssd.config import Precision, PredictConfig
+from ssd.errors import UserError
+from ssd.image import normalize
+from ssd.prediction import (
+    SUFFIXES,
+    Found,
+    Output,
+    PictureFile,
+    Predictor,
+    ReadPicture,
+    drawn_names,
+    find_pictures,
+)
+from ssd.published import Weights
+from ssd.runtime import Runtime
+
+pytestmark = pytest.mark.unit
+
+CATEGORIES = Categories((18, 90), ("dog", "[bold]tooth brush"))
+NOTHING = Found(np.empty((0, 4)), [], [])
+RUNTIME = Runtime(torch.device("cpu"), Precision.fp32, tf32=False, channels_last=True)
+BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
+
+# The config
+
+
+def test_images_is_one_place_or_several():
+    for images, places in (("photos", ["photos"]), (["a", "b c/[1]*"], ["a", "b c/[1]*"]), (2017, ["2017"])):
+        assert PredictConfig(checkpoint="x.pt", images=images).places() == places
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("images", value) for value in (None, True, 1e3, [], "", ["a", None], {"a": "b"})),
+        *(("threshold", value) for value in (2, 1, -0.1, float("nan"))),
+        *(("max_detections", 0), ("classes", []), ("batch_size", 0), ("threads", 0), ("out", "")),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_its_key(key: str, value: object):
+    with pytest.raises(UserError, match=rf"^{key}="):
+        PredictConfig(**{"checkpoint": "x.pt", "images": "a", key: value})
+
+
+def test_classes_are_chosen_by_name_and_all_where_none_is():
+    categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two bear one name
+    for classes, labels in ((None, {1, 2, 3, 4}), (["hot dog"], {2}), (["person", "dog"], {1, 3, 4})):
+        config = PredictConfig(checkpoint="x.pt", images="a", classes=classes)
+        assert config.resolve_classes(categories) == labels
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("Person", "near to it are person"), ("zzz", "it knows person, bicycle")]
+)
+def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
+    with pytest.raises(UserError, match=f"'{name}'; {answer}"):
+        PredictConfig(checkpoint="x.pt", images="a", classes=["dog", name]).resolve_classes(COCO)
+
+
+def test_a_published_checkpoint_has_cocos_names_if_it_has_as_many_classes():
+    coco, other = (Weights({}, "resnet50", classes, categories=None, config=None) for classes in (81, 7))
+    assert coco.categories_or_coco("p.pt") is COCO
+    with pytest.raises(UserError, match=r"^p\.pt holds no class names and 6 classes"):
+        other.categories_or_coco("p.pt")
+
+
+# Finding
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return touch(tmp_path / "photos", "b.JPG", "a/b.png", "a/z.webp", "a/c/x.tif", "notes.txt", "a/film.mpg")
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def names(*places: object, out: Path = Path("elsewhere")) -> list[str]:
+    return [file.name for file in find_pictures([str(place) for place in places], out)]
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("", ["a/b.png", "a/c/x.tif", "a/z.webp", "b.JPG"]),
+        ("*", ["b.JPG"]),
+        ("**/*", ["a/b.png", "a/c/x.tif", "a/z.webp", "b.JPG"]),
+        ("**/b.*", ["a/b.png", "b.JPG"]),
+        ("a/[a-y].*", ["b.png"]),
+        ("?/c/*.tif", ["a/c/x.tif"]),
+        ("notes.txt", ["notes.txt"]),  # a file that is named is taken whatever it is called
+        ("[1]*.dat", ["[1]*.dat"]),
+    ],
+)
+def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(place: str, found: list[str], photos: Path):
+    touch(photos, "._b.jpg", ".trash/old.jpg", "[1]*.dat")  # hidden files and folders are passed over
+    files = find_pictures([f"{photos}/{place}"], Path("elsewhere"))
+    assert [(file.image_id, file.name) for file in files] == [*enumerate(found, start=1)]
+
+
+def test_pictures_of_one_name_stay_apart_and_each_is_found_once(photos: Path):
+    one, other = touch(photos.parent / "one", "x.jpg"), touch(photos.parent / "other", "x.jpg")
+    assert names(one / "x.jpg", other, other / "x.jpg", f"{one}/*") == ["one/x.jpg", "other/x.jpg"]
+
+
+def test_paths_are_relative_to_the_working_folder_even_one_with_brackets_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(touch(tmp_path / "set[1]", "x.jpg", "sub/x.jpg"))
+    assert names("*.jpg") == names("./sub/../x.jpg") == ["x.jpg"]
+    assert names(".") == names("**") == ["sub/x.jpg", "x.jpg"]
+
+
+def test_a_name_that_is_no_utf8_is_found_and_can_be_printed(tmp_path: Path):
+    (tmp_path / os.fsdecode(b"x\xff.jpg")).touch()
+    (file,) = find_pictures([str(tmp_path)], Path("elsewhere"))
+    assert file.path.exists()
+    str(file).encode("utf-8")
+
+
+def test_what_was_drawn_before_is_not_found_again(photos: Path):
+    before = names(photos, out=photos / "predictions")
+    touch(photos / "predictions", *before)
+    for place in (photos, f"{photos}/**", f"{photos}/**/*.*"):
+        assert names(place, out=photos / "predictions") == before
+    assert names(photos / "a", out=photos) == ["b.png", "c/x.tif", "z.webp"]  # but in a folder that out holds
+
+
+@pytest.mark.parametrize("place", ["", "/b.JPG", "/*"])
+def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
+    link = photos.parent / "link"
+    link.symlink_to(photos)
+    for out in (photos, link, photos / "a" / ".."):
+        with pytest.raises(UserError, match=r"^out=.*give another folder"):
+            names(f"{photos}{place}", out=out)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("missing.jpg", "missing.jpg is neither a file nor a folder.*needs quotes"),
+        ("*.jpeg", r"no picture in .*photos/\*\.jpeg.*\*\*/\*\.jpg"),
+        ("a/f*", "no picture in"),
+        ("empty", "no picture in .*photos/empty;.*.webp"),
+    ],
+)
+def test_a_place_without_pictures_is_named_even_beside_others(place: str, message: str, photos: Path):
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        names(photos, photos / place)
+
+
+def test_pillow_reads_every_suffix_that_is_looked_for():
+    Image.init()
+    assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} <= set(Image.OPEN)
+
+
+# Detecting
+
+
+class Seen(nn.Module):
+    """A network that sees objects of given labels and scores exactly where given default boxes are."""
+
+    def __init__(self, objects: Sequence[tuple[int, int, float]]) -> None:
+        super().__init__()
+        self.logits = torch.full((4, len(BOXES_LTRB)), -50.0)
+        self.logits[0] = 0.0
+        for box, label, score in objects:
+            self.logits[label, box] = np.log(score / (1 - score))
+        self.images = torch.empty(0)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert not self.training
+        self.images = images
+        return torch.zeros(len(images), 4, len(BOXES_LTRB)), self.logits.repeat(len(images), 1, 1)
+
+
+def predict(network: nn.Module, sizes_px: list[tuple[int, int]], **options: object) -> list[Found]:
+    given = {"threshold": 0.3, "max_detections": 200, "labels": frozenset((1, 2, 3))} | options
+    return Predictor(network, RUNTIME, **given)([Image.new("RGB", (300, 300))] * len(sizes_px), sizes_px)
+
+
+def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
+    box = int(BOXES_LTRB.sum(1).argmin())
+    for size, found in zip(
+        sizes := [(900, 50), (300, 300)], predict(Seen([(box, 2, 0.9)]), sizes), strict=True
+    ):
+        expected = BOXES_LTRB[box].double().numpy() * np.tile(size, 2)
+        assert expected.min() < 0
+        np.testing.assert_allclose(found.boxes_ltrb_px, expected[None], rtol=1e-5)
+        assert found.boxes_ltrb_px.dtype == np.float64
+        assert (found.labels, found.scores) == ([2], pytest.approx([0.9]))
+
+
+@pytest.mark.parametrize(
+    ("objects", "options", "labels"),
+    [
+        ([], {}, []),
+        ([(0, 1, 0.31), (700, 2, 0.29), (1500, 3, 0.8)], {}, [3, 1]),  # above the threshold, best first
+        (
+            # The best of the wanted classes count, not of all.
+            [(0, 1, 0.9), (700, 1, 0.8), (1500, 2, 0.7), (2200, 3, 0.6), (2900, 2, 0.5)],
+            {"labels": frozenset((2, 3)), "max_detections": 2},
+            [2, 3],
+        ),
+    ],
+)
+def test_which_detections_are_kept(objects: list[tuple[int, int, float]], options: dict, labels: list[int]):
+    (found,) = predict(Seen(objects), [(300, 300)], **options)
+    assert found.labels == labels
+    assert found.boxes_ltrb_px.shape == (len(labels), 4)
+
+
+def test_the_network_sees_the_pictures_as_it_was_trained():
+    values = np.random.default_rng(0).integers(0, 256, (2, 300, 300, 3), dtype=np.uint8)
+    network = Seen([])
+    Predictor(network, RUNTIME, 0.3, 200, frozenset((1,)))([*map(Image.fromarray, values)], [(1, 1)] * 2)
+    assert torch.equal(network.images, normalize(values / np.float32(255)))
+    assert network.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_an_error_not_an_empty_picture(value: float):
+    network = Seen([])
+    network.logits[1, 7] = value
+    with pytest.raises(UserError, match=r"not finite in fp32; give runtime\.precision=fp32"):
+        predict(network, [(300, 300)])
+
+
+# Drawing and writing
+
+
+def write(folder: Path, name: str, picture: Image.Image | None = None, found: Found = NOTHING) -> list[dict]:
+    file = PictureFile(7, Path("photos") / name, name)
+    picture = picture or Image.new("RGB", (40, 30))
+    output = Output(folder, [file], CATEGORIES)
+    results = output.write_picture(ReadPicture(file, picture, picture), found)
+    output.write_json(results)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn", "kind"),
+    [
+        ("a.jpg", "a.jpg", "JPEG"),
+        ("s/A.JPEG", "s/A.JPEG", "JPEG"),
+        ("a.jfif", "a.jfif", "JPEG"),
+        ("a.PNG", "a.PNG", "PNG"),
+        ("a.webp", "a.webp.jpg", "JPEG"),
+        ("a.b/c", "a.b/c.jpg", "JPEG"),
+        ("x" * 251 + ".png", "x" * 251 + ".png", "PNG"),  # as long as names can be
+    ],
+)
+def test_jpeg_and_png_keep_their_names_and_others_become_jpegs(
+    name: str, drawn: str, kind: str, tmp_path: Path
+):
+    write(tmp_path / "new" / "out", name)
+    with Image.open(tmp_path / "new" / "out" / drawn) as picture:
+        assert (picture.format, picture.mode, picture.size) == (kind, "RGB", (40, 30))
+
+
+def test_no_two_pictures_are_drawn_to_one_file():
+    names = ["a", "a.jpg", "a.png", "a.webp", "a.webp.jpg", "a.webp.jpg.jpg", "a.tif", "s/a.jpg"]
+    drawn = drawn_names(names)
+    assert set(drawn) == set(names)
+    assert len(set(drawn.values())) == len(names)
+    assert drawn["a.webp.jpg"] == "a.webp.jpg"
+
+
+@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"CMYK", False), (b"GRAY", False)])
+def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, space: bytes, kept: bool):
+    picture = Image.new("RGB", (40, 30))
+    picture.info["icc_profile"] = bytes(16) + space + bytes(108)
+    write(tmp_path, "a.jpg", picture)
+    with Image.open(tmp_path / "a.jpg") as drawn:
+        assert ("icc_profile" in drawn.info) is kept
+
+
+def test_what_was_found_is_drawn_and_written_unclipped_in_cocos_format(tmp_path: Path):
+    found = Found(np.array([[-10.5, 100, 200, 320], [1, 2, 3, 4]]), [0.75, 0.5], [1, 2])
+    write(tmp_path, "s/a.png", Image.new("RGB", (300, 300)), found)
+    dog = {"category_id": 18, "bbox": [-10.5, 100, 210.5, 220], "score": 0.75}
+    brush = {"category_id": 90, "bbox": [1, 2, 2, 2], "score": 0.5}
+    same = {"image_id": 7, "file_name": "s/a.png"}
+    assert json.loads((tmp_path / "detections.json").read_text()) == [same | dog, same | brush]
+    assert np.asarray(Image.open(tmp_path / "s" / "a.png")).any()
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a.png").write_text("before")
+
+    def full(_picture: Image.Image, path: Path, **_options: object) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match=r"a\.png can't be written \(No space left on device\)"):
+        write(tmp_path, "a.png")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.png", "before")]
+
+
+def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
+    """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
+    folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
+    files = find_pictures([str(folder)], tmp_path)
+    with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
+        Output(tmp_path, files, CATEGORIES)
