@@ -124,9 +124,7 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Hit real training runs by signals at random moments.")
     parser.add_argument("--kills", type=count, default=100, help="SIGKILLs to send")
     parser.add_argument("--terminations", type=count, default=40, help="signals to end to send")
     parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")

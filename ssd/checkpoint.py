@@ -24,7 +24,7 @@ FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
 PLAIN = (int, float, str, bool, type(None), Tensor)
 
-# torch.save writes a zip archive. The seal stands in the archive's comment, its very end, which every reader
+# torch.save writes a zip archive. The seal is the archive's comment, its very end, which every reader
 # of zip files passes over: data and checksum are one file and become visible by one rename.
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
@@ -57,20 +57,20 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def check_plain(value: object, place: str = "checkpoint") -> None:
-    """Raise TypeError, naming the place, unless torch.load(weights_only=True) will read the value back.
+def check_plain(value: object, key: str = "checkpoint") -> None:
+    """Raise TypeError, naming the key, unless torch.load(weights_only=True) will read the value back.
 
     That is: int, float, str, bool, None, tensors, and lists and dicts of these; no subclasses, which numpy's
     and OmegaConf's values would smuggle in.
     """
     if type(value) is dict or (isinstance(value, dict) and type(value).__name__ == "OrderedDict"):
-        for key, entry in value.items():
-            check_plain(entry, f"{place}[{key!r}]")
+        for name, entry in value.items():
+            check_plain(entry, f"{key}[{name!r}]")
     elif type(value) is list:
         for index, entry in enumerate(value):
-            check_plain(entry, f"{place}[{index}]")
+            check_plain(entry, f"{key}[{index}]")
     elif type(value) not in PLAIN:
-        raise TypeError(f"{place} is a {type(value).__name__}: convert it to a plain value before saving")
+        raise TypeError(f"{key} is a {type(value).__name__}: convert it to a plain value before saving")
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class Ranks:
             return [value]
         values: list[Value | None] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.cpu_group)
-        return values  # type: ignore[return-value]  # every place was filled
+        return values  # type: ignore[return-value]  # each was filled
 
     def gather_on_main(self, value: Value) -> list[Value]:
         """Collect one Python object of every rank on rank 0, in rank order; the others get an empty list."""
@@ -80,7 +80,7 @@ class Ranks:
         return values or []  # type: ignore[return-value]
 
     def take_main(self, tensors: list[Tensor]) -> None:
-        """Overwrite tensors by rank 0's, in place."""
+        """Overwrite tensors by rank 0's."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)

@@ -108,7 +108,7 @@ class NonFinitePolicy:
             for rank in culprits
         )
         share = len(images) // self._ranks.world_size
-        suspects = [images[rank * share + place]["image_id"] for rank in culprits for place in range(share)]
+        suspects = [images[rank * share + i]["image_id"] for rank in culprits for i in range(share)]
         named = ", ".join(map(str, suspects[:NAMED_IMAGES]))
         if len(suspects) > NAMED_IMAGES:
             named += f" and {len(suspects) - NAMED_IMAGES} more"

@@ -38,7 +38,7 @@ MUST_STAY = (
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run after some step: the one place that names a checkpoint's keys.
+    """A run after some step. A checkpoint's keys are named here and nowhere else.
 
     step: optimizer steps done. epoch: that of the last of them. config: TrainConfig as plain values.
     world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.

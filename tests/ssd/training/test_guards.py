@@ -78,10 +78,10 @@ def test_a_checksum_sees_every_bit_and_every_exchange():
     expected = int(checksum(values))
     assert int(checksum(values.clone())) == expected
     bits = values.view(torch.int32)
-    for place in range(35):
+    for position in range(35):
         for bit in (0, 13, 31):
             flipped = bits.clone().flatten()
-            flipped[place] ^= torch.tensor(1 << bit if bit < 31 else -(2**31), dtype=torch.int32)
+            flipped[position] ^= torch.tensor(1 << bit if bit < 31 else -(2**31), dtype=torch.int32)
             assert int(checksum(flipped.view(torch.float32))) != expected
     assert int(checksum(values.flip(0))) != expected
     layout = torch.randn(2, 3, 4, 4)
