@@ -11,16 +11,16 @@ from hydra.core.hydra_config import HydraConfig
 from data.task import open_training
 from ssd.cli import run
 from ssd.config import TrainConfig
-from ssd.training.checkpoints import newest_checkpoint
-from ssd.training.run import derived_numbers, start_or_resume
 from ssd.training.session import open_session
+from ssd.training.state import load_newest
+from ssd.training.trainer import derived_numbers, start_or_resume
 
 
 def main(config: TrainConfig) -> None:
     """Set up, fit, tear down."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with open_session(config, folder) as session:
-        saved = newest_checkpoint(session)
+        saved = load_newest(session)
         task, summary = open_training(config, saved, session)
         trainer, origin = start_or_resume(config, saved, task, session)
         del saved  # a copy of weights and momenta that nobody needs any more

@@ -18,10 +18,9 @@ from ssd.console import RunConsole
 from ssd.distributed import Ranks
 from ssd.evaluation.evaluator import Evaluator, Example
 from ssd.runtime import Runtime
-from ssd.training.resume import images_per_rank
-from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
-from ssd.training.task import Task
+from ssd.training.state import SavedRun, images_per_rank
+from ssd.training.trainer import Task
 
 _DOCTOR = "Mend or remove them; python scripts/check_dataset.py data.path=… lists every defect"
 

@@ -23,8 +23,8 @@ from ssd.batches import TrainBatch
 from ssd.cli import check_file, run
 from ssd.config import TrainConfig, require
 from ssd.evaluation.evaluator import write_report
-from ssd.training.network import blank_network
 from ssd.training.session import open_session
+from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer
 
 READ_AHEAD = 2  # batches that DALI's pipeline has ready, its default
@@ -126,7 +126,7 @@ def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measur
 
     def beside_a_save(steps: int) -> None:
         start = time.perf_counter()
-        trainer.save(None)
+        trainer.save()
         copies_s.append(time.perf_counter() - start)
         plain(steps)
 

@@ -17,6 +17,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,7 +26,7 @@ from typing import Any
 
 from data.demo import generate
 from ssd.checkpoint import CheckpointError, load_run, saved_steps
-from ssd.training.stop import SIGNALS
+from ssd.training.signals import PREEMPTED_FILE, SIGNALS
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")
@@ -35,61 +37,52 @@ GONE_WITHIN_S = 60.0
 class Tally:
     """What was done and what came of it."""
 
-    hits: dict[str, int] = field(default_factory=dict)
+    hits: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     preempted: int = 0
     restarted_by_torchrun: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def count(self, kind: str) -> None:
-        """Count one hit."""
-        self.hits[kind] = self.hits.get(kind, 0) + 1
-
 
 @dataclass(frozen=True)
-class Arena:
-    """Where the runs are made, with how many ranks each."""
+class Run:
+    """A run's folder, beside the data set, and how many ranks it has."""
 
     folder: Path
     ranks: int
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start a run, or go on with it."""
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the run, or go on with it."""
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"),
             f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
-            *(f"--nproc_per_node={self.ranks}", str(ROOT / "train.py"), "experiment=demo", f"name={name}"),
-            *(f"hydra.run.dir={self.folder / name}", f"data.path={self.folder / 'demo'}"),
+            *(f"--nproc_per_node={self.ranks}", str(ROOT / "train.py"), "experiment=demo", "name=chaos"),
+            *(f"hydra.run.dir={self.folder}", f"data.path={self.folder.parent / 'demo'}"),
             *(f"data.batch_size={12 // self.ranks}", "data.threads=1", "schedule.epochs=3"),
             *("schedule.milestones=[2]", "schedule.warmup_steps=2", "logging.every_steps=3"),
             *("evaluation.every=1", "evaluation.pictures=1", "checkpoint.every_steps=2", "checkpoint.keep=2"),
             f"runtime.deterministic={str(self.ranks > 2).lower()}",
         ]
-        with (self.folder / f"{name}.log").open("ab") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with self.folder.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env=environment
             )
 
-    def outcome(self, name: str) -> tuple[str, list[dict[str, Any]]]:
+    def outcome(self) -> tuple[str, list[dict[str, Any]]]:
         """Return the hash of weights and momenta at the end, and the metrics but for times."""
-        saved = load_run(saved_steps(self.folder / name / "checkpoints")[-1])
+        saved = load_run(saved_steps(self.folder / "checkpoints")[-1])
         momenta = [entry["momentum_buffer"] for entry in saved["optimizer"]["state"].values()]
         digest = hashlib.sha256()
         for tensor in (*saved["model"].values(), *momenta):
             digest.update(tensor.contiguous().numpy().tobytes())
-        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
         return digest.hexdigest(), records
 
-    def remove(self, name: str) -> None:
-        """Remove a run and what it printed."""
-        shutil.rmtree(self.folder / name)
-        (self.folder / f"{name}.log").unlink()
+    def log_tail(self) -> str:
+        """Return the end of what the run printed."""
+        return self.folder.with_suffix(".log").read_text(errors="replace")[-2000:]
 
 
 def main() -> None:
@@ -97,52 +90,41 @@ def main() -> None:
     options = parse_options()
     chance = random.Random(options.seed)
     tally = Tally()
-    arena = Arena(Path(mkdtemp(prefix="chaos-")), options.ranks)
-    generate(arena.folder / "demo", 60, 5)
+    folder = Path(mkdtemp(prefix="chaos-"))
+    generate(folder / "demo", 60, 5)
+    untouched = Run(folder / "untouched", options.ranks)
     started = time.monotonic()
-    if arena.start("untouched").wait() != 0:
-        raise SystemExit("error: the run that nobody touched failed: " + log_tail(arena, "untouched"))
+    if untouched.start().wait() != 0:
+        raise SystemExit("error: the run that nobody touched failed: " + untouched.log_tail())
     lifetime = time.monotonic() - started
-    expected = arena.outcome("untouched")
-    print(
-        f"in {arena.folder}; untouched: {lifetime:.0f} s, weights and momenta {expected[0][:16]}", flush=True
-    )
+    expected = untouched.outcome()
+    print(f"in {folder}; untouched: {lifetime:.0f} s, weights and momenta {expected[0][:16]}", flush=True)
     left = ["kill"] * options.kills + ["terminate"] * options.terminations
     chance.shuffle(left)
     while left:
-        name = f"run_{tally.runs}"
-        failures_before = len(tally.failures)
-        torment(arena, name, left, chance, lifetime, tally)
+        run = Run(folder / f"run_{tally.runs}", options.ranks)
+        failures = torment(run, left, chance, lifetime, tally)
+        try:
+            weights, metrics = run.outcome()
+            failures += ["other weights or momenta"] if weights != expected[0] else []
+            failures += ["other metrics"] if metrics != expected[1] else []
+        except (CheckpointError, OSError, IndexError) as error:
+            failures.append(f"no outcome: {error!r}")
         tally.runs += 1
-        tally.failures += departures(arena, name, expected)
-        good = len(tally.failures) == failures_before
-        if good:
-            arena.remove(name)  # four checkpoints each
-        print(f"{name}: {'ended as expected' if good else tally.failures[-1]}; {tally.hits}", flush=True)
+        tally.failures += [f"{run.folder.name}: {failure}" for failure in failures]
+        print(f"{run.folder.name}: {failures or 'ended as expected'}; {dict(tally.hits)}", flush=True)
+        if not failures:  # four checkpoints each
+            shutil.rmtree(run.folder)
+            run.folder.with_suffix(".log").unlink()
     print(json.dumps({"ranks": options.ranks, **vars(tally)}, indent=2))
     if tally.failures:
-        raise SystemExit(f"error: what failed is kept in {arena.folder}")
-    shutil.rmtree(arena.folder)
-
-
-def departures(arena: Arena, name: str, expected: tuple[str, list[dict[str, Any]]]) -> list[str]:
-    """Return what a run's end has unlike the expected outcome."""
-    try:
-        weights, metrics = arena.outcome(name)
-    except (CheckpointError, OSError, IndexError) as error:
-        return [f"{name} left no outcome: {error!r}"]
-    unlike = [
-        *(["weights or momenta"] if weights != expected[0] else []),
-        *(["metrics"] if metrics != expected[1] else []),
-    ]
-    return [f"{name} ended with other {' and '.join(unlike)}"] if unlike else []
+        raise SystemExit(f"error: what failed is kept in {folder}")
+    shutil.rmtree(folder)
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Hit real training runs by signals at random moments.")
     parser.add_argument("--kills", type=count, default=100, help="SIGKILLs to send")
     parser.add_argument("--terminations", type=count, default=40, help="signals to end to send")
     parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
@@ -157,81 +139,61 @@ def count(text: str) -> int:
     return int(text)
 
 
-def torment(
-    arena: Arena, name: str, left: list[str], chance: random.Random, lifetime: float, tally: Tally
-) -> None:
-    """Start a run and hit it, again and again while hits are left, at most four times; let it end then."""
+def torment(run: Run, left: list[str], chance: random.Random, lifetime: float, tally: Tally) -> list[str]:
+    """Start a run and hit it, again and again while hits are left, at most four times; then let it end.
+
+    Returns what went wrong: a preempted run whose newest checkpoint is not of its step, an end with an error.
+    """
+    failures = []
     for _ in range(chance.randint(1, 4)):
         if not left:
             break
-        process = arena.start(name)
+        process = run.start()
         if ends_within(process, chance.uniform(0, lifetime)):
             break  # it was quicker
         hit(process, left.pop(), chance, tally)
-        if ends_within(process, GONE_WITHIN_S) and process.returncode == 0:
+        if not ends_within(process, GONE_WITHIN_S):
+            print(f"torchrun {process.pid} runs {GONE_WITHIN_S:.0f} s after a signal; killed", flush=True)
+            for worker in children(process.pid):
+                os.kill(worker, signal.SIGKILL)
+            process.kill()
+            process.wait()
+        elif process.returncode == 0:
             tally.restarted_by_torchrun += 1
-        wait_until_all_are_gone(process)
-        check_preempted(arena, name, tally)
-    status = arena.start(name).wait()
+        preempted = run.folder / PREEMPTED_FILE
+        step = json.loads(preempted.read_text())["step"] if preempted.exists() else None
+        if step is not None:  # it had begun to train
+            tally.preempted += 1
+            saved = saved_steps(run.folder / "checkpoints")
+            newest = load_run(saved[-1])["step"] if saved else 0
+            if newest != step:
+                failures.append(f"preempted at step {step}, its newest checkpoint is of {newest}")
+    status = run.start().wait()
     if status != 0:
-        tally.failures.append(f"{name} ended with status {status}: {log_tail(arena, name)}")
+        failures.append(f"ended with status {status}: {run.log_tail()}")
+    return failures
 
 
 def hit(process: subprocess.Popen[bytes], kind: str, chance: random.Random, tally: Tally) -> None:
     """Send one signal to a target of the kind."""
     workers = children(process.pid)
-    if kind == "kill":
-        number = signal.SIGKILL
-        target = chance.choice(["all", "torchrun", "one rank"])
-    else:
-        number = chance.choice(SIGNALS)
-        target = chance.choice(["torchrun", "one rank"])
+    number = signal.SIGKILL if kind == "kill" else chance.choice(SIGNALS)
+    target = chance.choice(["all", "torchrun", "one rank"] if kind == "kill" else ["torchrun", "one rank"])
     if target == "one rank" and not workers:
         target = "torchrun"  # it has not started any yet
-    tally.count(f"{number.name} to {target}")
-    try:
-        if target == "all":
-            os.killpg(process.pid, number)
-            for worker in workers:  # torchrun puts them into sessions of their own
-                os.kill(worker, number)
-        else:
-            os.kill(process.pid if target == "torchrun" else chance.choice(workers), number)
-    except ProcessLookupError:
-        pass  # it ended in the meantime
-
-
-def check_preempted(arena: Arena, name: str, tally: Tally) -> None:
-    """Where the run says that it was preempted, its newest checkpoint must be of that step."""
-    path = arena.folder / name / "preempted"
-    if not path.exists():
-        return
-    step = json.loads(path.read_text())["step"]
-    if step is None:
-        return  # it had not begun to train
-    tally.preempted += 1
-    steps = saved_steps(arena.folder / name / "checkpoints")
-    newest = load_run(steps[-1])["step"] if steps else 0
-    if newest != step:
-        tally.failures.append(f"{name} was preempted at step {step}, its newest checkpoint is of {newest}")
+    tally.hits[f"{number.name} to {target}"] += 1
+    # torchrun puts its workers into sessions of their own.
+    one = [chance.choice(workers)] if target == "one rank" else [process.pid]
+    with suppress(ProcessLookupError):  # it ended in the meantime
+        for pid in [process.pid, *workers] if target == "all" else one:
+            os.kill(pid, number)
 
 
 def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Wait so long for a process; tell whether it ended."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def wait_until_all_are_gone(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a run that ends too slowly, and say so."""
-    if process.poll() is None:
-        print(f"torchrun {process.pid} still runs {GONE_WITHIN_S:.0f} s after a signal; killed", flush=True)
-        for worker in children(process.pid):
-            os.kill(worker, signal.SIGKILL)
-        process.kill()
-        process.wait()
+    return process.returncode is not None
 
 
 def children(process: int) -> list[int]:
@@ -240,11 +202,6 @@ def children(process: int) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except FileNotFoundError:
         return []
-
-
-def log_tail(arena: Arena, name: str) -> str:
-    """Return the end of what a run printed."""
-    return (arena.folder / f"{name}.log").read_text(errors="replace")[-2000:]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Checkpoint files: written whole or not at all, sealed by a checksum, read without running code."""
+"""Checkpoint files: written whole or not at all, sealed by a checksum, read without running code.
+
+Also which of a run's checkpoints is the newest good one, and which stay.
+"""
 
 import hashlib
 import os
@@ -21,7 +24,7 @@ FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
 PLAIN = (int, float, str, bool, type(None), Tensor)
 
-# torch.save writes a zip archive. The seal stands in the archive's comment, its very end, which every reader
+# torch.save writes a zip archive. The seal is the archive's comment, its very end, which every reader
 # of zip files passes over: data and checksum are one file and become visible by one rename.
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
@@ -30,7 +33,7 @@ _ZIP_END_SIZE = 22
 
 
 class CheckpointError(UserError):
-    """A checkpoint that can't be read, written or used; the message names the file and the mend."""
+    """A checkpoint that can't be read, written or used; the message names the file and the fix."""
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -54,20 +57,20 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def check_plain(value: object, place: str = "checkpoint") -> None:
-    """Raise TypeError, naming the place, unless torch.load(weights_only=True) will read the value back.
+def check_plain(value: object, key: str = "checkpoint") -> None:
+    """Raise TypeError, naming the key, unless torch.load(weights_only=True) will read the value back.
 
     That is: int, float, str, bool, None, tensors, and lists and dicts of these; no subclasses, which numpy's
     and OmegaConf's values would smuggle in.
     """
     if type(value) is dict or (isinstance(value, dict) and type(value).__name__ == "OrderedDict"):
-        for key, entry in value.items():
-            check_plain(entry, f"{place}[{key!r}]")
+        for name, entry in value.items():
+            check_plain(entry, f"{key}[{name!r}]")
     elif type(value) is list:
         for index, entry in enumerate(value):
-            check_plain(entry, f"{place}[{index}]")
+            check_plain(entry, f"{key}[{index}]")
     elif type(value) not in PLAIN:
-        raise TypeError(f"{place} is a {type(value).__name__}: convert it to a plain value before saving")
+        raise TypeError(f"{key} is a {type(value).__name__}: convert it to a plain value before saving")
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -87,7 +90,11 @@ def _sealed(archive: memoryview) -> bytes:
     """Append the checksum of everything before it as the zip archive's comment."""
     assert archive[-_ZIP_END_SIZE:][: len(_ZIP_END)] == _ZIP_END, "torch.save wrote no plain zip archive"
     announced = bytes(archive[:-2]) + struct.pack("<H", _SEAL_SIZE)  # the comment's length
-    return announced + _SEAL + hashlib.sha256(announced).hexdigest().encode()
+    return announced + _SEAL + _checksum(announced)
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _publish(content: bytes, path: Path) -> None:
@@ -101,28 +108,15 @@ def _publish(content: bytes, path: Path) -> None:
         if temporary.read_bytes() != content:
             raise OSError(f"{temporary} reads back other than it was written: disk or memory is faulty")
         temporary.replace(path)
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself
+        finally:
+            os.close(folder)
     finally:
         # The failure that led here is the one to be told.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename itself to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _seal_holds(content: bytes) -> bool | None:
-    """Tell whether a file's content is what was sealed; None where it bears no seal."""
-    if content[-_SEAL_SIZE : -_SEAL_SIZE + len(_SEAL)] != _SEAL:
-        return None
-    digest = hashlib.sha256(memoryview(content)[:-_SEAL_SIZE]).hexdigest()
-    return content[-_SEAL_SIZE + len(_SEAL) :] == digest.encode()
 
 
 def keep_newest(folder: Path, keep: int) -> None:
@@ -134,11 +128,30 @@ def keep_newest(folder: Path, keep: int) -> None:
         path.unlink()
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a broken checkpoint so that it is never taken again nor deleted; return its new path."""
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find a run's newest good checkpoint; best.pt counts as the oldest.
+
+    Returns its path, or None, and a line about each damaged one that is newer. Those are renamed, never to be
+    taken nor deleted, unless none is good: then all stay as they are, for a person to look at.
+    """
+    damaged: dict[Path, str] = {}
+    for path in [*reversed(saved_steps(folder)), *folder.glob("best.pt")]:
+        try:
+            load_run(path)
+        except CheckpointError as error:
+            damaged[path] = str(error)
+        else:
+            return path, [f"{error}; {_set_aside(bad)}" for bad, error in damaged.items()]
+    return None, list(damaged.values())
+
+
+def _set_aside(path: Path) -> str:
     aside = path.with_name(path.name + ".broken")
-    path.replace(aside)
-    return aside
+    try:
+        path.replace(aside)
+    except OSError as error:
+        return f"it can't be renamed ({error.strerror})"
+    return f"it is kept as {aside.name}"
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -153,17 +166,19 @@ def load_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} does not exist") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} can't be read ({error.strerror})") from error
-    sealed = _seal_holds(content)
-    if sealed is False:
+    sealed = content[-_SEAL_SIZE : -_SEAL_SIZE + len(_SEAL)] == _SEAL
+    if sealed and content[-_SEAL_SIZE + len(_SEAL) :] != _checksum(memoryview(content)[:-_SEAL_SIZE]):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs; give another file")
     try:
         with warnings.catch_warnings(action="ignore"):  # on what a refused file was written with
             state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         # torch's own message tells how to read such a file all the same, which would run its code.
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" (it names {name[1]})" if name else ""
         raise CheckpointError(
             f"checkpoint {path} can't be read: it is broken, or holds more than tensors and plain values"
-            f"{_refused_name(error)}, and reading that could run code; give another file"
+            f"{named}, and reading that could run code; give another file"
         ) from None
     except Exception as error:  # a broken file may raise anything at all out of torch
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -172,15 +187,9 @@ def load_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} holds a {type(state).__name__}, not a dict; give another file"
         )
-    if state.get("format") == FORMAT and sealed is None:
+    if state.get("format") == FORMAT and not sealed:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
     return state
-
-
-def _refused_name(error: UnpicklingError) -> str:
-    """Name what a file wanted to have called, where torch says it."""
-    name = re.search(r"GLOBAL (\S+)", str(error))
-    return f" (it names {name[1]})" if name else ""
 
 
 def load_run(path: Path) -> dict[str, Any]:

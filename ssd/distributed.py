@@ -19,6 +19,8 @@ from .errors import UserError
 
 Value = TypeVar("Value")
 
+ANOTHER_RANK_FAILED = "another rank can't go on; its message says why"
+
 
 @dataclass
 class Ranks:
@@ -50,25 +52,15 @@ class Ranks:
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.cpu_group)
         return int(highest)
 
-    def agree(self, error: UserError | None, value: int = 0) -> int:
-        """Return the highest of all ranks' values where no rank has an error, waiting for no device.
-
-        Where one has, every rank raises: that one its own, the others a UserError that sends to it.
-        """
-        failed = 1 << 32  # above any value
-        highest = self.highest(failed if error else value)
-        if highest == failed:
-            raise error or UserError("another rank can't go on; its message says why")
-        return highest
-
     def on_all(self, work: Callable[[], Value]) -> Value:
-        """Do each rank's own work. Raises UserError on every rank where one's raises it, as `agree` does."""
+        """Do each rank's own work. Raises UserError on every rank where one's raises it, each telling why."""
         try:
             result = work()
-        except UserError as error:
-            self.agree(error)
+        except UserError:
+            self.highest(1)
             raise
-        self.agree(None)
+        if self.highest(0):
+            raise UserError(ANOTHER_RANK_FAILED)
         return result
 
     def gather(self, value: Value) -> list[Value]:
@@ -77,7 +69,7 @@ class Ranks:
             return [value]
         values: list[Value | None] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.cpu_group)
-        return values  # type: ignore[return-value]  # every place was filled
+        return values  # type: ignore[return-value]  # each was filled
 
     def gather_on_main(self, value: Value) -> list[Value]:
         """Collect one Python object of every rank on rank 0, in rank order; the others get an empty list."""
@@ -88,7 +80,7 @@ class Ranks:
         return values or []  # type: ignore[return-value]
 
     def take_main(self, tensors: list[Tensor]) -> None:
-        """Overwrite tensors by rank 0's, in place."""
+        """Overwrite tensors by rank 0's."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
@@ -124,18 +116,6 @@ def choose_device(choice: Device, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _of_this_attempt(store: Store) -> Store:
-    """Keep what ranks say to each other apart from what they said before torchrun restarted them.
-
-    torchrun has one store for all attempts, in which the new ranks would find the dead ones' addresses. It
-    makes a store an attempt where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts need: each host's
-    torchrun counts its restarts for itself.
-    """
-    if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
-        return store
-    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
 @contextmanager
 def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
     """Join the process group of torchrun's variables (NCCL on GPUs, gloo on CPUs), and leave it at the end.
@@ -150,8 +130,11 @@ def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(device)
         return
-    shared_store, rank, _ = next(rendezvous("env://"))
-    store = _of_this_attempt(shared_store)
+    store, rank, _ = next(rendezvous("env://"))
+    # torchrun has one store for all attempts, in which restarted ranks would find the dead ones' addresses.
+    # Where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts need, it makes one for each attempt.
+    if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     on_gpu = device.type == "cuda"
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
@@ -162,6 +145,7 @@ def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
         device_id=device if on_gpu else None,
     )
     try:
+        cpu_group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
         yield Ranks(
             device=device,
             rank=rank,
@@ -169,9 +153,7 @@ def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
             world_size=world_size,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             store=PrefixStore("ranks", store),
-            cpu_group=cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
-            if on_gpu
-            else None,
+            cpu_group=cast(dist.ProcessGroup | None, cpu_group),
         )
     finally:
         dist.destroy_process_group()

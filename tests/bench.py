@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ class Bench:
     def train(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         return run(self.train_command(name, *overrides, ranks=ranks))
 
+    def uninterrupted(self, ranks: int) -> str:
+        """Name a finished run that nothing happened to, made once a session; its output is NAME.txt."""
+        name = f"uninterrupted_{ranks}"
+        if not self.checkpoint(name).exists():
+            output = succeeded(self.train(name, ranks=ranks))
+            (self.folder / f"{name}.txt").write_text(output)
+        return name
+
+    def assert_ended_as(self, expected: str, name: str) -> None:
+        """Compare a run's last weights and momenta and all its records, but for times, with another's."""
+        assert state_hash(self.checkpoint(name)) == state_hash(self.checkpoint(expected))
+        assert without_times(self.records(name)) == without_times(self.records(expected))
+
     def evaluate(self, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         return run(self.command("evaluate.py", f"data.path={self.data}", *overrides, ranks=ranks))
 
@@ -62,6 +76,21 @@ class Bench:
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT, check=False)
+
+
+def start(command: list[str], output: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a command in the background, in a session of its own; its output goes to a file or nowhere."""
+    with (output or Path("/dev/null")).open("ab") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+
+
+def wait_for(file: Path, *processes: subprocess.Popen[bytes]) -> None:
+    """Wait until a running command has made a file."""
+    deadline = time.monotonic() + LIMIT_S
+    while not file.exists():
+        assert all(process.poll() is None for process in processes), "the run ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:

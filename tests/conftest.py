@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,15 +38,22 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A folder for a module's runs, with their data set; it goes with the module unless a test failed."""
-    failed_before = request.session.testsfailed
+    """A folder for whole runs, with their data set; it goes at the end unless a test failed."""
     bench = Bench(tmp_path_factory.mktemp("runs"))
     generate(bench.data, IMAGES, 5)
     yield bench
-    if request.session.testsfailed == failed_before:
+    if not request.session.testsfailed:
         shutil.rmtree(bench.folder)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
+    """A name for the run of one test, whose folder goes with the test: checkpoints add up to gigabytes."""
+    name = re.sub(r"\W", "_", request.node.name)
+    yield name
+    shutil.rmtree(bench.folder / name, ignore_errors=True)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ssd.distributed import choose_device
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.runtime import Runtime, set_up
-from ssd.training.guard import FiniteGuard
+from ssd.training.guards import FiniteGuard
 from ssd.training.optimizer import build_optimizer
 from ssd.training.step import TrainStep
 from tests.bench import Bench, state_hash, succeeded, without_times
@@ -92,7 +92,7 @@ def test_steps_under_a_loss_scaler_are_taken_and_learn(name: str, demo: Path):
 
 
 def passed(runtime: Runtime, batch: TrainBatch) -> tuple[list[torch.Tensor], list[Detections]]:
-    """Gradients and detections of a network that was made anew."""
+    """Gradients and detections of a newly made network."""
     network = make_network(runtime)
     with runtime.autocast():
         offsets, logits = network(runtime.arrange(batch.images))

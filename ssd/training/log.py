@@ -1,94 +1,235 @@
-"""What a run leaves behind to look at: metrics.jsonl, TensorBoard events, pictures, config.yaml."""
+"""What a run leaves to look at: metrics.jsonl, TensorBoard events, pictures, config.yaml; and its meters."""
 
-from collections.abc import Callable
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ssd.batches import IMAGENET_MEAN, IMAGENET_STD, TrainBatch
+from ssd.boxes import IMAGE_SIZE, cxcywh_to_ltrb, decode_offsets, default_boxes
+from ssd.categories import Categories
+from ssd.config import OnError
+from ssd.console import RunConsole
 from ssd.errors import UserError
-from ssd.training.metrics import MetricsFile
+from ssd.image import draw_boxes, grid, outline
+
+SAME_BOX_PX = 0.25  # far above the rounding, and far below what a picture could show apart
 
 
 class RunLog:
     """The records of one run in its folder; rank 0 alone has one. It goes on after `first_step` steps.
 
-    cut_evaluation: that step's evaluation is done once more. complain: takes what can't be written, a line
-    each; metrics are then written as soon as it goes again, pictures and TensorBoard's events are lost.
-    Without it UserError is raised.
+    redo_evaluation: that step's evaluation will be done again. on_error: what a record that can't be written
+    does: raise UserError, or say so and write metrics as soon as that is possible; pictures and TensorBoard's
+    events are lost then.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        first_step: int,
-        cut_evaluation: bool = False,
-        complain: Callable[[str], None] | None = None,
+        self, folder: Path, first_step: int, redo_evaluation: bool, on_error: OnError, console: RunConsole
     ) -> None:
-        self._folder, self._first_step, self._complain = folder, first_step, complain
+        self._folder, self._first_step, self._on_error, self._console = folder, first_step, on_error, console
         self._board: SummaryWriter | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, cut_evaluation)
+            self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
         except OSError as error:
             raise UserError(f"{folder}: nothing can be written there ({error.strerror or error})") from error
 
     def config(self, text: str) -> None:
         """Write the config that the run goes on with."""
-        self._attempt(lambda: (self._folder / "config.yaml").write_text(text, encoding="utf-8"))
+        with self._writing():
+            (self._folder / "config.yaml").write_text(text, encoding="utf-8")
 
     def record(self, group: str, record: dict[str, Any]) -> None:
         """Write a record with its `step`; in TensorBoard each other value is a scalar named group/key."""
-        self._attempt(lambda: self._metrics.write(record))
-        scalars = {f"{group}/{key}": value for key, value in record.items() if key != "step"}
-
-        def show(board: SummaryWriter) -> None:
-            for name, value in scalars.items():
-                board.add_scalar(name, value, record["step"])
-
-        self._show(show)
+        with self._writing():
+            self._metrics.write(record)
+        with self._writing(), self._tensorboard() as board:
+            for key, value in record.items():
+                if key != "step":
+                    board.add_scalar(f"{group}/{key}", value, record["step"])
 
     def picture(self, group: str, name: str, picture: Image.Image, step: int) -> None:
         """Save a picture as pictures/step_NNNNNNNN/name.jpg and show it in TensorBoard as group/name."""
         path = self._folder / "pictures" / f"step_{step:08d}" / f"{name}.jpg"
-
-        def save() -> None:
+        with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
             picture.save(path, quality=90, subsampling=0)
-
-        self._attempt(save)
-        self._show(
-            lambda board: board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
-        )
+        with self._writing(), self._tensorboard() as board:
+            board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close everything."""
         self._metrics.close()
         if self._board is not None:
-            self._attempt(self._board.close)
+            with self._writing():
+                self._board.close()
 
-    def _show(self, work: Callable[[SummaryWriter], None]) -> None:
-        """Have TensorBoard's writer do something; one that failed, maybe in its own thread, is made anew."""
+    @contextmanager
+    def _tensorboard(self) -> Iterator[SummaryWriter]:
+        """Give TensorBoard's writer; one that fails, maybe in its own thread, is replaced the next time."""
+        board, self._board = self._board, None
+        if board is None:
+            purge = self._first_step + 1 if self._first_step else None
+            board = SummaryWriter(str(self._folder), purge_step=purge)
+        yield board
+        self._board = board
 
-        def attempt() -> None:
-            board, self._board = self._board, None
-            if board is None:
-                purge = self._first_step + 1 if self._first_step else None
-                board = SummaryWriter(str(self._folder), purge_step=purge)
-            work(board)
-            self._board = board
-
-        self._attempt(attempt)
-
-    def _attempt(self, work: Callable[[], object]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            work()
+            yield
         except OSError as error:
             message = f"{self._folder}: records can't be written ({error.strerror or error})"
-            if self._complain is None:
-                mend = "make room, or let training go on without by checkpoint.on_error=continue"
-                raise UserError(f"{message}; {mend}") from error
-            self._complain(f"{message}; training goes on (checkpoint.on_error=continue)")
+            if self._on_error is OnError["fail"]:
+                fix = "make room, or let training go on without by checkpoint.on_error=continue"
+                raise UserError(f"{message}; {fix}") from error
+            self._console.say(f"{message}; training goes on (checkpoint.on_error=continue)")
+
+
+class MetricsFile:
+    """metrics.jsonl: one json object a record, in the order of steps, also after a resume."""
+
+    def __init__(self, path: Path, first_step: int, redo_evaluation: bool = False) -> None:
+        """Open the file to go on after `first_step` steps; records that will be written again are cut off.
+
+        These are those of later steps and, with redo_evaluation, that step's evaluation. A last line that a
+        killed process left half written goes too. Raises UserError naming a line before it that is no record.
+        """
+        content = path.read_bytes() if path.exists() else b""
+        self._size = 0
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = json.loads(line)
+                step: int = record["step"]
+                if step > first_step or (step == first_step and redo_evaluation and "AP" in record):
+                    break
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}: line {number} is no record of a step ({line[:40]!r}…); correct or remove it"
+                ) from error
+            self._size += len(line)
+        if self._size < len(content):
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(content[: self._size])
+            temporary.replace(path)
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record, with null for NaN and infinity, after those that could not be written before.
+
+        Raises OSError where the disk doesn't take it; nothing is lost then, and no half line stays.
+        """
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._unwritten += json.dumps(finite, allow_nan=False).encode() + b"\n"
+        self._file.truncate(self._size)
+        written = self._file.write(self._unwritten)
+        if written != len(self._unwritten):  # the disk took only a part
+            self._file.truncate(self._size)
+            raise OSError(f"{self._file.name}: {written} of {len(self._unwritten)} bytes were written")
+        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut relies on it
+        self._size += written
+        self._unwritten = b""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class LossMeter:
+    """Sums the loss's parts of the steps taken, on the device; only reading makes the host wait for them.
+
+    Its state goes into checkpoints, so that a resumed run writes the records of an uninterrupted one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, device=device)  # localisation, confidence, steps
+
+    def add(self, parts: Tensor, taken: Tensor) -> None:
+        """Count one step. parts: 2, localisation and confidence. taken: a bool on the device."""
+        counted = torch.cat([parts, torch.ones_like(parts[:1])])
+        self._sums += torch.where(taken, counted, 0.0)
+
+    def read(self) -> list[float]:
+        """Wait for the device and return the sums of both parts and the number of steps they are over."""
+        sums: list[float] = self._sums.tolist()
+        return sums
+
+    def set(self, sums: list[float]) -> None:
+        """Go on with these sums."""
+        self._sums.copy_(torch.tensor(sums))
+
+    def reset(self) -> None:
+        """Start a new interval."""
+        self._sums.zero_()
+
+
+class Stopwatch:
+    """Time of an interval of training and how much of it went into waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Start a new interval; what came before (an evaluation, say) isn't counted."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data, and one step."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+        self._steps += 1
+
+    def read(self) -> tuple[float, float]:
+        """Return seconds a step and the share of them that went into waiting for data."""
+        elapsed = time.perf_counter() - self._start
+        return elapsed / max(self._steps, 1), self._waited / elapsed if elapsed else 0.0
+
+
+def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> Image.Image:
+    """Draw up to `most` images of a batch: matched default boxes thin, their ground-truth boxes named."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    boxes = default_boxes()
+    pictures = []
+    for image, offsets, labels in zip(
+        batch.images[:most].cpu(), batch.target_offsets[:most].cpu(), batch.labels[:most].cpu(), strict=True
+    ):
+        pixels = ((image.float() * std + mean) * 255).round().clamp(0, 255).byte()  # 3×300×300
+        picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        positive = labels > 0
+        matched_px = cxcywh_to_ltrb(boxes[positive]) * IMAGE_SIZE
+        outline(picture, matched_px.tolist(), labels[positive].tolist())
+        decoded_px = cxcywh_to_ltrb(decode_offsets(offsets, boxes)[positive]) * IMAGE_SIZE
+        truth_px, truth_labels = _distinct(decoded_px, labels[positive])
+        names = [categories.name_of(label) for label in truth_labels.tolist()]
+        draw_boxes(picture, truth_px.tolist(), truth_labels.tolist(), names)
+        pictures.append(picture)
+    return grid(pictures)
+
+
+def _distinct(boxes_ltrb_px: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep of boxes K×4 with labels K the first of each that differ by the rounding of their offsets alone.
+
+    Many default boxes share a ground-truth box. Its decoded copies are compared with each other: rounded to a
+    grid, an edge near one of its lines could fall to both sides.
+    """
+    apart_px = (boxes_ltrb_px[:, None] - boxes_ltrb_px).abs().amax(dim=2)  # K×K
+    same = (apart_px < SAME_BOX_PX) & (labels[:, None] == labels)
+    first = ~same.tril(diagonal=-1).any(dim=1)
+    return boxes_ltrb_px[first], labels[first]

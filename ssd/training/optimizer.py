@@ -36,16 +36,11 @@ class Schedule:
         return rate
 
 
-def scaled_learning_rate(config: OptimizerConfig, global_batch: int) -> float:
-    """Return the base learning rate of a global batch: linear in it, unless the config switches that off."""
-    if not config.scale_learning_rate:
-        return config.learning_rate
-    return config.learning_rate * (global_batch / REFERENCE_BATCH)
-
-
 def build_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig, global_batch: int) -> Schedule:
-    """Return the schedule of a run."""
-    base = scaled_learning_rate(optimizer, global_batch)
+    """Return a run's schedule; its base rate is linear in the global batch unless that is switched off."""
+    base = optimizer.learning_rate
+    if optimizer.scale_learning_rate:
+        base *= global_batch / REFERENCE_BATCH
     return Schedule(base, schedule.warmup_steps, tuple(schedule.milestones))
 
 
@@ -57,10 +52,9 @@ def parameter_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
-    """Return SGD over the two groups of RECIPE 5.
+    """Return SGD over the two groups of RECIPE 5; each step sets its own learning rate.
 
     Fused: it takes "skip this step" as a tensor, from GradScaler too, so no step waits for the device.
-    The learning rate is set by `set_learning_rate` before each step.
     """
     decayed, undecayed = parameter_groups(model)
     groups = [
@@ -68,14 +62,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
         {"params": list(undecayed.values()), "weight_decay": 0.0},
     ]
     optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
-    begin_momenta(optimizer)
+    fill_missing_momenta(optimizer)
     return optimizer
 
 
-def begin_momenta(optimizer: SGD) -> None:
+def fill_missing_momenta(optimizer: SGD) -> None:
     """Give every parameter that is to have momentum, and has none yet, one of zero.
 
-    From the start that is the same as none; made by a first step that is skipped it would be uninitialised
+    At the start that is the same as none; left to a first step that is skipped, it would be uninitialised
     memory.
     """
     for group in optimizer.param_groups:
@@ -83,9 +77,3 @@ def begin_momenta(optimizer: SGD) -> None:
             state = optimizer.state[parameter]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def set_learning_rate(optimizer: SGD, rate: float) -> None:
-    """Give every parameter group this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

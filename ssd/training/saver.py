@@ -1,15 +1,14 @@
 """A run's checkpoints, written beside training: the state is copied at once, the disk works meanwhile."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ssd.checkpoint import CheckpointError, keep_newest, step_file, write
 from ssd.config import CheckpointConfig, OnError
-from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
+from ssd.training.state import SavedRun
 
 
 class CheckpointSaver:
@@ -27,23 +26,15 @@ class CheckpointSaver:
         self.step: int | None = None
         """The step that was saved last, or is being saved; None where that is known to have failed."""
         self.best: dict[str, Any] | None = None
-        """AP and step of the evaluation that best.pt is of; known where it is written, on rank 0."""
+        """AP and step of the evaluation that best.pt is of; kept up to date on rank 0 alone."""
 
-    def resume(self, saved: SavedRun) -> None:
-        """Go on after a checkpoint that is on disk."""
-        self.step, self.best = saved.step, saved.best
-
-    def save(self, saved: SavedRun) -> None:
-        """Copy a run and begin to write it; as best.pt too where its numbers are the best so far."""
-        self.step = saved.step
-        if not self._session.ranks.is_main:
-            return
-        self.wait()
-        ap = saved.numbers["AP"] if saved.numbers else None
-        is_best = ap is not None and (self.best is None or ap > self.best["AP"])
-        best = {"AP": ap, "step": saved.step} if is_best else self.best
-        state = host_copy(replace(saved, best=best).as_plain())
-        self._writing = self._thread.submit(self._write, saved.step, state, is_best)
+    def save(self, run: SavedRun) -> None:
+        """Copy a run and begin to write it; as best.pt too where it has another best than that file."""
+        self.step = run.step
+        if self._session.ranks.is_main:
+            self.wait()
+            state = _host_copy(run.as_plain())
+            self._writing = self._thread.submit(self._write, run.step, state, run.best != self.best)
 
     def wait(self) -> None:
         """Wait until what was begun is on disk or has failed."""
@@ -92,20 +83,19 @@ class CheckpointSaver:
     def _write(self, step: int, state: dict[str, Any], is_best: bool) -> None:
         # best.pt first: should the process die between the two, the step's older file still lacks the
         # numbers, and the evaluation is done again.
-        path = step_file(self._folder, step)
         if is_best:
-            write(path.with_name("best.pt"), state)
+            write(self._folder / "best.pt", state)
             self.best = state["best"]
-        write(path, state)
+        write(step_file(self._folder, step), state)
         keep_newest(self._folder, self._config.keep)
 
 
-def host_copy(value: Any) -> Any:
+def _host_copy(value: Any) -> Any:
     """Copy tensors, in lists and dicts of any depth, to the host: training goes on changing them."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: host_copy(entry) for key, entry in value.items()}
+        return {key: _host_copy(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [host_copy(entry) for entry in value]
+        return [_host_copy(entry) for entry in value]
     return value

@@ -1,18 +1,28 @@
 """What a run has around it on this process, opened and closed as one."""
 
+import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import mkstemp
+
+from filelock import FileLock, Timeout
 
 from ssd.config import MINUTES_A_YEAR, TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks, open_ranks
+from ssd.errors import UserError
 from ssd.runtime import Runtime, set_up
-from ssd.training.folder import own_folder, require_seen_by_all
-from ssd.training.stop import StopSignals, end_with_parent, leave_if_preempted
-from ssd.training.watchdog import GRACE, Watchdog
+from ssd.training.guards import GRACE, Watchdog
+from ssd.training.signals import StopSignals, end_with_parent, leave_if_preempted
+
+LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
+TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
+TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
 
 
 @dataclass(frozen=True)
@@ -50,3 +60,53 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
         require_seen_by_all(folder, ranks)
         leave_if_preempted(folder, ranks)
         yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog)
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the kernel lets go of it when the process dies, however it dies.
+
+    Raises UserError where another process has held it for LOCK_WAIT_S, or where it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=LOCK_WAIT_S)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process trains there; stop it, or give name=… for a run of another folder"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}); give hydra.run.dir=…") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
+    """Raise UserError on all ranks unless each sees what rank 0 writes into the run's folder.
+
+    All resume from the checkpoint that rank 0 names: without it a run of several machines would train until
+    its first restart, and fail there.
+    """
+
+    def leave_token() -> str:
+        """Make a file of a name that was never there before."""
+        open_file, path = mkstemp(prefix=".seen_by_all_", dir=folder)
+        os.close(open_file)
+        return path
+
+    token = Path(ranks.on_main(leave_token, TOKEN_TIMEOUT))
+    deadline = time.monotonic() + TOKEN_WAIT_S
+    while not token.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    machines = ranks.gather((socket.gethostname(), token.exists()))
+    if ranks.is_main:
+        token.unlink()
+    blind = sorted({machine for machine, sees in machines if not sees})
+    if blind:
+        raise UserError(
+            f"hydra.run.dir={folder}: {', '.join(blind)} can't see there what {machines[0][0]}, the "
+            "machine of rank 0, writes; give a folder on a file system that all machines share"
+        )

@@ -1,33 +1,63 @@
 """The training loop: steps, and what is due after a step."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
+from enum import IntEnum
+from typing import NoReturn
 
 import torch
 
-from ssd.batches import TrainBatch
+from ssd.batches import TrainBatch, TrainLoader
+from ssd.categories import Categories
 from ssd.checkpoint import package_versions
 from ssd.cli import as_plain, as_yaml
-from ssd.config import OnError, Precision, TrainConfig
+from ssd.config import OnNonfinite, Precision, TrainConfig
+from ssd.distributed import ANOTHER_RANK_FAILED
 from ssd.errors import UserError
 from ssd.evaluation.coco import summary_lines
-from ssd.evaluation.evaluator import example_pictures
+from ssd.evaluation.evaluator import Evaluator, Example, example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
-from ssd.training.batch_picture import batch_picture
-from ssd.training.guard import FiniteGuard
-from ssd.training.log import RunLog
-from ssd.training.meter import LossMeter, Stopwatch
-from ssd.training.network import as_trained
-from ssd.training.nonfinite import NonFinitePolicy
+from ssd.training.guards import FiniteGuard, NonFinitePolicy, check_loss_scale, compare_replicas
+from ssd.training.log import LossMeter, RunLog, Stopwatch, batch_picture
 from ssd.training.optimizer import build_optimizer, build_schedule
-from ssd.training.replicas import compare_replicas
-from ssd.training.resume import TrainState
-from ssd.training.saved_run import SavedRun
 from ssd.training.saver import CheckpointSaver
 from ssd.training.session import Session
-from ssd.training.step import TrainStep
-from ssd.training.task import Task
+from ssd.training.state import (
+    SavedRun,
+    TrainState,
+    blank_network,
+    build_network,
+    check_same_run,
+    load_newest,
+)
+from ssd.training.step import TrainStep, compile_and_share
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: training input, how it is scored, which validation images are shown.
+
+    batch_size: images a rank and step. fingerprint: of the cleaned training annotations. excluded: ids of
+    images left out for their bad files.
+    """
+
+    loader: TrainLoader
+    batch_size: int
+    evaluator: Evaluator
+    examples: list[Example]
+    categories: Categories
+    fingerprint: str
+    excluded: list[int]
+
+
+class Status(IntEnum):
+    """What a rank has to tell before a step. All ranks do what the highest status of any asks for."""
+
+    has_batch = 0
+    got_signal = 1
+    failed = 2
 
 
 class Trainer:
@@ -40,31 +70,22 @@ class Trainer:
     def __init__(self, config: TrainConfig, network: SSD300, task: Task, session: Session) -> None:
         self.config, self.task, self.session = config, task, session
         self.runtime, self.ranks, self.console = session.runtime, session.ranks, session.console
+        device, is_fp16 = self.runtime.device, self.runtime.precision is Precision.fp16
         self.network = self.runtime.place(network)
+        optimizer = build_optimizer(self.network, config.optimizer)
+        scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
+        self.meter, self.stopwatch, self.guard = LossMeter(device), Stopwatch(), FiniteGuard(device)
+        self.state = TrainState(self.network, optimizer, scaler, self.meter, self.ranks)
+        model = compile_and_share(self.network, config.runtime, self.ranks)
+        self.train_step = TrainStep(model, optimizer, scaler, self.guard, self.runtime, MultiBoxLoss())
         self.global_batch = task.batch_size * self.ranks.world_size
         self.schedule = build_schedule(config.optimizer, config.schedule, self.global_batch)
-        self.guard = FiniteGuard(self.runtime.device)
-        self.meter = LossMeter(self.runtime.device)
-        self.stopwatch = Stopwatch()
-        optimizer = build_optimizer(self.network, config.optimizer)
-        scaler = torch.amp.GradScaler(
-            self.runtime.device.type, enabled=self.runtime.precision is Precision.fp16
-        )
-        self.state = TrainState(self.network, optimizer, scaler, self.meter, self.ranks)
-        self.train_step = TrainStep(
-            as_trained(self.network, config.runtime, self.ranks),
-            optimizer,
-            scaler,
-            self.guard,
-            self.runtime,
-            MultiBoxLoss(),
-        )
         self.saver = CheckpointSaver(config.checkpoint, session)
-        self.nonfinite = NonFinitePolicy(config.training, session, self.state, self.saver)
+        self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
         self.step = 0
-        self._overdue = False  # the evaluation after `step` is still to be done
+        self._known_bad: set[int] = set()  # ids of images replaced while training
+        self._evaluation_missing = False  # `step` is saved, its evaluation is still to be done
         self._log: RunLog | None = None  # rank 0's, while training
-        self._known_bad: set[int] = set()
 
     @property
     def last_step(self) -> int:
@@ -74,50 +95,50 @@ class Trainer:
 
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
-        self.state.restore(saved.captured)
-        self.saver.resume(saved)
-        self.step = saved.step
+        self.state.restore(saved.state)
+        self.step = self.saver.step = saved.step
+        self.saver.best = saved.best
         self.nonfinite.count = saved.nonfinite_steps
         self._known_bad = set(saved.bad_images)
-        self._overdue = self._evaluation_is_due() and saved.numbers is None
+        self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
 
     def fit(self) -> None:
         """Train from the current step to the last one, leaving everything in the run's folder.
 
-        Raises UserError, UserError and CheckpointError on every rank; after saving, on every rank,
-        UserError for an image that can't be read and Preempted for a signal.
+        Raises UserError on every rank, Preempted for a signal; a step done by then is saved, unless a
+        checkpoint can't be written (CheckpointError) or its loss or gradients were not finite.
         """
-        if self.step >= self.last_step and not self._overdue:
+        if self.step >= self.last_step and not self._evaluation_missing:
             self.console.say(
                 f"the run {self.config.name!r} is finished: {self.step} of {self.last_step} steps are done. "
                 "A new name=… starts another; larger schedule.epochs or schedule.max_steps let this one go on"
             )
             return
-        self._log = self._open_log()
+        if self.ranks.is_main:
+            on_error, folder = self.config.checkpoint.on_error, self.session.folder
+            self._log = RunLog(folder, self.step, self._evaluation_missing, on_error, self.console)
+            self._log.config(as_yaml(self.config))
         try:
-            self._train()
+            self.network.train()
+            self.console.start(self.step, self.last_step)
+            self.session.signals.note_only()
+            self.session.watchdog.alive()
+            if self._evaluation_missing:
+                self._evaluate()
+            batches = self.task.loader.batches(self.step)
+            self.stopwatch.restart()
+            while self.step < self.last_step:
+                self.take_step(batches)
+                self._do_what_is_due()
+            self.saver.finish()
         finally:
             self.saver.close()
             if self._log:
                 self._log.close()
 
-    def _train(self) -> None:
-        self.network.train()
-        self.console.start(self.step, self.last_step)
-        self.session.signals.note_only()
-        self.session.watchdog.alive()
-        if self._overdue:  # the run ended in this evaluation
-            self._evaluate()
-        batches = self.task.loader.batches(self.step)
-        self.stopwatch.restart()
-        while self.step < self.last_step:
-            self.take_step(batches)
-            self._do_what_is_due()
-        self.saver.finish()
-
     def take_step(self, batches: Iterator[TrainBatch]) -> None:
         """Take the next step on the next batch."""
-        batch = self._agreed_batch(batches)
+        batch = self._next_batch(batches)
         if self._log and self.step == 0:
             self._log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
         epoch = self.step // self.task.loader.steps_per_epoch
@@ -127,28 +148,32 @@ class Trainer:
         self.session.watchdog.alive()
         self.console.advance(self.step, epoch)
 
-    def _agreed_batch(self, batches: Iterator[TrainBatch]) -> TrainBatch:
-        """Return this rank's next batch if every rank has one and none was asked to stop.
+    def _next_batch(self, batches: Iterator[TrainBatch]) -> TrainBatch:
+        """Return this rank's next batch if every rank has one and none got a signal. Else all save and raise.
 
-        The ranks agree in every step, over a CPU group: no device is waited for. Else all save and raise.
+        The ranks agree in every step, over a CPU group: no device is waited for.
         """
-        batch, error = None, None
+        batch, error = None, UserError(ANOTHER_RANK_FAILED)
         try:
             with self.stopwatch.waiting():
                 batch = next(batches)
         except UserError as own_error:
             error = own_error
-        try:
-            asked = self.ranks.agree(error, self.session.signals.received)
-        except UserError:
+        own = Status.got_signal if self.session.signals.received else Status.has_batch
+        highest = self.ranks.highest(Status.failed if batch is None else own)
+        if highest == Status.got_signal:
+            self._leave()
+        if batch is None or highest == Status.failed:
             self._save_unless_saved()
-            raise
-        if not asked:
-            assert batch is not None  # for no rank had an error
-            return batch
+            raise error
+        return batch
+
+    def _leave(self) -> NoReturn:
+        """Save this step and raise Preempted; every rank calls this once any of them got a signal."""
+        number = self.ranks.highest(self.session.signals.received)
         if self.step:
             self._save_unless_saved()
-        raise self.session.signals.leave(self.step, asked)
+        self.session.signals.leave(self.step, number)
 
     def _do_what_is_due(self) -> None:
         every = self.config.training.compare_replicas_every
@@ -157,7 +182,7 @@ class Trainer:
         if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
             self._record()
         if self._save_is_due() or self._evaluation_is_due():
-            self.save(None)  # before an evaluation too: whatever happens in it, no step is lost
+            self.save()  # before an evaluation too: whatever happens in it, no step is lost
             self.stopwatch.restart()
         if self._evaluation_is_due():
             self._evaluate()
@@ -188,7 +213,12 @@ class Trainer:
 
     def _check_health(self) -> None:
         """Tell all ranks what any of them met since the last time, and do what the config says about it."""
-        self.nonfinite.check(self.guard, self.task.loader, self.schedule)
+        nonfinite = self.nonfinite.check(self.guard, self.task.loader, self.schedule)
+        if nonfinite:
+            if self.config.training.on_nonfinite is OnNonfinite.rollback:
+                nonfinite += f"; weights and momenta are those after step {self._roll_back()} again"
+            self.console.say(f"{nonfinite}; going on ({self.nonfinite.count} such steps so far)")
+        check_loss_scale(self.state.scaler)
         self.saver.check()
         for bad_images in self.ranks.gather(self.task.loader.bad_images()):
             for image_id, reason in bad_images.items():
@@ -196,16 +226,36 @@ class Trainer:
                     self.console.say(f"bad image, its place in the batch is taken by another: {reason}")
                     self._known_bad.add(image_id)
 
+    def _roll_back(self) -> int:
+        """Take back what was learned since the newest checkpoint, on all ranks; return its step.
+
+        The step stays: the images between are not seen again, since the same ones would lead to the same end.
+        """
+        self.saver.wait()
+        saved = load_newest(self.session)
+        if saved is None:
+            raise UserError(
+                "training.on_nonfinite=rollback: there is no checkpoint yet; give a smaller "
+                "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
+            )
+        self.state.restore_learned(saved.state)
+        return saved.step
+
     def _evaluate(self) -> None:
-        """Score the network, show what it finds, and save with the numbers."""
+        """Score the network, show what it finds, and save with the numbers; this step is saved already."""
         self._check_health()
         self.ranks.take_main(list(self.network.buffers()))
-        rows = []
-        for found in self.task.evaluator.detect(self.network, self.runtime, self.ranks, self.console):
-            self._leave_if_asked()
+        # A round is short, but after the last one rank 0 computes COCO's numbers while the others wait.
+        scoring = timedelta(minutes=self.config.evaluation.timeout_minutes)
+        self.session.watchdog.alive(scoring)
+        evaluator, rows = self.task.evaluator, []
+        for found in evaluator.detect(self.network, self.runtime, self.ranks, self.console):
             rows.append(found)
-        result = self.task.evaluator.score(rows, self.ranks)
-        self._overdue = False
+            self.session.watchdog.alive(scoring)
+            if self.ranks.highest(self.session.signals.received):
+                self._leave()
+        result = evaluator.score(rows, self.ranks)
+        self._evaluation_missing = False
         if self._log:
             self._log.record(
                 "evaluation", {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
@@ -216,50 +266,37 @@ class Trainer:
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         self.save(result.numbers)
 
-    def _leave_if_asked(self) -> None:
-        """Raise Preempted on all ranks, while evaluating, if one of them got a signal: this step is saved."""
-        asked = self.ranks.agree(None, self.session.signals.received)
-        # Rank 0 may compute COCO's numbers next while the others wait for it.
-        self.session.watchdog.alive(timedelta(minutes=self.config.evaluation.timeout_minutes))
-        if asked:
-            self._save_unless_saved()
-            raise self.session.signals.leave(self.step, asked)
-
-    def save(self, numbers: dict[str, float] | None) -> None:
-        """Copy the state and begin to write it; best.pt too where this evaluation is the best so far."""
+    def save(self, numbers: dict[str, float] | None = None) -> None:
+        """Copy the state and begin to write it; best.pt too where the evaluation of this step is the best."""
         self.saver.wait()  # for what it has to tell
         self._check_health()
-        saved = SavedRun(
-            step=self.step,
-            epoch=self._epoch_of_last_step(),
-            config=as_plain(self.config),
-            world_size=self.ranks.world_size,
-            global_batch=self.global_batch,
-            fingerprint=self.task.fingerprint,
-            categories=self.task.categories,
-            excluded_images=self.task.excluded,
-            bad_images=sorted(self._known_bad),
-            nonfinite_steps=self.nonfinite.count,
-            versions=package_versions(),
-            numbers=numbers,
-            best=None,  # known where it is written
-            captured=self.state.capture(),
+        best = self.saver.best
+        if numbers is not None and (best is None or numbers["AP"] > best["AP"]):
+            best = {"AP": numbers["AP"], "step": self.step}
+        self.saver.save(
+            SavedRun(
+                step=self.step,
+                epoch=self._epoch_of_last_step(),
+                config=as_plain(self.config),
+                world_size=self.ranks.world_size,
+                global_batch=self.global_batch,
+                fingerprint=self.task.fingerprint,
+                categories=self.task.categories,
+                excluded_images=self.task.excluded,
+                bad_images=sorted(self._known_bad),
+                nonfinite_steps=self.nonfinite.count,
+                versions=package_versions(),
+                numbers=numbers,
+                best=best,
+                state=self.state.collect(),
+            )
         )
-        self.saver.save(saved)
 
     def _save_unless_saved(self) -> None:
         """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""
         if self.saver.step != self.step:
-            self.save(None)
+            self.save()
         self.saver.finish()
-
-    def _open_log(self) -> RunLog | None:
-        if not self.ranks.is_main:
-            return None
-        complain = None if self.config.checkpoint.on_error is OnError["fail"] else self.console.say
-        log = RunLog(self.session.folder, self.step, self._overdue, complain)
-        log.config(as_yaml(self.config))
-        return log
 
     def _evaluation_is_due(self) -> bool:
         epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)
@@ -272,3 +309,56 @@ class Trainer:
 
     def _epoch_of_last_step(self) -> int:
         return max(self.step - 1, 0) // self.task.loader.steps_per_epoch
+
+
+def start_or_resume(
+    config: TrainConfig, saved: SavedRun | None, task: Task, session: Session
+) -> tuple[Trainer, str]:
+    """Make the trainer of a run, at its first step or where its checkpoint was saved.
+
+    Returns it and what its weights come from. Raises CheckpointError where the checkpoint is of a run shaped
+    by other values.
+    """
+    if saved is None:
+        network, origin = build_network(config.model, task.categories, config.seed)
+        return Trainer(config, network, task, session), origin
+    check_same_run(config, task.fingerprint, session.ranks, saved)
+    network = blank_network(config.model, task.categories.num_classes, config.seed)
+    trainer = Trainer(config, network, task, session)
+    trainer.resume(saved)
+    session.console.say(f"resuming {config.name!r} after step {trainer.step}")
+    return trainer, f"the run's own checkpoint after step {trainer.step}"
+
+
+def derived_numbers(trainer: Trainer, origin: str) -> dict[str, str]:
+    """Return what follows from config, data and machine, for the start-up table."""
+    config, schedule, batch_size = trainer.config, trainer.schedule, trainer.task.batch_size
+    steps, last_step = trainer.task.loader.steps_per_epoch, trainer.last_step
+    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    scaled = "scaled from" if config.optimizer.scale_learning_rate else "as given, not scaled:"
+    given = config.data.batch_size
+    kept = "" if batch_size == given else f" (the run's; data.batch_size={given} is not used)"
+    milestones = ", ".join(map(str, schedule.milestones)) or "none"
+    return {
+        "network": f"SSD300, {config.model.backbone.value}, {parameters / 1e6:.1f} M parameters, "
+        f"{trainer.network.num_classes} classes with background",
+        "weights from": origin,
+        "runs on": trainer.runtime.describe(),
+        "global batch": f"{trainer.global_batch}: {trainer.ranks.world_size} × {batch_size}{kept}",
+        "learning rate": f"{schedule.base:.4g} ({scaled} {config.optimizer.learning_rate:g} for 32 images), "
+        f"warmup {schedule.warmup_steps} steps, × 0.1 before epochs {milestones}",
+        "steps": f"{steps} an epoch, {last_step} in all, {trainer.step} done",
+        **never_reached(config, steps, last_step),
+    }
+
+
+def never_reached(config: TrainConfig, steps_per_epoch: int, last_step: int) -> dict[str, str]:
+    """Name the listed epochs that a run won't come to: a smaller schedule.epochs leaves them behind."""
+    milestones, evaluations = config.schedule.milestones, config.evaluation.epochs
+    beyond = {
+        "schedule.milestones": [epoch for epoch in milestones if epoch * steps_per_epoch >= last_step],
+        "evaluation.epochs": [epoch for epoch in evaluations if (epoch + 1) * steps_per_epoch > last_step],
+    }
+    named = [f"{key} {', '.join(map(str, epochs))}" for key, epochs in beyond.items() if epochs]
+    end = f"the run ends in epoch {(last_step - 1) // steps_per_epoch}"
+    return {"never reached": f"{'; '.join(named)}: {end}"} if named else {}

@@ -16,9 +16,9 @@ from ssd.config import DataConfig, OnBadImage, TrainConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
-from ssd.training.saved_run import SavedRun
 from ssd.training.session import Session
-from ssd.training.task import Task
+from ssd.training.state import SavedRun
+from ssd.training.trainer import Task
 
 pytestmark = pytest.mark.unit
 
@@ -136,7 +136,7 @@ def saved_of(task: Task, config: TrainConfig) -> SavedRun:
         versions={},
         numbers=None,
         best=None,
-        captured={},
+        state={},
     )
 
 
@@ -196,8 +196,7 @@ class SecondOfHost(Ranks):
 
     found: dict[int, str] | None = None
 
-    def agree(self, error: UserError | None, value: int = 0) -> int:
-        assert error is None
+    def highest(self, value: int) -> int:
         return value
 
     def gather(self, value: Any) -> list[Any]:

@@ -27,8 +27,8 @@ from ssd.config import (
     TrainConfig,
 )
 from ssd.errors import UserError
-from ssd.training.run import start_or_resume
 from ssd.training.session import Session, open_session
+from ssd.training.trainer import start_or_resume
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -13,8 +13,8 @@ from ssd.checkpoint import (
     keep_newest,
     load_file,
     load_run,
+    newest_checkpoint,
     saved_steps,
-    set_aside,
     step_file,
     write,
 )
@@ -146,7 +146,26 @@ def test_what_reads_back_wrong_does_not_take_the_name(tmp_path: Path, monkeypatc
     assert load_run(path)["step"] == 1
 
 
-def test_a_broken_checkpoint_set_aside_is_no_step_any_more(tmp_path: Path):
-    write(step_file(tmp_path, 3), {"format": 1})
-    assert set_aside(step_file(tmp_path, 3)).read_bytes()
-    assert saved_steps(tmp_path) == []
+@pytest.mark.parametrize(
+    ("damaged", "taken", "kept_aside"),
+    [
+        ([], "step_00000008.pt", []),
+        (["step_00000006.pt"], "step_00000008.pt", []),
+        (["step_00000006.pt", "step_00000008.pt"], "step_00000004.pt", [6, 8]),
+        (["step_00000004.pt", "step_00000006.pt", "step_00000008.pt"], "best.pt", [4, 6, 8]),
+        (["step_00000004.pt", "step_00000006.pt", "step_00000008.pt", "best.pt"], None, []),
+    ],
+)
+def test_the_newest_good_checkpoint_is_taken_and_damaged_newer_ones_are_kept_aside(
+    damaged: list[str], taken: str | None, kept_aside: list[int], tmp_path: Path
+):
+    for name in (*(f"step_{step:08d}.pt" for step in (4, 6, 8)), "best.pt"):
+        write(tmp_path / name, {"format": 1})
+    for name in damaged:
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    path, told = newest_checkpoint(tmp_path)
+    assert path == (tmp_path / taken if taken else None)
+    assert sorted(aside.name for aside in tmp_path.glob("*.broken")) == [
+        f"step_{step:08d}.pt.broken" for step in kept_aside
+    ]
+    assert len(told) == (len(kept_aside) or (0 if taken else len(damaged)))

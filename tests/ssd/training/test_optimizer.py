@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from ssd.config import OptimizerConfig
+from ssd.config import OptimizerConfig, ScheduleConfig
 from ssd.model import SSD300
 from ssd.published import to_published
 from ssd.training.optimizer import (
     Schedule,
-    begin_momenta,
     build_optimizer,
+    build_schedule,
+    fill_missing_momenta,
     parameter_groups,
-    scaled_learning_rate,
 )
 from tests.golden_inputs import golden_json
 
@@ -37,9 +37,9 @@ def test_a_milestone_inside_the_warmup_counts():
 
 
 def test_the_learning_rate_scales_with_the_global_batch_unless_told_not_to():
-    assert scaled_learning_rate(OptimizerConfig(learning_rate=2.6e-3), 512) == 2.6e-3 * 16
-    fixed = OptimizerConfig(learning_rate=2.6e-3, scale_learning_rate=False)
-    assert scaled_learning_rate(fixed, 512) == 2.6e-3
+    for scaled, base in ((True, 2.6e-3 * 16), (False, 2.6e-3)):
+        config = OptimizerConfig(learning_rate=2.6e-3, scale_learning_rate=scaled)
+        assert build_schedule(config, ScheduleConfig(), 512).base == base
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
@@ -63,6 +63,6 @@ def test_momenta_begin_at_zero_where_there_are_none_and_nowhere_else():
     optimizer = build_optimizer(network, OptimizerConfig(momentum=0.9))
     optimizer.state[network.weight]["momentum_buffer"] += 1
     optimizer.state[network.bias]["momentum_buffer"] = None
-    begin_momenta(optimizer)
+    fill_missing_momenta(optimizer)
     assert [float(state["momentum_buffer"].sum()) for state in optimizer.state.values()] == [4.0, 0.0]
     assert not build_optimizer(network, OptimizerConfig(momentum=0.0)).state

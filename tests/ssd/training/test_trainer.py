@@ -1,11 +1,12 @@
-"""What the loop does when something goes wrong, in one process. Whole runs: tests/test_end_to_end.py."""
+"""The loop in one process: stops, resumes, and what it does when something goes wrong."""
 
 import errno
 import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,32 @@ from ssd.config import (
     Backbone,
     CheckpointConfig,
     DataConfig,
+    Device,
+    EvaluationConfig,
     LoggingConfig,
     ModelConfig,
     OnBadImage,
     OnError,
     OnNonfinite,
     OptimizerConfig,
+    Precision,
     ResumeConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
     TrainingConfig,
 )
 from ssd.errors import UserError
-from ssd.training.checkpoints import newest_checkpoint
-from ssd.training.run import start_or_resume
-from ssd.training.session import Session
-from ssd.training.stop import FILE, Preempted
-from ssd.training.trainer import Trainer
+from ssd.evaluation.evaluator import Evaluator
+from ssd.training.session import Session, open_session
+from ssd.training.signals import PREEMPTED_FILE, Preempted
+from ssd.training.state import load_newest
+from ssd.training.trainer import Trainer, never_reached, start_or_resume
+from tests.bench import without_times
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-STEPS = 4
+STEPS = 3  # of most tests here; an epoch has four
 
 
 @pytest.fixture(scope="module")
@@ -55,31 +61,121 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, **given: Any) -> TrainConfig:
     sections = {
         "data": DataConfig(path=str(folder), batch_size=2, threads=1),
-        "schedule": ScheduleConfig(epochs=1, max_steps=STEPS - 1),
+        "schedule": ScheduleConfig(epochs=1, max_steps=STEPS),
         "checkpoint": CheckpointConfig(every_steps=1, keep=9),
         "logging": LoggingConfig(every_steps=1),
         "optimizer": OptimizerConfig(learning_rate=1e-3),
+        "runtime": RuntimeConfig(device=Device.cpu, precision=Precision.fp32),
     }
     return TrainConfig(name="x", model=ModelConfig(backbone=Backbone.resnet18), **(sections | given))
 
 
 def open_trainer(config: TrainConfig, session: Session) -> Trainer:
-    saved = newest_checkpoint(session)
+    saved = load_newest(session)
     task, _ = open_training(config, saved, session)
     return start_or_resume(config, saved, task, session)[0]
 
 
-def final_weights(session: Session) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = load_run(saved_steps(session.folder / "checkpoints")[-1])["model"]
-    return weights
+def checkpoints(session: Session) -> list[dict[str, Any]]:
+    return [load_run(path) for path in saved_steps(session.folder / "checkpoints")]
 
 
-def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(value, others[key]) for key, value in weights.items())
+def steps_saved(session: Session) -> list[int]:
+    return [saved["step"] for saved in checkpoints(session)]
+
+
+def learned(saved: dict[str, Any]) -> dict[str, torch.Tensor]:
+    momenta = {
+        f"momentum {key}": each["momentum_buffer"] for key, each in saved["optimizer"]["state"].items()
+    }
+    return saved["model"] | momenta
+
+
+def same(saved: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.equal(value, learned(other)[key]) for key, value in learned(saved).items())
 
 
 def records(session: Session) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (session.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = (session.folder / "metrics.jsonl").read_text().splitlines()
+    return without_times([json.loads(line) for line in lines])
+
+
+def two_epochs(demo: Path, **given: Any) -> TrainConfig:
+    sections = {
+        "schedule": ScheduleConfig(epochs=2),
+        "evaluation": EvaluationConfig(every=1, pictures=1),
+        "checkpoint": CheckpointConfig(every_steps=2),
+        "logging": LoggingConfig(every_steps=3),
+    }
+    return config(demo, **(sections | given))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    demo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The last checkpoint and the records of a run of two epochs that nothing happened to."""
+    whole = two_epochs(demo)
+    with open_session(whole, tmp_path_factory.mktemp("uninterrupted") / "run") as session:
+        open_trainer(whole, session).fit()
+        return checkpoints(session)[-1], records(session)
+
+
+def before_step(trainer: Trainer, step: int, happens: Any) -> None:
+    """Have something happen before a step is taken."""
+    take_step = trainer.take_step
+
+    def take(batches: Iterator[TrainBatch]) -> None:
+        if trainer.step == step:
+            happens()
+        take_step(batches)
+
+    trainer.take_step = take  # type: ignore[method-assign]
+
+
+def crash() -> None:
+    raise ZeroDivisionError
+
+
+def test_crashed_at_several_steps_and_in_an_evaluation_it_ends_as_if_it_had_not(
+    demo: Path, session: Session, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch
+):
+    given = two_epochs(demo)
+    for step in (1, 3, 7):
+        trainer = open_trainer(given, session)
+        before_step(trainer, step, crash)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit()
+        if step == 3:
+            resumed = open_trainer(given, session)
+            with monkeypatch.context() as patch:
+                patch.setattr(Evaluator, "score", lambda *_: crash())
+                with pytest.raises(ZeroDivisionError):
+                    resumed.fit()
+            assert steps_saved(session)[-1] == 4  # the epoch's last, without its evaluation
+    open_trainer(given, session).fit()
+    last, whole_records = uninterrupted
+    assert same(checkpoints(session)[-1], last)
+    assert records(session) == whole_records
+
+
+def test_stopped_after_any_step_logged_saved_and_evaluated_at_other_times_the_weights_are_the_same(
+    demo: Path, session: Session, uninterrupted: Any, capsys: pytest.CaptureFixture[str]
+):
+    other = two_epochs(
+        demo,
+        evaluation=EvaluationConfig(),
+        checkpoint=CheckpointConfig(every_steps=1),
+        logging=LoggingConfig(every_steps=1),
+        data=DataConfig(path=str(demo), batch_size=2, threads=2),
+    )
+    for last_step in (1, 4, 7, None):
+        schedule = ScheduleConfig(epochs=2, max_steps=last_step)
+        open_trainer(replace(other, schedule=schedule), session).fit()
+    assert same(checkpoints(session)[-1], uninterrupted[0])
+    open_trainer(other, session).fit()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "is finished: 8 of 8 steps are done. A new name=… starts another" in told
 
 
 class FullDisk:
@@ -97,6 +193,9 @@ class FullDisk:
         patch.setattr(ssd.training.saver, "write", attempt)
 
 
+GOING_ON = CheckpointConfig(every_steps=1, keep=9, on_error=OnError["continue"])
+
+
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ):
@@ -108,43 +207,37 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
 def test_training_goes_on_without_checkpoints_where_configured_but_not_without_the_last_one(
     demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    disk = FullDisk(monkeypatch)
-    going_on = CheckpointConfig(every_steps=1, keep=9, on_error=OnError["continue"])
+    FullDisk(monkeypatch)
     with pytest.raises(CheckpointError, match="the steps since the checkpoint before are lost"):
-        open_trainer(config(demo, checkpoint=going_on), session).fit()
-    assert capsys.readouterr().out.count("No space left on device; training goes on") == STEPS - 2
-    disk.full = False
-    open_trainer(config(demo, checkpoint=going_on), session).fit()
-    assert load_run(saved_steps(session.folder / "checkpoints")[-1])["step"] == STEPS - 1
+        open_trainer(config(demo, checkpoint=GOING_ON), session).fit()
+    assert capsys.readouterr().out.count("No space left on device; training goes on") == STEPS - 1
 
 
-def bad_picture(trainer: Trainer, step: int) -> tuple[Path, bytes]:
-    """Break one picture of a step; return its path and what it held."""
-    path = Path(trainer.task.loader.contents(step)[1]["file"])
+@contextmanager
+def broken(path: Path) -> Iterator[None]:
+    """Cut a picture's file."""
     content = path.read_bytes()
     path.write_bytes(content[:200])
-    return path, content
-
-
-def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(demo: Path, session: Session):
-    trainer = open_trainer(config(demo), session)
-    path, content = bad_picture(trainer, 2)
     try:
-        with pytest.raises(UserError, match=rf"step 2: DALI cannot read {path}"):
-            trainer.fit()
+        yield
     finally:
         path.write_bytes(content)
-    assert [load_run(file)["step"] for file in saved_steps(session.folder / "checkpoints")] == [1, 2]
-    open_trainer(config(demo), session).fit()
-    assert same(final_weights(session), uninterrupted(demo, session))
 
 
-def uninterrupted(demo: Path, session: Session) -> dict[str, torch.Tensor]:
-    """Train the same in one go, in the same folder anew."""
-    for path in (session.folder / "checkpoints").iterdir():
-        path.unlink()
-    open_trainer(config(demo), session).fit()
-    return final_weights(session)
+def second_picture(trainer: Trainer, step: int) -> Path:
+    return Path(trainer.task.loader.contents(step)[1]["file"])
+
+
+def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(
+    demo: Path, session: Session, uninterrupted: Any
+):
+    trainer = open_trainer(two_epochs(demo), session)
+    path = second_picture(trainer, 3)
+    with broken(path), pytest.raises(UserError, match=rf"step 3: DALI cannot read {path}"):
+        trainer.fit()
+    assert steps_saved(session) == [2, 3]
+    open_trainer(two_epochs(demo), session).fit()
+    assert same(checkpoints(session)[-1], uninterrupted[0])
 
 
 def test_an_image_that_turns_bad_is_named_replaced_and_remembered(
@@ -152,62 +245,11 @@ def test_an_image_that_turns_bad_is_named_replaced_and_remembered(
 ):
     data = DataConfig(path=str(demo), batch_size=2, threads=1, on_bad_image=OnBadImage.quarantine)
     trainer = open_trainer(config(demo, data=data), session)
-    path, content = bad_picture(trainer, 1)
-    try:
+    path = second_picture(trainer, 1)
+    with broken(path):
         trainer.fit()
-    finally:
-        path.write_bytes(content)
     assert capsys.readouterr().out.count(f"its place in the batch is taken by another: {path}") == 1
-    assert len(load_run(saved_steps(session.folder / "checkpoints")[-1])["bad_images"]) == 1
-
-
-def test_quarantine_trains_as_on_the_annotations_without_the_bad_images(
-    demo: Path, session: Session, tmp_path: Path
-):
-    annotations = json.loads((demo / "annotations" / "instances_train2017.json").read_text())
-    bad = annotations["images"][4]
-    path = demo / "train2017" / bad["file_name"]
-    content = path.read_bytes()
-    without = {
-        "categories": annotations["categories"],
-        "images": [image for image in annotations["images"] if image is not bad],
-        "annotations": [each for each in annotations["annotations"] if each["image_id"] != bad["id"]],
-    }
-    (tmp_path / "without.json").write_text(json.dumps(without))
-    data = DataConfig(path=str(demo), batch_size=2, threads=1, on_bad_image=OnBadImage.quarantine)
-    path.write_bytes(b"")
-    try:
-        open_trainer(config(demo, data=data), session).fit()
-    finally:
-        path.write_bytes(content)
-    quarantined = final_weights(session)
-    last = load_run(saved_steps(session.folder / "checkpoints")[-1])
-    assert last["excluded_images"] == [bad["id"]]
-    # A resumed run leaves it out still, though the file is whole again.
-    longer = ScheduleConfig(epochs=1, max_steps=STEPS)
-    open_trainer(config(demo, data=data, schedule=longer), session).fit()
-    resumed = final_weights(session)
-
-    for file in (session.folder / "checkpoints").iterdir():
-        file.unlink()
-    data = DataConfig(
-        path=str(demo), train_annotations=str(tmp_path / "without.json"), batch_size=2, threads=1
-    )
-    open_trainer(config(demo, data=data), session).fit()
-    assert same(final_weights(session), quarantined)
-    open_trainer(config(demo, data=data, schedule=longer), session).fit()
-    assert same(final_weights(session), resumed)
-
-
-def test_a_bad_image_before_training_is_an_error_by_default(demo: Path, session: Session):
-    path = next((demo / "train2017").iterdir())
-    content = path.read_bytes()
-    path.unlink()
-    try:
-        with pytest.raises(UserError, match=rf"1 of \d+ image files .*{path}.*data\.on_bad_image=quarantine"):
-            open_trainer(config(demo), session)
-    finally:
-        path.write_bytes(content)
+    assert len(checkpoints(session)[-1]["bad_images"]) == 1
 
 
 class Poisoned:
@@ -228,20 +270,31 @@ class Poisoned:
 
 def poisoned_trainer(config: TrainConfig, session: Session, steps: set[int]) -> Trainer:
     trainer = open_trainer(config, session)
-    object.__setattr__(trainer.task, "loader", Poisoned(trainer.task.loader, steps))
+    trainer.task = replace(trainer.task, loader=Poisoned(trainer.task.loader, steps))
     return trainer
 
 
-def test_a_bad_step_stops_the_run_and_leaves_its_images_and_boxes(demo: Path, session: Session):
-    trainer = poisoned_trainer(config(demo), session, {1})
-    with pytest.raises(UserError, match=r"step after 1, which was not taken .*image ids \d+, \d+; "):
+@pytest.mark.parametrize(
+    ("policy", "limit", "poisoned", "message"),
+    [
+        (OnNonfinite.stop, 10, {1}, r"step after 1, which was not taken .*image ids \d+, \d+; "),
+        (OnNonfinite.skip, 1, {0, 1}, r"2 such steps are more than training\.nonfinite_limit=1"),
+        (OnNonfinite.rollback, 10, {0}, r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"),
+    ],
+)
+def test_bad_steps_stop_the_run_and_their_images_and_boxes_are_left(
+    policy: OnNonfinite, limit: int, poisoned: set[int], message: str, demo: Path, session: Session
+):
+    training = TrainingConfig(on_nonfinite=policy, nonfinite_limit=limit)
+    trainer = poisoned_trainer(config(demo, training=training), session, poisoned)
+    with pytest.raises(UserError, match=message):
         trainer.fit()
-    assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [1]
-    left = json.loads((session.folder / "nonfinite" / "step_00000001.json").read_text())
-    assert left["step"] == 1
-    assert [image["image_id"] for image in left["images"]] == [
-        image["image_id"] for image in trainer.task.loader.contents(1)
-    ]
+    step = max(poisoned)
+    assert steps_saved(session) == [*range(1, step + 1)]  # none after the bad step
+    left = json.loads((session.folder / "nonfinite" / f"step_{step:08d}.json").read_text())
+    assert left["step"] == step
+    contents = trainer.task.loader.contents(step)
+    assert [image["image_id"] for image in left["images"]] == [image["image_id"] for image in contents]
     assert all(len(image["boxes_ltrb"]) == len(image["labels"]) for image in left["images"])
 
 
@@ -250,13 +303,12 @@ def test_skipping_a_bad_step_leaves_the_weights_of_the_steps_around_it(
 ):
     skip = TrainingConfig(on_nonfinite=OnNonfinite.skip)
     poisoned_trainer(config(demo, training=skip), session, {1}).fit()
-    before, after = (load_run(path) for path in saved_steps(session.folder / "checkpoints")[:2])
-    assert same(before["model"], after["model"])
+    before, after, last = checkpoints(session)
+    assert same(before, after)
+    assert last["nonfinite_steps"] == 1
     assert "going on (1 such steps so far)" in capsys.readouterr().out
-    assert load_run(saved_steps(session.folder / "checkpoints")[-1])["nonfinite_steps"] == 1
     # The bad step is in no mean; with one step a record its own record has none.
-    losses = [record["loss"] for record in records(session) if "loss" in record]
-    assert [loss is None for loss in losses] == [False, True, False]
+    assert [record["loss"] is None for record in records(session)] == [False, True, False]
 
 
 def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
@@ -268,62 +320,52 @@ def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
         training=TrainingConfig(on_nonfinite=OnNonfinite.rollback),
         checkpoint=CheckpointConfig(every_steps=2, keep=9),
         logging=LoggingConfig(every_steps=4),
-        schedule=ScheduleConfig(epochs=1, max_steps=STEPS),
+        schedule=ScheduleConfig(epochs=1, max_steps=4),
     )
     poisoned_trainer(given, session, {3}).fit()
-    before, after = (load_run(path) for path in saved_steps(session.folder / "checkpoints"))
+    before, after = checkpoints(session)
     assert (before["step"], after["step"]) == (2, 4)
-    assert same(after["model"], before["model"])
-    momenta = [
-        {str(key): entry["momentum_buffer"] for key, entry in saved["optimizer"]["state"].items()}
-        for saved in (before, after)
-    ]
-    assert same(*momenta)
+    assert same(before, after)
     assert "weights and momenta are those after step 2 again; going on (1" in capsys.readouterr().out
-
-
-def test_rolling_back_needs_a_checkpoint(demo: Path, session: Session):
-    policy = TrainingConfig(on_nonfinite=OnNonfinite.rollback)
-    with pytest.raises(UserError, match=r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"):
-        poisoned_trainer(config(demo, training=policy), session, {0}).fit()
-
-
-def test_too_many_bad_steps_stop_the_run_whatever_is_configured(demo: Path, session: Session):
-    policy = TrainingConfig(on_nonfinite=OnNonfinite.skip, nonfinite_limit=1)
-    with pytest.raises(UserError, match=r"2 such steps are more than training\.nonfinite_limit=1"):
-        poisoned_trainer(config(demo, training=policy), session, {0, 1}).fit()
-
-
-def test_gradients_that_overflow_step_after_step_stop_the_run(demo: Path, session: Session):
-    trainer = open_trainer(config(demo), session)
-    told = pytest.raises(UserError, match=r"overflow in fp16 .*loss scale 0\.000488.*runtime\.precision=bf16")
-    for scale, outcome in ((2.0**-10, nullcontext()), (2.0**-11, told)):
-        object.__setattr__(trainer.state, "scaler", torch.amp.GradScaler("cpu", init_scale=scale))
-        with outcome:
-            trainer.nonfinite.check(trainer.guard, trainer.task.loader, trainer.schedule)
 
 
 def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
     never = CheckpointConfig(every_epochs=None, keep=9)
     trainer = open_trainer(config(demo, checkpoint=never), session)
-    take_step = trainer.take_step
-
-    def signalled(*arguments: Any) -> None:
-        if trainer.step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        take_step(*arguments)
-
-    trainer.take_step = signalled
+    before_step(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Preempted):
         trainer.fit()
-    assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [2]
-    left = json.loads((session.folder / FILE).read_text())
+    assert steps_saved(session) == [2]
+    left = json.loads((session.folder / PREEMPTED_FILE).read_text())
     assert (left["step"], left["signal"]) == (2, "SIGTERM")
 
 
+def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
+    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    disk, detect = FullDisk(monkeypatch), Evaluator.detect
+    given = config(
+        demo,
+        schedule=ScheduleConfig(epochs=1),
+        checkpoint=CheckpointConfig(every_epochs=None, on_error=OnError["continue"]),
+    )
+
+    def room_and_a_signal(*arguments: Any) -> Iterator[Any]:
+        for rows in detect(*arguments):
+            disk.full = False
+            signal.raise_signal(signal.SIGTERM)
+            yield rows
+
+    monkeypatch.setattr(Evaluator, "detect", room_and_a_signal)
+    trainer = open_trainer(given, session)
+    with pytest.raises(Preempted):
+        trainer.fit()
+    left = json.loads((session.folder / PREEMPTED_FILE).read_text())
+    assert steps_saved(session) == [left["step"]] == [trainer.last_step]
+
+
 def test_an_overridden_key_counts_from_the_next_step_on(demo: Path, session: Session):
-    short = ScheduleConfig(epochs=1, max_steps=1)
-    open_trainer(config(demo, schedule=short), session).fit()
+    open_trainer(config(demo, schedule=ScheduleConfig(epochs=1, max_steps=1)), session).fit()
     decay = OptimizerConfig(learning_rate=1e-3, weight_decay=0.25, momentum=0.5)
     with pytest.raises(CheckpointError, match=r"optimizer\.weight_decay: 0.0005 in the checkpoint, 0.25 now"):
         open_trainer(config(demo, optimizer=decay), session)
@@ -334,103 +376,78 @@ def test_an_overridden_key_counts_from_the_next_step_on(demo: Path, session: Ses
     assert decayed["momentum"] == undecayed["momentum"] == 0.5
 
 
-def test_what_could_not_be_written_as_the_best_is_not_the_best(
-    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("evaluations", "best"),
+    [
+        # AP, and which file has no room
+        ([(0.2, ""), (0.3, "")], (0.3, 2)),
+        ([(0.9, ""), (0.3, "")], (0.9, 1)),
+        ([(0.2, ""), (0.9, "best.pt"), (0.3, "")], (0.3, 3)),  # better than what is on disk
+        ([(0.9, "step_00000001.pt"), (0.3, "")], (0.9, 1)),
+    ],
+)
+def test_the_best_is_that_which_is_on_disk(
+    evaluations: list[tuple[float, str]],
+    best: tuple[float, int],
+    demo: Path,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     disk = FullDisk(monkeypatch)
-    disk.full = False
-    going_on = CheckpointConfig(every_steps=1, keep=1, on_error=OnError["continue"])
-    trainer = open_trainer(config(demo, checkpoint=going_on), session)
-    trainer.step = 1
-    trainer.save({"AP": 0.2})
-    trainer.step = 2
-    trainer.saver.wait()
-    disk.full = True
-    trainer.save({"AP": 0.9})
-    trainer.step = 3
-    trainer.saver.wait()
-    disk.full = False
-    trainer.save({"AP": 0.3})  # better than what is on disk
-    trainer.saver.wait()
-    assert trainer.saver.best == {"AP": 0.3, "step": 3}
-    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": 0.3}
-
-
-def test_the_best_stays_the_best_where_only_its_steps_file_could_not_be_written(
-    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
-):
-    disk = FullDisk(monkeypatch)
-    disk.full = "step_00000001.pt"
-    going_on = CheckpointConfig(every_steps=1, keep=1, on_error=OnError["continue"])
-    trainer = open_trainer(config(demo, checkpoint=going_on), session)
-    for trainer.step, ap in ((1, 0.9), (2, 0.3)):
+    trainer = open_trainer(config(demo, checkpoint=GOING_ON), session)
+    for trainer.step, (ap, disk.full) in enumerate(evaluations, start=1):
         trainer.save({"AP": ap})
-    trainer.saver.wait()
-    assert trainer.saver.best == {"AP": 0.9, "step": 1}
-    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": 0.9}
-    assert load_run(saved_steps(session.folder / "checkpoints")[-1])["best"] == {"AP": 0.9, "step": 1}
+        trainer.saver.wait()
+    expected = dict(zip(("AP", "step"), best, strict=True))
+    assert trainer.saver.best == checkpoints(session)[-1]["best"] == expected
+    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": best[0]}
 
 
-def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run(
-    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
-):
-    write = ssd.training.saver.write
-
-    def slowly(path: Path, state: dict[str, Any]) -> None:
-        time.sleep(1)
-        write(path, state)
-
-    monkeypatch.setattr(ssd.training.saver, "write", slowly)
-    stopping = config(demo, logging=LoggingConfig(every_steps=2), checkpoint=CheckpointConfig(every_steps=1))
-    trainer = open_trainer(stopping, session)
-
-    def fails(*_: Any) -> None:
-        if trainer.step == 1:
-            raise ZeroDivisionError
-        take_step(*_)
-
-    take_step, trainer.take_step = trainer.take_step, fails
-    with pytest.raises(ZeroDivisionError):
-        trainer.fit()
-    assert [load_run(path)["step"] for path in saved_steps(session.folder / "checkpoints")] == [1]
-
-
-def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
-    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
-):
-    disk = FullDisk(monkeypatch)
-    given = config(
-        demo,
-        schedule=ScheduleConfig(epochs=1),
-        checkpoint=CheckpointConfig(every_epochs=None, on_error=OnError["continue"]),
-    )
-    trainer = open_trainer(given, session)
-    agree = trainer._leave_if_asked
-
-    def room_and_a_signal() -> None:
-        disk.full = False
-        signal.raise_signal(signal.SIGTERM)
-        agree()
-
-    monkeypatch.setattr(trainer, "_leave_if_asked", room_and_a_signal)
-    with pytest.raises(Preempted):
-        trainer.fit()
-    left = json.loads((session.folder / FILE).read_text())
-    (path,) = saved_steps(session.folder / "checkpoints")
-    assert load_run(path)["step"] == left["step"] == trainer.last_step
-
-
-def test_killed_between_best_and_its_step_the_evaluation_is_done_again(
+def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run_and_best_comes_first(
     demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ):
     """best.pt is written first: a step whose file has numbers has its best.pt."""
-    written = []
-    write = ssd.training.saver.write
-    monkeypatch.setattr(
-        ssd.training.saver, "write", lambda path, state: (written.append(path.name), write(path, state))
+    written, write = [], ssd.training.saver.write
+
+    def slowly(path: Path, state: dict[str, Any]) -> None:
+        time.sleep(0.5)
+        write(path, state)
+        written.append(path.name)
+
+    monkeypatch.setattr(ssd.training.saver, "write", slowly)
+    trainer = open_trainer(config(demo, logging=LoggingConfig(every_steps=2)), session)
+
+    def save_and_crash() -> None:
+        trainer.save({"AP": 0.2})
+        crash()
+
+    before_step(trainer, 1, save_and_crash)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert written == ["step_00000001.pt", "best.pt", "step_00000001.pt"]
+
+
+@pytest.mark.parametrize(
+    ("milestones", "evaluated", "last_step", "told"),
+    [
+        (
+            [8, 10, 34],
+            [4, 9, 10],
+            60,
+            "schedule.milestones 10, 34; evaluation.epochs 10: the run ends in epoch 9",
+        ),
+        ([1], [0, 1], 7, "evaluation.epochs 1: the run ends in epoch 1"),
+        ([9], [0, 9], 60, None),
+        ([], [], 1, None),
+    ],
+)
+def test_milestones_and_evaluations_after_the_end_are_named(
+    milestones: list[int], evaluated: list[int], last_step: int, told: str | None
+):
+    given = TrainConfig(
+        name="x",
+        schedule=ScheduleConfig(milestones=milestones),
+        evaluation=EvaluationConfig(epochs=evaluated),
     )
-    trainer = open_trainer(config(demo), session)
-    trainer.step = 1
-    trainer.save({"AP": 0.2})
-    trainer.saver.wait()
-    assert written == ["best.pt", "step_00000001.pt"]
+    expected = {"never reached": told} if told else {}
+    assert never_reached(given, steps_per_epoch=6, last_step=last_step) == expected

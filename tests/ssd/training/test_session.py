@@ -8,13 +8,13 @@ import torch
 
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.training.folder import own_folder, require_seen_by_all
+from ssd.training.session import own_folder, require_seen_by_all
 
 pytestmark = pytest.mark.unit
 
 
 def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("ssd.training.folder.WAIT_S", 0.1)
+    monkeypatch.setattr("ssd.training.session.LOCK_WAIT_S", 0.1)
     refused = pytest.raises(UserError, match="another process trains there")
     with own_folder(tmp_path), refused, own_folder(tmp_path):
         pass
@@ -51,7 +51,7 @@ def test_a_folder_that_a_machine_does_not_see_is_refused_on_all_ranks(
     rank: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Each machine has a folder of that name, but not the same one."""
-    monkeypatch.setattr("ssd.training.folder.PATIENCE_S", 0.1)
+    monkeypatch.setattr("ssd.training.session.TOKEN_WAIT_S", 0.1)
     monkeypatch.setattr("socket.gethostname", lambda: ("one", "two")[rank])
     other = (("two", False), ("one", True))[rank]
     with pytest.raises(UserError, match=rf"hydra\.run\.dir={tmp_path}: two can't see there what one, "):

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.run import get_args_parser
 
 from ssd.distributed import Ranks
-from ssd.training.stop import FILE, SIGNALS, Preempted, StopSignals, leave_if_preempted
+from ssd.training.signals import PREEMPTED_FILE, SIGNALS, Preempted, StopSignals, leave_if_preempted
 
 pytestmark = pytest.mark.unit
 
@@ -46,7 +46,7 @@ def test_a_signal_while_training_is_noted_and_nothing_else(number: signal.Signal
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes it on: the first one stays
         assert signals.received == number
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / PREEMPTED_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,14 @@ def test_a_signal_before_training_ends_the_process_at_once(
     number: signal.Signals, is_main: bool, left: bool, tmp_path: Path
 ):
     with (
-        StopSignals(tmp_path / "run", is_main),
+        StopSignals(tmp_path, is_main),
         pytest.raises(SystemExit) as caught,
     ):
         os.kill(os.getpid(), number)
     assert caught.value.code == 75
-    assert (tmp_path / "run" / FILE).exists() == left
+    assert (tmp_path / PREEMPTED_FILE).exists() == left
     if left:
-        assert json.loads((tmp_path / "run" / FILE).read_text())["step"] is None
-
-
-def test_the_handlers_from_before_come_back(tmp_path: Path):
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignals(tmp_path, is_main=True):
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert json.loads((tmp_path / PREEMPTED_FILE).read_text())["step"] is None
 
 
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path: Path):
@@ -92,14 +85,9 @@ def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path:
 
 
 def leave(folder: Path) -> None:
-    with StopSignals(folder, is_main=True) as signals:
-        assert signals.leave(7, signal.SIGTERM).code == 75
-
-
-def test_the_file_says_step_and_signal(tmp_path: Path):
-    leave(tmp_path)
-    left = json.loads((tmp_path / FILE).read_text())
-    assert (left["step"], left["signal"]) == (7, "SIGTERM")
+    """Leave as a run that was asked to end."""
+    with StopSignals(folder, is_main=True) as signals, pytest.raises(SystemExit, match="75"):
+        signals.leave(7, signal.SIGTERM)
 
 
 MAIN = Ranks(torch.device("cpu"))
@@ -120,7 +108,7 @@ class TwoHosts(Ranks):
 
 
 def torchrun_of(folder: Path) -> str:
-    torchrun: str = json.loads((folder / FILE).read_text())["torchrun"]
+    torchrun: str = json.loads((folder / PREEMPTED_FILE).read_text())["torchrun"]
     return torchrun
 
 
@@ -128,7 +116,7 @@ def test_a_worker_that_the_same_torchrun_restarts_leaves_again(tmp_path: Path):
     leave(tmp_path)
     with pytest.raises(Preempted):
         leave_if_preempted(tmp_path, MAIN)
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / PREEMPTED_FILE).exists()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -137,7 +125,7 @@ def test_all_ranks_leave_where_the_torchrun_is_that_of_another_ranks_host(rank: 
     for left, other in ((torchrun_of(tmp_path), False), ("of another host", True)):
         with pytest.raises(Preempted):
             leave_if_preempted(tmp_path, TwoHosts(rank, left, other))
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / PREEMPTED_FILE).exists()
 
 
 def test_another_torchrun_of_the_same_run_id_goes_on_though_it_has_restarted_its_workers(tmp_path: Path):
@@ -147,7 +135,7 @@ def test_another_torchrun_of_the_same_run_id_goes_on_though_it_has_restarted_its
     host, process, start = name.split()
     for another in (f"{host} {process} {int(start) - 1}", f"{host} {int(process) + 1} {start}", "1"):
         leave(tmp_path)
-        path = tmp_path / FILE
+        path = tmp_path / PREEMPTED_FILE
         path.write_text(path.read_text().replace(name, another))
         leave_if_preempted(tmp_path, TwoHosts(1, another, False))
         assert path.exists()  # rank 0 removes it
@@ -160,19 +148,18 @@ def test_without_torchrun_every_start_goes_on(tmp_path: Path, under_torchrun: py
     under_torchrun.delenv("TORCHELASTIC_RUN_ID")
     leave(tmp_path)
     leave_if_preempted(tmp_path, MAIN)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / PREEMPTED_FILE).exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 7}', '{"torchrun": 1}'])
 def test_a_file_that_is_no_message_of_ours_is_forgotten(content: str, tmp_path: Path):
-    (tmp_path / FILE).write_text(content)
+    (tmp_path / PREEMPTED_FILE).write_text(content)
     leave_if_preempted(tmp_path, MAIN)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / PREEMPTED_FILE).exists()
 
 
 def test_where_the_file_cannot_be_written_the_run_still_ends_as_preempted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "run").touch()
-    leave(tmp_path / "run" / "x")
+    leave(tmp_path / "not there")
     assert "can't be written" in capsys.readouterr().err

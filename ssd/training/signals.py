@@ -1,8 +1,9 @@
 """Ending a run early when a signal asks for it, and telling whoever starts it again.
 
-A signal of SIGNALS to any rank: before training it ends the process at once; from then on it is noted, all
-ranks agree on a step, save and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder,
-since torchrun turns every failure's status into 1.
+A signal of SIGNALS to any rank: before training it ends the process at once; from then on it is noted, the
+trainer's loop asks for it before each step and between the batches of an evaluation, all ranks save the same
+step and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder, since torchrun turns every
+failure's status into 1.
 """
 
 import ctypes
@@ -15,15 +16,15 @@ import sys
 import termios
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import NoReturn, Self
 
 from ssd.distributed import Ranks
 
 # Those that torchrun passes on by default, and the one that schedulers send a while before the time is up.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
-FILE = "preempted"
+PREEMPTED_FILE = "preempted"
 READING_TIMEOUT = timedelta(minutes=5)
 
 
@@ -45,22 +46,19 @@ class StopSignals:
         """Number of the first signal noted, 0 before."""
 
     def note_only(self) -> None:
-        """From now on a signal is noted, and training ends where all ranks agree."""
+        """From now on a signal is noted in `received` and ends nothing by itself."""
         self._noting = True
 
-    def leave(self, step: int | None, number: int) -> Preempted:
-        """Leave the file behind and return what to raise. step: optimizer steps saved, None if not begun."""
+    def leave(self, step: int | None, number: int) -> NoReturn:
+        """Leave the file behind and raise Preempted. step: optimizer steps saved, None if not begun."""
         if self._is_main:
             content = {"step": step, "signal": signal.Signals(number).name, "torchrun": self._torchrun}
-            path = self._folder / FILE
+            path = self._folder / PREEMPTED_FILE
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(path.name + ".tmp")
-                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-                temporary.replace(path)
+                path.write_text(json.dumps(content) + "\n", encoding="utf-8")
             except OSError as error:
                 print(f"{path} can't be written ({error.strerror}): launchers won't know", file=sys.stderr)
-        return Preempted()
+        raise Preempted
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -72,16 +70,14 @@ class StopSignals:
             # torchrun sends it when another rank fails too: that is to be started again, not to be left.
             raise Preempted
         else:
-            raise self.leave(None, number)
+            self.leave(None, number)
 
     def __enter__(self) -> Self:
         heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -93,20 +89,27 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
     start is meant to go on. The torchrun that counts is the one of rank 0's host, which may be another
     rank's after the restart.
     """
-    left_under = ranks.on_main(lambda: _torchrun_of(folder / FILE), READING_TIMEOUT)
-    if any(ranks.gather(left_under is not None and left_under == _torchrun())):
+    path = folder / PREEMPTED_FILE
+
+    def torchrun_of_file() -> str | None:
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it isn't ours
+            return None
+
+    torchrun = _torchrun()
+    left_under = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
+    if any(ranks.gather(torchrun is not None and torchrun == left_under)):
         raise Preempted
     if ranks.is_main:
-        (folder / FILE).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def _torchrun_of(path: Path) -> str | None:
-    """Return under which torchrun the file was left; None where there is none, or it isn't ours."""
-    try:
-        torchrun = json.loads(path.read_text(encoding="utf-8"))["torchrun"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return torchrun if isinstance(torchrun, str) else None
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when torchrun dies: a rank left behind would disturb the next launch."""
+    if _torchrun() is not None:
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _let_go_of_lost_terminal() -> None:
@@ -121,16 +124,6 @@ def _let_go_of_lost_terminal() -> None:
     os.close(nowhere)
 
 
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when torchrun dies: a rank left behind would train on beside the next one.
-
-    On Linux alone; elsewhere, and in a process that no torchrun started, it does nothing.
-    """
-    if sys.platform == "linux" and _torchrun() is not None:
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
 def _torchrun() -> str | None:
     """Name the torchrun that started this process, as no other ever is: by host, process and its start.
 
@@ -139,9 +132,6 @@ def _torchrun() -> str | None:
     if not os.environ.get("TORCHELASTIC_RUN_ID"):
         return None
     parent = os.getppid()
-    try:
-        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
-        start = status.rpartition(")")[2].split()[19]  # starttime of proc(5), in ticks since the host's start
-    except OSError:  # no Linux: the process's number must do
-        start = "?"
+    status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
+    start = status.rpartition(")")[2].split()[19]  # starttime of proc(5), in ticks since the host's start
     return f"{socket.gethostname()} {parent} {start}"

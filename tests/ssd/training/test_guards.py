@@ -1,14 +1,21 @@
+"""Replicas out of sync and processes that hang. Steps that are not finite: test_step, test_trainer."""
+
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ssd.config import OptimizerConfig
+from ssd.config import MINUTES_A_YEAR, OptimizerConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
+from ssd.training.guards import Watchdog, check_loss_scale, checksum, compare_replicas
 from ssd.training.optimizer import build_optimizer
-from ssd.training.replicas import checksum, compare_replicas
 
 pytestmark = pytest.mark.unit
 
@@ -71,11 +78,64 @@ def test_a_checksum_sees_every_bit_and_every_exchange():
     expected = int(checksum(values))
     assert int(checksum(values.clone())) == expected
     bits = values.view(torch.int32)
-    for place in range(35):
+    for position in range(35):
         for bit in (0, 13, 31):
             flipped = bits.clone().flatten()
-            flipped[place] ^= torch.tensor(1 << bit if bit < 31 else -(2**31), dtype=torch.int32)
+            flipped[position] ^= torch.tensor(1 << bit if bit < 31 else -(2**31), dtype=torch.int32)
             assert int(checksum(flipped.view(torch.float32))) != expected
     assert int(checksum(values.flip(0))) != expected
     layout = torch.randn(2, 3, 4, 4)
     assert int(checksum(layout)) == int(checksum(layout.to(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**-11])
+def test_gradients_that_overflow_step_after_step_stop_the_run(scale: float):
+    told = pytest.raises(UserError, match=r"overflow in fp16 .*loss scale 0\.000488.*runtime\.precision=bf16")
+    with told if scale < 2.0**-10 else nullcontext():
+        check_loss_scale(torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+HANGING = """
+import ctypes, time
+from datetime import timedelta
+from ssd.training import guards
+guards.GRACE = timedelta(seconds=0.3)
+
+def where_it_hangs():
+    {hang}
+
+with guards.Watchdog(timedelta(seconds=0.5)) as dog:
+    for _ in range(4):  # longer than the limit, but never without a sign of life for so long
+        time.sleep(0.2)
+        dog.alive()
+    print("alive", flush=True)
+    where_it_hangs()
+time.sleep(1)
+print("still here")
+"""
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)  # holds Python's lock"])
+def test_a_process_that_hangs_prints_its_stacks_and_ends(hang: str):
+    command = [sys.executable, "-c", HANGING.format(hang=hang)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert result.stdout == "alive\n"
+    assert "where_it_hangs" in result.stderr
+    assert result.returncode == -signal.SIGALRM
+
+
+def test_nothing_happens_after_it_is_closed():
+    code = HANGING.format(hang="pass")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "alive\nstill here\n"
+
+
+def test_the_longest_timeout_and_none_are_waits_that_the_clocks_can_count():
+    longest = timedelta(minutes=MINUTES_A_YEAR)
+    with Watchdog(longest) as dog:
+        dog.alive()
+        dog.alive(extra=longest)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > longest.total_seconds()
+    with Watchdog(None) as dog:
+        dog.alive(extra=longest)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

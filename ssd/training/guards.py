@@ -1,0 +1,194 @@
+"""What watches a run: steps that are not finite, replicas that get out of sync, processes that hang."""
+
+import faulthandler
+import json
+import math
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from ssd.batches import TrainLoader
+from ssd.config import OnNonfinite, TrainingConfig
+from ssd.distributed import Ranks
+from ssd.errors import UserError
+from ssd.training.optimizer import Schedule
+
+# Far below what fp16 training needs; reached only when gradients overflow step after step.
+SMALLEST_LOSS_SCALE = 2.0**-10
+NAMED_IMAGES = 8  # in a message; the file beside it has them all
+GRACE = timedelta(seconds=5)  # between the stacks and the end: every rank gets to print its own
+
+# Odd, so that multiplying by it loses no bit: rows that swap change the sum.
+_MIXER = 0x9E3779B97F4A7C15 - 2**64
+_STANDARD_ERROR = 2
+
+
+@dataclass(frozen=True)
+class BadSteps:
+    """What a rank saw since it last looked: how many bad steps, and of the first of them two things.
+
+    first: optimizer steps before it. localization, confidence: the loss's parts on that rank.
+    """
+
+    count: int
+    first: int
+    localization: float
+    confidence: float
+
+
+class FiniteGuard:
+    """Counts bad steps on the device: `note` in every step queues work only, `read` waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._count = torch.zeros((), dtype=torch.int64, device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._parts = torch.zeros(2, device=device)
+
+    def note(self, step: int, parts: Tensor, bad: Tensor) -> None:
+        """Count a step if it is bad. parts: 2, localisation and confidence. bad: a bool on the device."""
+        is_first = bad & (self._count == 0)
+        self._first.masked_fill_(is_first, step)
+        self._parts.copy_(torch.where(is_first, parts, self._parts))
+        self._count += bad
+
+    def read(self) -> BadSteps | None:
+        """Wait for the device, return what was seen since the last reading, and start again from none."""
+        count = int(self._count)
+        if not count:
+            return None
+        localization, confidence = self._parts.tolist()
+        self._count.zero_()
+        return BadSteps(count, int(self._first), localization, confidence)
+
+
+class NonFinitePolicy:
+    """Reports steps that were not taken, and decides whether training goes on (training.on_nonfinite).
+
+    `count` is of the run, over its restarts.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, ranks: Ranks) -> None:
+        self._config, self._folder, self._ranks = config, folder, ranks
+        self.count = 0
+
+    def check(self, guard: FiniteGuard, loader: TrainLoader, schedule: Schedule) -> str | None:
+        """Return a line about what any rank met since the last check, None if nothing; every rank calls this.
+
+        Raises UserError on all of them where training is not to go on.
+        """
+        met = {rank: bad for rank, bad in enumerate(self._ranks.gather(guard.read())) if bad}
+        if not met:
+            return None
+        self.count += max(bad.count for bad in met.values())
+        step = min(bad.first for bad in met.values())
+        message = self._report(step, {rank: bad for rank, bad in met.items() if bad.first == step}, loader)
+        message += f"; learning rate {schedule(step, step // loader.steps_per_epoch):.3e}"
+        fix = "Look at these boxes, or give a lower optimizer.learning_rate or more schedule.warmup_steps"
+        if self._config.on_nonfinite is OnNonfinite.stop:
+            raise UserError(f"{message}. Nothing was saved since. {fix}")
+        if self.count > self._config.nonfinite_limit:
+            limit = f"training.nonfinite_limit={self._config.nonfinite_limit}"
+            raise UserError(f"{message}. {self.count} such steps are more than {limit}. {fix}")
+        return message
+
+    def _report(self, step: int, met: dict[int, BadSteps], loader: TrainLoader) -> str:
+        """Write what the step consisted of into the run's folder, on rank 0, and return a line about it."""
+        images = loader.contents(step)
+        # Where one rank's loss is not finite all ranks' gradients are NaN: the others have no part in it.
+        culprits = [rank for rank, b in met.items() if not math.isfinite(b.localization + b.confidence)]
+        culprits = culprits or list(met)
+        losses = "; ".join(
+            f"rank {rank}: localisation {met[rank].localization}, confidence {met[rank].confidence}"
+            for rank in culprits
+        )
+        share = len(images) // self._ranks.world_size
+        suspects = [images[rank * share + i]["image_id"] for rank in culprits for i in range(share)]
+        named = ", ".join(map(str, suspects[:NAMED_IMAGES]))
+        if len(suspects) > NAMED_IMAGES:
+            named += f" and {len(suspects) - NAMED_IMAGES} more"
+        where = ""
+        if self._ranks.is_main:
+            path = self._folder / "nonfinite" / f"step_{step:08d}.json"
+            content = {"step": step, "losses": losses, "images": images}
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                where = f"; their boxes are in {path}"
+            except OSError as error:  # the step's own message matters more
+                where = f"; their boxes could not be written to {path}: {error.strerror}"
+        return (
+            f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
+            f"image ids {named}{where})"
+        )
+
+
+def check_loss_scale(scaler: torch.amp.GradScaler) -> None:
+    """Raise UserError where gradients overflow in fp16 step after step."""
+    if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
+        raise UserError(
+            f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()}); "
+            "give runtime.precision=bf16 or a lower optimizer.learning_rate"
+        )
+
+
+def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
+    """Raise UserError on all ranks unless parameters and momenta are equal on all, bit for bit.
+
+    BatchNorm's statistics differ by design, each rank's being of its own images (RECIPE 9). It waits for the
+    device.
+    """
+    checksums = {}
+    for name, parameter in network.named_parameters():
+        checksums[name] = checksum(parameter)
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            checksums[f"{name} (momentum)"] = checksum(momentum)
+    of_ranks = ranks.gather(torch.stack([*checksums.values()]).tolist())
+    for name, values in zip(checksums, zip(*of_ranks, strict=True), strict=True):
+        differing = [str(rank) for rank, value in enumerate(values) if value != values[0]]
+        if differing:
+            raise UserError(
+                f"the replicas are out of sync: {name} of rank {', '.join(differing)} differs from "
+                "rank 0's. A GPU or its memory is faulty, or the network between the machines; find out "
+                "which, then start again: the run resumes from its newest checkpoint"
+            )
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """Return a 64-bit sum over the bits of a float32 tensor and their positions, on its device."""
+    bits = tensor.detach().contiguous().view(torch.int32).flatten().long()
+    positions = torch.arange(1, len(bits) + 1, device=bits.device)
+    return ((bits + positions) * (_MIXER + 2 * positions)).sum()
+
+
+class Watchdog:
+    """Prints all threads' stacks when `alive` was not called again for `timeout`, then kills the process.
+
+    It watches from the first call on: how long a start may take is for the data to say. No timeout: never.
+    Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
+    """
+
+    def __init__(self, timeout: timedelta | None) -> None:
+        self._timeout = timeout
+
+    def alive(self, extra: timedelta = timedelta(0)) -> None:
+        """Start waiting from the beginning. extra: how much longer the next thing may take."""
+        if self._timeout is None:
+            return
+        seconds = (self._timeout + extra).total_seconds()
+        faulthandler.dump_traceback_later(seconds, file=_STANDARD_ERROR)
+        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE.total_seconds())
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)

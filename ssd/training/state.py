@@ -1,0 +1,279 @@
+"""A run's state: what it begins with, what a checkpoint holds, what must agree on resume (RECIPE 9)."""
+
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torchvision
+from torch import nn
+from torch.optim import SGD
+
+from ssd.categories import COCO, Categories
+from ssd.checkpoint import FORMAT, CheckpointError, load_file, load_run, newest_checkpoint
+from ssd.cli import as_plain
+from ssd.config import ModelConfig, TrainConfig, require
+from ssd.distributed import Ranks
+from ssd.errors import UserError
+from ssd.model import SSD300
+from ssd.published import load_weights
+from ssd.training.log import LossMeter
+from ssd.training.optimizer import fill_missing_momenta
+from ssd.training.session import Session
+
+CHOOSING_TIMEOUT = timedelta(minutes=10)
+STATE = ("model", "optimizer", "scaler", "ranks")  # a checkpoint's keys that are TrainState's
+
+MUST_STAY = (
+    "seed",
+    *(f"data.{key}" for key in ("batch_size", "augment", "limit", "crowd", "min_box_px")),
+    *(f"model.{key}" for key in ("backbone", "weights", "checkpoint", "freeze_batchnorm")),
+    *(f"optimizer.{key}" for key in ("learning_rate", "scale_learning_rate", "momentum", "weight_decay")),
+    *(f"schedule.{key}" for key in ("milestones", "warmup_steps")),
+    *(f"runtime.{key}" for key in ("precision", "tf32", "channels_last", "compile", "deterministic")),
+)
+"""Keys whose values shape the trajectory. All others may change when a run resumes."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run after some step. A checkpoint's keys are named here and nowhere else.
+
+    step: optimizer steps done. epoch: that of the last of them. config: TrainConfig as plain values.
+    world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.
+    excluded_images: ids left out for their bad files. bad_images: ids replaced by others while training.
+    nonfinite_steps: how many were not taken. numbers: COCO's 12 of an evaluation after this step, if there
+    was one. best: AP and step of the evaluation that best.pt is of. state: what TrainState.collect returned;
+    its keys are the file's.
+    """
+
+    step: int
+    epoch: int
+    config: dict[str, Any]
+    world_size: int
+    global_batch: int
+    fingerprint: str
+    categories: Categories
+    excluded_images: list[int]
+    bad_images: list[int]
+    nonfinite_steps: int
+    versions: dict[str, str]
+    numbers: dict[str, float] | None
+    best: dict[str, Any] | None
+    state: dict[str, Any]
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the checkpoint as the file holds it, `model` among its keys."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        del plain["state"]
+        return plain | {"format": FORMAT, "categories": self.categories.as_plain()} | self.state
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a checkpoint. Raises CheckpointError where it can't be read or lacks a key."""
+        plain = load_run(path)
+        names = {field.name for field in fields(cls)} - {"state"}
+        missing = sorted(key for key in names.union(STATE) if key not in plain)
+        if missing:
+            raise CheckpointError(
+                f"checkpoint {path} lacks {', '.join(missing)}: another version of this trainer wrote it. "
+                "Go on with that one, or begin a run from its weights: name=… model.checkpoint=…"
+            )
+        values = {name: plain[name] for name in names} | {
+            "categories": Categories.from_plain(plain["categories"]),
+            "state": {key: plain[key] for key in STATE},
+        }
+        return cls(**values)
+
+
+def load_newest(session: Session) -> SavedRun | None:
+    """Return a run's newest good checkpoint, the same on all ranks; None where the run has not begun.
+
+    Raises CheckpointError where there are checkpoints and none is good: starting over would lose the run.
+    """
+
+    def choose() -> tuple[str | None, list[str]]:
+        path, damaged = newest_checkpoint(session.folder / "checkpoints")
+        return (None if path is None else str(path)), damaged
+
+    path, damaged = session.ranks.on_main(choose, CHOOSING_TIMEOUT)
+    session.console.say(*damaged)
+    if path is not None:
+        return SavedRun.load(Path(path))
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint of the run is good: {'; '.join(damaged)}. "
+            "Put a good one there, or give name=… to start another run"
+        )
+    return None
+
+
+def check_same_run(config: TrainConfig, fingerprint: str, ranks: Ranks, saved: SavedRun) -> None:
+    """Raise CheckpointError naming each key that must stay and differs, both values, and the fix.
+
+    Keys in resume.override may differ. Raises UserError where one of them is not among those that must stay.
+    """
+    was = _values_that_must_stay(saved.config, saved.fingerprint)
+    now = _values_that_must_stay(as_plain(config), fingerprint)
+    if ranks.world_size != saved.world_size:  # the global batch stays, whatever a rank's share was to be
+        was["data.batch_size"] = now["data.batch_size"]
+    override = config.resume.override
+    for key in override:
+        require(key in now, "resume.override", override, f"{key} is none of {', '.join(now)}")
+    differing = [key for key in now if was[key] != now[key] and key not in override]
+    if differing:
+        lines = "\n".join(f"  {key}: {was[key]} in the checkpoint, {now[key]} now" for key in differing)
+        raise CheckpointError(
+            f"the run {config.name!r} can't go on with other values of what shapes it:\n{lines}\n"
+            "give the old values, or name=… to start another run, or, to go on as another run than it was,\n"
+            f"'resume.override=[{','.join(differing)}]'"
+        )
+
+
+def _values_that_must_stay(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    values: dict[str, Any] = {"data.train_annotations": f"those of fingerprint {fingerprint}"}
+    for key in MUST_STAY:
+        section, _, name = key.rpartition(".")
+        values[key] = (config[section] if section else config).get(name)  # older checkpoints may lack it
+    return values
+
+
+def images_per_rank(config: TrainConfig, saved: SavedRun | None, ranks: Ranks) -> int:
+    """Return how many images of a step each rank takes: data.batch_size when a run begins.
+
+    A resumed run keeps its global batch, however many ranks share it now, unless resume.override names
+    data.batch_size. Raises UserError where they can't share it equally, with at least 2 images each.
+    """
+    if saved is None or "data.batch_size" in config.resume.override:
+        return config.data.batch_size
+    global_batch = saved.global_batch
+    working = [n for n in range(1, global_batch // 2 + 1) if global_batch % n == 0]
+    if ranks.world_size not in working:
+        raise UserError(
+            f"{ranks.world_size} ranks can't share out the run's global batch of {global_batch}: each takes "
+            f"equally many images, at least 2. Numbers of ranks that work: {', '.join(map(str, working))}"
+        )
+    return global_batch // ranks.world_size
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The parts of a run that change as it trains, but for its step, from which epoch and position follow."""
+
+    network: nn.Module
+    optimizer: SGD
+    scaler: torch.amp.GradScaler
+    meter: LossMeter
+    ranks: Ranks
+
+    def collect(self) -> dict[str, Any]:
+        """Return the state as plain values; every rank takes part, waits for its device, and gets all of it.
+
+        BatchNorm statistics differ between ranks while training; all take rank 0's, as DDP does at the next
+        forward pass anyhow, so that the trajectory stays.
+        """
+        self.ranks.take_main(list(self.network.buffers()))
+        on_gpu = self.ranks.device.type == "cuda"
+        of_rank = {
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.ranks.device) if on_gpu else None,
+            "loss_sums": self.meter.read(),
+        }
+        return {
+            "model": dict(self.network.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ranks": self.ranks.gather(of_rank),
+        }
+
+    def restore_learned(self, state: dict[str, Any]) -> None:
+        """Put weights, momenta and loss scale back; weight decay and momentum are the config's."""
+        self.network.load_state_dict(state["model"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        fill_missing_momenta(self.optimizer)  # saved under optimizer.momentum=0 there were none
+        if state["scaler"]:  # empty where it was saved without fp16
+            self.scaler.load_state_dict(state["scaler"])
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put everything back on every rank, of which there may be another number now."""
+        self.restore_learned(state)
+        of_ranks = state["ranks"]
+        own = of_ranks[self.ranks.rank if len(of_ranks) == self.ranks.world_size else 0]
+        sums = own["loss_sums"]
+        if len(of_ranks) != self.ranks.world_size:
+            each = zip(*(of_rank["loss_sums"] for of_rank in of_ranks), strict=True)
+            sums = [sum(values) / len(of_ranks) for values in each]
+        self.meter.set(sums)
+        torch.set_rng_state(own["rng_cpu"])
+        if self.ranks.device.type == "cuda" and own["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(own["rng_cuda"], self.ranks.device)
+
+
+def build_network(config: ModelConfig, categories: Categories, seed: int) -> tuple[SSD300, str]:
+    """Make a network with its first weights: random by seed, ImageNet's backbone, or a detector's checkpoint.
+
+    Returns it and a sentence on where its weights come from.
+    Raises UserError where weights don't exist or don't fit, CheckpointError where a file can't be read.
+    """
+    network = blank_network(config, categories.num_classes, seed)
+    if config.checkpoint is not None:
+        return network, _load_detector(network, config, categories)
+    if config.weights is not None:
+        _load_imagenet(network, config.backbone.value, config.weights)
+        return network, f"{config.weights} (backbone), the rest random, seed {seed}"
+    return network, f"random, seed {seed}"
+
+
+def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
+    """Make a network with random weights."""
+    torch.manual_seed(seed)
+    network = SSD300(config.backbone.value, num_classes)
+    if config.freeze_batchnorm:
+        network.freeze_batchnorm()
+    return network
+
+
+def _load_imagenet(network: SSD300, backbone: str, name: str) -> None:
+    """Load model.weights, one of torchvision's names or else a file, into the backbone."""
+    known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
+    if name not in known and not Path(name).is_file():
+        choice = f"give {' or '.join(known)}, a file, or null to train from scratch"
+        raise UserError(
+            f"model.weights={name}: {backbone} has no such weights and there is no such file; {choice}"
+        )
+    try:
+        if name in known:
+            weights = known[name].get_state_dict(progress=False, check_hash=True)
+        else:
+            weights = load_file(Path(name))
+        network.load_imagenet_backbone(weights)
+    except OSError as error:
+        fix = "download it elsewhere and give model.weights=FILE, or null to train from scratch"
+        raise UserError(f"model.weights={name} can't be downloaded ({error}); {fix}") from error
+    except ValueError as error:
+        raise UserError(f"model.weights={name}: {error}") from error
+
+
+def _load_detector(network: SSD300, config: ModelConfig, categories: Categories) -> str:
+    """Load model.checkpoint, without its class heads where it knows other classes; say what was taken.
+
+    Classes are the same if their names are, in order. A published checkpoint of 81 classes knows COCO's; of
+    another one only the number can be compared.
+    """
+    path = Path(str(config.checkpoint))
+    weights = load_weights(path)
+    backbone = config.backbone.value
+    require(weights.backbone == backbone, "model.backbone", backbone, f"{path} is a {weights.backbone}")
+    trained = weights.categories or (COCO if weights.num_classes == COCO.num_classes else None)
+    same_number = weights.num_classes == categories.num_classes
+    if same_number and (trained is None or trained.names == categories.names):
+        network.load_state_dict(weights.model)
+        return str(path)
+    kept = {key: value for key, value in weights.model.items() if not key.startswith("logit_heads.")}
+    network.load_state_dict(kept, strict=False)  # all but these heads: `weights` has exactly an SSD300's keys
+    return (
+        f"{path}, but for the class heads, which are new: it tells {weights.num_classes - 1} classes apart, "
+        f"and the {len(categories.ids)} of the data set are others"
+    )

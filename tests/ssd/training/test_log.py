@@ -1,0 +1,140 @@
+"""metrics.jsonl stays in order and whole; every ground-truth box of a batch is drawn, and once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ssd.batches import TrainBatch
+from ssd.boxes import default_boxes, encode_offsets, match
+from ssd.categories import Categories
+from ssd.config import OnError
+from ssd.console import RunConsole
+from ssd.errors import UserError
+from ssd.training import log
+from ssd.training.log import MetricsFile, RunLog
+
+pytestmark = pytest.mark.unit
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def written(path: Path, *records: int | dict[str, Any]) -> Path:
+    metrics = MetricsFile(path, 0)
+    for record in records:
+        metrics.write({"step": record} if isinstance(record, int) else record)
+    metrics.close()
+    return path
+
+
+EVALUATED = ({"step": 5, "AP": 0.1}, {"step": 9, "loss": 1.0}, {"step": 9, "AP": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("records", "first_step", "redo_evaluation", "kept"),
+    [
+        ((10, 20, 20, 30), 20, False, [10, 20, 20]),
+        ((10,), 0, False, []),
+        (EVALUATED, 9, False, [5, 9, 9]),
+        (EVALUATED, 9, True, [5, 9]),
+    ],
+)
+def test_records_that_will_be_written_again_are_cut(
+    records: tuple[Any, ...], first_step: int, redo_evaluation: bool, kept: list[int], tmp_path: Path
+):
+    path = written(tmp_path / "metrics.jsonl", *records)
+    metrics = MetricsFile(path, first_step, redo_evaluation)
+    assert steps(path) == kept
+    metrics.write({"step": 99})
+    assert steps(path) == [*kept, 99]
+
+
+def test_a_half_written_last_line_is_cut(tmp_path: Path):
+    path = written(tmp_path / "metrics.jsonl", 10, 20)
+    path.write_text(path.read_text()[:-3])
+    MetricsFile(path, first_step=20).close()
+    assert steps(path) == [10]
+
+
+@pytest.mark.parametrize(
+    "garbled", [b"\0\0\0\0", b'{"step": 1', b"\xff", b"[]", b"7", b'{"AP": 0.1}', b'{"step": "x"}']
+)
+def test_a_garbled_line_is_named(garbled: bytes, tmp_path: Path):
+    path = written(tmp_path / "metrics.jsonl", 10, 20, 30)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], garbled, lines[2], b""]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no record of a step .* remove it"):
+        MetricsFile(path, first_step=30)
+    MetricsFile(path, first_step=0).close()  # what will be written again is not looked at
+    assert steps(path) == []
+
+
+def test_what_is_no_number_is_null_and_the_file_stays_json(tmp_path: Path):
+    path = written(tmp_path / "metrics.jsonl", {"step": 1, "loss": float("nan"), "learning_rate": 0.1})
+    assert path.read_text() == '{"step": 1, "loss": null, "learning_rate": 0.1}\n'
+
+
+class FullDisk:
+    """Takes five bytes of anything."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.name, self.truncate, self.close = file, file.name, file.truncate, file.close
+
+    def write(self, text: bytes) -> int:
+        return self.file.write(text[:5])
+
+
+def test_records_that_a_full_disk_refused_come_when_it_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    console = RunConsole(is_main=True)
+    tolerant = RunLog(tmp_path / "continue", 0, False, OnError["continue"], console)
+    strict = RunLog(tmp_path / "fail", 0, False, OnError["fail"], console)
+    path = tmp_path / "continue" / "metrics.jsonl"
+    for run_log in (tolerant, strict):
+        run_log.record("train", {"step": 1})
+        monkeypatch.setattr(run_log._metrics, "_file", FullDisk(run_log._metrics._file))
+    with pytest.raises(UserError, match=r"records can't be written .*checkpoint\.on_error=continue"):
+        strict.record("train", {"step": 2})
+    for step in (2, 3):
+        tolerant.record("train", {"step": step})
+        assert steps(path) == [1]
+    assert capsys.readouterr().out.count("training goes on") == 2
+    monkeypatch.undo()
+    tolerant.record("train", {"step": 4})
+    assert steps(path) == [1, 2, 3, 4]
+    tolerant.close()
+    strict.close()
+
+
+def drawn(boxes_ltrb_px: list[list[float]], labels: list[int], patch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names that are drawn for an image with these boxes."""
+    boxes = default_boxes()
+    matched, target = match(torch.tensor(boxes_ltrb_px) / 300, torch.tensor(labels), boxes)
+    offsets = torch.where(target[:, None] > 0, encode_offsets(matched, boxes), 0.0)
+    names: list[str] = []
+
+    def record(_picture: Image.Image, boxes_px: list[list[float]], _labels: list[int], texts: list[str]):
+        assert len(boxes_px) == len(texts)
+        names.extend(texts)
+
+    patch.setattr(log, "draw_boxes", record)
+    batch = TrainBatch(torch.zeros(1, 3, 300, 300), offsets[None], target[None])
+    log.batch_picture(batch, Categories(ids=(7, 9), names=("tree", "house")))
+    return sorted(names)
+
+
+@pytest.mark.parametrize("edge_px", [10.0, 10.25, 10.4999, 10.5, 10.5001, 10.75])
+def test_a_box_is_drawn_once_wherever_its_edges_lie(edge_px: float, monkeypatch: pytest.MonkeyPatch):
+    box = [edge_px, edge_px + 30, edge_px + 120, edge_px + 160]
+    assert drawn([box], [1], monkeypatch) == ["tree"]
+
+
+def test_near_boxes_and_boxes_of_two_labels_at_one_place_are_all_drawn(monkeypatch: pytest.MonkeyPatch):
+    boxes = [[10.5, 10, 80, 80], [11.5, 10, 80, 80], [150, 150, 250, 260], [150, 150, 250, 258]]
+    assert drawn(boxes, [1, 1, 2, 1], monkeypatch) == ["house", "tree", "tree", "tree"]

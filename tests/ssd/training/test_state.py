@@ -1,0 +1,298 @@
+"""What a run begins with, what must stay when it resumes, and that its state comes back as it was."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from ssd.categories import COCO, Categories
+from ssd.checkpoint import CheckpointError, step_file, write
+from ssd.config import Backbone, DataConfig, ModelConfig, ResumeConfig, TrainConfig
+from ssd.distributed import Ranks
+from ssd.errors import UserError
+from ssd.published import to_published
+from ssd.training.log import LossMeter
+from ssd.training.optimizer import build_optimizer
+from ssd.training.session import Session
+from ssd.training.state import (
+    SavedRun,
+    TrainState,
+    build_network,
+    check_same_run,
+    images_per_rank,
+    load_newest,
+)
+from tests.ssd.training.samples import SAVED, saved_run
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+CATEGORIES = Categories((1, 2), ("a", "b"))
+
+
+def config(**given: object) -> ModelConfig:
+    return ModelConfig(backbone=Backbone.resnet18, **given)
+
+
+def assert_same(state: dict[str, Any], other: dict[str, Any]) -> None:
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_the_first_weights_follow_from_the_seed():
+    first, again, other = (build_network(config(), CATEGORIES, seed)[0].state_dict() for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert not torch.equal(first["logit_heads.0.weight"], other["logit_heads.0.weight"])
+
+
+def test_an_imagenet_backbone_comes_from_a_file(tmp_path: Path):
+    torch.manual_seed(5)
+    resnet = torchvision.models.resnet18()
+    torch.save(resnet.state_dict(), tmp_path / "imagenet.pth")
+    network, _ = build_network(config(weights=str(tmp_path / "imagenet.pth")), CATEGORIES, seed=0)
+    assert torch.equal(network.state_dict()["backbone.layer3.1.conv2.weight"], resnet.layer3[1].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("IMAGENET1K_V2", r"model\.weights=IMAGENET1K_V2: resnet18 .*IMAGENET1K_V1"),
+        ("IMAGENET1K_V1", r"no network.*model\.weights=FILE"),
+        ("resnet34.pth", r"resnet34\.pth: .*model\.backbone"),
+        ("README.md", r"^model\.weights=.*README\.md: checkpoint .* can't be read"),
+    ],
+)
+def test_imagenet_weights_that_cannot_be_used_are_refused_by_the_key(
+    weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", no_network)
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("# words")
+    torch.save(torchvision.models.resnet34().state_dict(), "resnet34.pth")
+    with pytest.raises(UserError, match=message):
+        build_network(config(weights=weights), CATEGORIES, seed=0)
+
+
+def save_detector(path: Path, categories: Categories, published: bool) -> dict[str, torch.Tensor]:
+    trained = dict(build_network(config(), categories, seed=9)[0].state_dict())
+    if published:
+        torch.save({"model": to_published(trained)}, path)
+    else:
+        write(path, {"format": 1, "model": trained, "categories": categories.as_plain(), "config": {}})
+    return trained
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "published", "others", "heads_are_kept"),
+    [
+        (CATEGORIES, False, CATEGORIES, True),
+        (CATEGORIES, True, CATEGORIES, True),
+        (CATEGORIES, False, Categories((1,), ("a",)), False),
+        (CATEGORIES, False, Categories((1, 2), ("a", "x")), False),
+        (CATEGORIES, False, Categories((1, 2), ("b", "a")), False),
+        (COCO, True, COCO, True),
+        (COCO, True, Categories(COCO.ids, (*COCO.names[:-1], "unheard of")), False),
+    ],
+)
+def test_a_detector_to_start_from_keeps_its_class_heads_where_it_knows_these_classes(
+    trained_on: Categories, published: bool, others: Categories, heads_are_kept: bool, tmp_path: Path
+):
+    trained = save_detector(tmp_path / "x.pt", trained_on, published)
+    network, origin = build_network(config(checkpoint=str(tmp_path / "x.pt")), others, seed=3)
+    fresh = build_network(config(), others, seed=3)[0].state_dict()
+    for key, value in network.state_dict().items():
+        is_new = key.startswith("logit_heads.") and not heads_are_kept
+        assert torch.equal(value, (fresh if is_new else trained)[key])
+    assert ("class heads, which are new" in origin) != heads_are_kept
+
+
+def test_a_detector_of_another_backbone_is_refused(tmp_path: Path):
+    save_detector(tmp_path / "x.pt", CATEGORIES, published=True)
+    other = ModelConfig(backbone=Backbone.resnet34, checkpoint=str(tmp_path / "x.pt"))
+    with pytest.raises(UserError, match=r"model\.backbone=resnet34: .*x\.pt is a resnet18"):
+        build_network(other, CATEGORIES, seed=0)
+
+
+def test_frozen_batchnorm_stays_frozen_in_training():
+    network = build_network(config(freeze_batchnorm=True), CATEGORIES, seed=0)[0].train()
+    assert not network.backbone.bn1.training
+    assert network.training
+
+
+def check(fingerprint: str = "f", override: tuple[str, ...] = (), **saved: object) -> None:
+    """Compare the default config with a checkpoint of another one, keys given as section__name."""
+    was = deepcopy(SAVED["config"])
+    for key, value in saved.items():
+        section, _, name = key.rpartition("__")
+        (was[section] if section else was)[name] = value
+    now = TrainConfig(name="x", resume=ResumeConfig(override=list(override)))
+    check_same_run(now, fingerprint, Ranks(CPU), saved_run(config=was))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "now"),
+    [
+        ("seed", 7, 0),
+        ("data.batch_size", 7, 32),
+        ("data.augment", False, True),
+        ("data.limit", 7, None),
+        ("data.crowd", False, True),
+        ("data.min_box_px", 7.0, 1.0),
+        ("model.backbone", "resnet18", "resnet50"),
+        ("model.weights", "IMAGENET1K_V1", None),
+        ("model.freeze_batchnorm", True, False),
+        ("optimizer.learning_rate", 7.0, 0.0026),
+        ("optimizer.weight_decay", 7.0, 0.0005),
+        ("schedule.milestones", [7], []),
+        ("schedule.warmup_steps", 7, 0),
+        ("runtime.precision", "bf16", "fp16"),
+    ],
+)
+def test_a_key_that_shapes_the_trajectory_must_stay_unless_it_is_named(key: str, value: object, now: object):
+    saved = {key.replace(".", "__"): value}
+    with pytest.raises(CheckpointError) as caught:
+        check(**saved)
+    assert f"{key}: {value} in the checkpoint, {now} now" in str(caught.value)
+    assert "name=" in str(caught.value)
+    check(override=(key,), **saved)
+    with pytest.raises(CheckpointError, match=r"data\.train_annotations: .*fingerprint f in the .* g now"):
+        check(fingerprint="g", override=(key,), **saved)
+
+
+def test_every_key_of_the_model_and_of_the_optimizer_must_stay():
+    for section in ("model", "optimizer"):
+        for name in SAVED["config"][section]:
+            with pytest.raises(CheckpointError, match=rf"{section}\.{name}: other in the checkpoint"):
+                check(**{f"{section}__{name}": "other"})
+
+
+def test_other_keys_are_free():
+    check(
+        name="y",
+        data__path="elsewhere",
+        data__threads=7,
+        runtime__device="cuda",
+        schedule__epochs=700,
+        schedule__max_steps=7,
+        logging__every_steps=7,
+        evaluation__every=7,
+        checkpoint__keep=7,
+    )
+
+
+def test_an_override_that_means_nothing_is_refused():
+    with pytest.raises(UserError, match=r"resume\.override=.*momentun is none of .*optimizer\.momentum"):
+        check(override=("optimizer.momentun",))
+
+
+@pytest.mark.parametrize(("world_size", "share"), [(1, 12), (2, 6), (3, 4), (6, 2)])
+def test_the_global_batch_wins_over_the_batch_size_of_another_number_of_ranks(world_size: int, share: int):
+    ranks, saved = Ranks(CPU, world_size=world_size), saved_run(world_size=2, global_batch=12)
+    given = TrainConfig(name="x", data=DataConfig(batch_size=32))
+    assert images_per_rank(given, saved, ranks) == share
+    assert images_per_rank(given, None, ranks) == 32
+    override = TrainConfig(name="x", data=given.data, resume=ResumeConfig(override=["data.batch_size"]))
+    assert images_per_rank(override, saved, ranks) == 32
+    if world_size != saved.world_size:
+        check_same_run(TrainConfig(name="x", data=DataConfig(batch_size=7)), "f", ranks, saved)
+
+
+@pytest.mark.parametrize("world_size", [5, 12, 24])
+def test_ranks_that_cannot_share_the_global_batch_are_told_which_numbers_can(world_size: int):
+    with pytest.raises(UserError, match=r"Numbers of ranks that work: 1, 2, 3, 4, 6$"):
+        images_per_rank(TrainConfig(name="x"), saved_run(global_batch=12), Ranks(CPU, world_size=world_size))
+
+
+def train_state(momentum: float = 0.9, scaler: torch.amp.GradScaler | None = None) -> TrainState:
+    network = torch.nn.Linear(2, 2)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = build_optimizer(network, TrainConfig(name="x").optimizer)
+    for group in optimizer.param_groups:
+        group["momentum"] = momentum
+    if not momentum:
+        optimizer.state.clear()
+    return TrainState(network, optimizer, scaler, LossMeter(CPU), Ranks(CPU))
+
+
+def step_of(state: TrainState, found_inf: bool = False) -> None:
+    """Take a step of TrainStep's kind; found_inf: one that is skipped."""
+    loss = state.network(torch.ones(1, 2)).sum() * (float("inf") if found_inf else 1.0)
+    state.scaler.scale(loss).backward()
+    state.optimizer.found_inf = torch.tensor(float(found_inf))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+
+
+def test_momentum_that_a_run_gets_when_it_resumes_begins_at_zero():
+    """Its first step may be skipped, which would leave uninitialised memory."""
+    without, state = train_state(momentum=0.0), train_state(momentum=0.9)
+    step_of(without)
+    state.restore(without.collect())
+    for found_inf in (True, False):
+        momenta = [state.optimizer.state[parameter] for parameter in state.network.parameters()]
+        assert [float(entry["momentum_buffer"].abs().sum()) for entry in momenta] == [0.0, 0.0]
+        step_of(state, found_inf)
+    assert all(entry["momentum_buffer"].all() for entry in momenta)
+
+
+def scales_over(state: TrainState, overflows: list[bool]) -> list[float]:
+    scales = []
+    for found_inf in overflows:
+        step_of(state, found_inf)
+        scales.append(state.scaler.get_scale())
+    return scales
+
+
+def test_loss_scale_and_its_growth_go_on_where_they_were():
+    whole, stopped, resumed = (
+        train_state(scaler=torch.amp.GradScaler("cpu", growth_interval=3)) for _ in range(3)
+    )
+    overflows = [True, False, False, False, False]
+    expected = scales_over(whole, overflows)
+    assert expected == [2.0**15, 2.0**15, 2.0**15, 2.0**16, 2.0**16]
+    scales = scales_over(stopped, overflows[:3])
+    resumed.restore(stopped.collect())
+    assert scales + scales_over(resumed, overflows[3:]) == expected
+
+
+def test_a_saved_run_comes_out_of_its_file_as_it_went_in(tmp_path: Path):
+    run = saved_run()
+    write(tmp_path / "x.pt", run.as_plain())
+    read = SavedRun.load(tmp_path / "x.pt")
+    assert_same(read.state.pop("model"), run.state["model"])
+    assert read == saved_run(state={key: value for key, value in run.state.items() if key != "model"})
+
+
+def test_a_checkpoint_of_another_version_is_named_with_what_it_lacks(tmp_path: Path):
+    plain = saved_run().as_plain()
+    del plain["bad_images"], plain["scaler"]
+    write(tmp_path / "x.pt", plain)
+    with pytest.raises(CheckpointError, match=r"x\.pt lacks bad_images, scaler: another version"):
+        SavedRun.load(tmp_path / "x.pt")
+
+
+def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_start_over(
+    session: Session, capsys: pytest.CaptureFixture[str]
+):
+    assert load_newest(session) is None
+    folder = session.folder / "checkpoints"
+    for step in (2, 4):
+        write(step_file(folder, step), saved_run(step=step).as_plain())
+    step_file(folder, 4).write_bytes(b"")
+    saved = load_newest(session)
+    assert saved is not None
+    assert saved.step == 2
+    assert "it is kept as step_00000004.pt.broken" in capsys.readouterr().out
+    step_file(folder, 2).write_bytes(b"")
+    for _ in range(2):  # not the second time either
+        with pytest.raises(CheckpointError, match=r"no checkpoint of the run is good: .*step_00000002\.pt"):
+            load_newest(session)
