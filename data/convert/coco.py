@@ -69,8 +69,8 @@ def _read_split(
         for ltwh_px, label, is_crowd in zip(
             annotations.boxes_ltwh_px[rows].tolist(), labels, crowd, strict=True
         ):
-            (_, _, *inside_size_px), _ = cut(ltwh_px, width, height)
-            if min(inside_size_px) > 0:
+            inside_ltwh_px, _ = cut(ltwh_px, width, height)
+            if min(inside_ltwh_px[2:]) > 0:
                 category = annotations.categories.name_of(label)
                 objects.append((name, Box(category, tuple(ltwh_px), is_crowd)))
             else:

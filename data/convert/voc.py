@@ -131,16 +131,14 @@ def _read_picture(
     if not names:
         suffixes = " ".join(PICTURE_SUFFIXES)
         raise UserError(
-            f"its picture is missing: no {xml.stem} with any of {suffixes} in {folder}; add it, or remove the "
-            "xml file"
+            f"its picture is missing: no {xml.stem} with any of {suffixes} in {folder}; add it, or remove "
+            "the xml file"
         )
     if len(names) > 1:
         raise UserError(f"may belong to {' or '.join(names)}; rename or remove all but one")
-    size_px = None
-    if (size := root.find("size")) is not None:
+    size, size_px = root.find("size"), None
+    if size is not None and (_text(size, "width"), _text(size, "height")) != ("0", "0"):  # 0: not known
         size_px = number(_text(size, "width"), "width"), number(_text(size, "height"), "height")
-        if size_px == (0, 0):  # as tools write that don't know it
-            size_px = None
     objects = [(f"{xml}: object {place}", element) for place, element in enumerate(root.findall("object"), 1)]
     return read_picture(
         folder / names[0], names[0], size_px, objects, lambda element, _: _read_object(element, known)
