@@ -10,18 +10,18 @@ Conventions of boxes, categories and splits: data/convert/__init__.py.
 import argparse
 from pathlib import Path
 
-from data.convert.conversion import Format, Options, convert
-from data.convert.folder import Link
+from data.convert import FORMATS, Options, convert
+from data.convert.dataset import LINKS
 from ssd.errors import UserError
 
 
 def main() -> None:
     """Read the command line, convert, say what was done."""
     given = parser().parse_args()
+    options = Options(given.val_fraction, given.seed, given.classes, given.link)
     try:
-        options = Options(given.val_fraction, given.seed, given.classes, Link(given.link))
-        lines = convert(given.source, Format(given.format), given.out, Format(given.to), options)
-    except UserError as error:
+        lines = convert(given.source, given.format, given.out, given.to, options)
+    except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted, {given.out} was not made") from None
@@ -30,32 +30,21 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    formats = [format_.value for format_ in Format]
     command = argparse.ArgumentParser(description="Convert a data set to the COCO layout, or from it.")
-    command.add_argument("format", choices=formats, help="what SOURCE is in")
-    command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the data set; only read")
-    command.add_argument("out", type=Path, metavar="OUT", help="folder to make; absent or empty")
-    command.add_argument("--to", choices=formats, default=Format.coco.value, help="default %(default)s")
-    command.add_argument(
-        "--val-fraction",
-        type=float,
-        default=Options.val_fraction,
-        metavar="F",
-        help="share of the pictures dealt to val where SOURCE has no validation split; default %(default)s",
+    add = command.add_argument
+    add("format", choices=FORMATS, help="what SOURCE is in")
+    add("source", type=Path, metavar="SOURCE", help="folder of the data set; only read")
+    add("out", type=Path, metavar="OUT", help="folder to make; absent or empty")
+    add("--to", choices=FORMATS, default="coco", help="default %(default)s")
+    share = "share of the pictures dealt to val where SOURCE has no validation split; default %(default)s"
+    add("--val-fraction", type=float, default=Options.val_fraction, metavar="F", help=share)
+    add("--seed", type=int, default=Options.seed, help="another seed deals others; default %(default)s")
+    add("--classes", type=Path, metavar="FILE", help="category names in order, one a line; default: SOURCE's")
+    link = (
+        "how pictures get into OUT; hard (default) costs no space but needs the same disk, symlink breaks "
+        "when SOURCE moves, copy doubles them"
     )
-    command.add_argument(
-        "--seed", type=int, default=Options.seed, help="another seed deals others; default %(default)s"
-    )
-    command.add_argument(
-        "--classes", type=Path, metavar="FILE", help="category names in order, one a line; default: SOURCE's"
-    )
-    command.add_argument(
-        "--link",
-        choices=[link.value for link in Link],
-        default=Options.link.value,
-        help="how pictures get into OUT; hard (default) costs no space but needs the same disk, symlink "
-        "breaks when SOURCE moves, copy doubles them",
-    )
+    add("--link", choices=LINKS, default=Options.link, help=link)
     return command
 
 

@@ -1,34 +1,53 @@
-"""What every reader gives and every writer takes: pictures with boxes, in two splits, and category names."""
+"""What the formats share: the data set between reading and writing, findings, and the files of both sides."""
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+from data.exif import UPRIGHT, orientation
 from ssd.errors import UserError
 
+Item = TypeVar("Item")
+Where = TypeVar("Where", str, Path)
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 Ltwh = tuple[float, float, float, float]
 
 EXACT_DECIMALS = 6
-EXACT_PX = 10**-EXACT_DECIMALS
-"""How exact a box is: a difference below this is float noise."""
+"""Decimals of a pixel that are written to COCO; a smaller difference is float noise."""
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+CLASSES_FILE = "classes.txt"
+"""Category names, one a line, in the order of their ids: written, and read where the source has one."""
+LINKS: dict[str, Callable[[Path, Path], object]] = {
+    "hard": os.link,
+    "symlink": os.symlink,
+    "copy": shutil.copy2,
+}
+"""How a picture gets into the new folder, by the value of --link."""
+LISTED_DEFECTS = 20
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's first bytes say, the size in pixels as stored."""
+    """What a picture's first bytes say; the size is in pixels, as stored."""
 
     width: int
     height: int
-    channels: int = 3
+    channels: int
 
 
 @dataclass(frozen=True)
 class Box:
-    """An object: its category's name, its box in pixels, and whether evaluation passes over it."""
+    """An object; crowd: evaluation counts it neither as a hit nor as a miss."""
 
     category: str
     ltwh_px: Ltwh
@@ -37,7 +56,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: where its file lies, what it is called in the split's folder (posix), and its boxes."""
+    """A picture: its file, its posix path in the split's folder, its boxes."""
 
     file: Path
     name: str
@@ -47,62 +66,218 @@ class Picture:
     @property
     def stem(self) -> str:
         """The name without its suffix, folders kept: what its annotation file is called."""
-        return PurePosixPath(self.name).with_suffix("").as_posix()
+        return os.path.splitext(self.name)[0]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Category names in the order of their ids; pictures by split, at least one in each.
-
-    `val` is missing where a source has no validation split.
-    """
+    """Category names in the order of their ids; pictures by split. A source may lack `val`."""
 
     categories: tuple[str, ...]
-    splits: dict[Split, tuple[Picture, ...]]
+    splits: dict[Split, list[Picture]]
 
-    def __post_init__(self) -> None:
-        """Raise UserError for a split with two pictures of a name."""
-        for split, pictures in self.splits.items():
-            for name in _twice(picture.name for picture in pictures):
-                files = [str(picture.file) for picture in pictures if picture.name == name]
-                raise UserError(f"{' and '.join(files)} are both {name} in {split}; rename or remove one")
 
-    def by_stem(self, splits: Sequence[Split]) -> dict[str, Picture]:
-        """Return the pictures of these splits by what their annotation files are called.
+@dataclass(frozen=True)
+class Finding:
+    """What a conversion met or did, where, and by how many pixels; a defect ends the conversion."""
 
-        Raises UserError where different pictures would share an annotation file.
-        """
-        pictures: dict[str, Picture] = {}
-        for picture in (picture for split in splits for picture in self.splits[split]):
-            other = pictures.setdefault(picture.stem, picture)
-            if other != picture:
+    what: str
+    where: object = None
+    px: float = 0.0
+    defect: bool = False
+
+
+def refuse_defects(source: Path, findings: Sequence[Finding]) -> None:
+    """Raise one UserError that lists the defects, if there are any."""
+    defects = [f"{finding.where}: {finding.what}" for finding in findings if finding.defect]
+    if len(defects) == 1:
+        raise UserError(defects[0])
+    if defects:
+        lines = [f"{source}: {len(defects)} problems, nothing was written:", *defects[:LISTED_DEFECTS]]
+        if len(defects) > LISTED_DEFECTS:
+            lines.append(f"… and {len(defects) - LISTED_DEFECTS} more")
+        raise UserError("\n  ".join(lines))
+
+
+def read_pictures(
+    entries: Sequence[tuple[Where, Item]],
+    read: Callable[[Where, Item], tuple[Picture, list[Finding]]],
+    title: str,
+) -> tuple[list[Picture], list[Finding]]:
+    """Read a split's pictures; entries: pairs of what annotates a picture and what else `read` needs.
+
+    Where `read` raises UserError, that is a defect of the entry.
+    """
+    pictures, findings = [], []
+    for where, item in shown(entries, title):
+        try:
+            picture, found = read(where, item)
+        except UserError as error:
+            findings.append(Finding(str(error), where, defect=True))
+        else:
+            pictures.append(picture)
+            findings += found
+    return pictures, findings
+
+
+def read_picture(
+    file: Path,
+    name: str,
+    size_px: tuple[float, float] | None,
+    objects: Iterable[tuple[str, Item]],
+    read: Callable[[Item, Header], Box],
+) -> tuple[Picture, list[Finding]]:
+    """Return a picture with its boxes, cut at its edges; objects: pairs of where one stands and what to read.
+
+    Where `read` raises UserError or the box has no area inside the picture, that is a defect of the object.
+    size_px: width and height as the annotations say, None if they don't. Boxes are of the pixels as stored,
+    as in training: an EXIF rotation is a finding. Raises UserError for a picture that cannot be read or has
+    another size.
+    """
+    header, findings = _read_header(file)
+    if size_px is not None and size_px != (header.width, header.height):
+        raise UserError(
+            f"says the picture has {size_px[0]:g}×{size_px[1]:g} pixels, its file has {header.width}×"
+            f"{header.height}; correct the size, or put the picture there that the boxes were drawn on"
+        )
+    boxes = []
+    for where, item in objects:
+        try:
+            box = read(item, header)
+            inside_ltwh_px, over_px = cut(box.ltwh_px, header.width, header.height)
+            if min(inside_ltwh_px[2:]) <= 0:
                 raise UserError(
-                    f"{other.file} and {picture.file} would share the annotation file of {picture.stem!r}; "
-                    "rename one"
+                    f"box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
+                    f"{header.width}×{header.height}; correct or remove it"
                 )
-        return pictures
+        except UserError as error:
+            findings.append(Finding(str(error), where, defect=True))
+            continue
+        boxes.append(Box(box.category, inside_ltwh_px, box.crowd))
+        if over_px:
+            what = "boxes hung over an edge of their picture and were cut there"
+            findings.append(Finding(what, where, over_px))
+    return Picture(file, name, header, tuple(boxes)), findings
 
 
-def cut_to_picture(ltwh_px: Ltwh, header: Header) -> tuple[Ltwh, float]:
-    """Return the part of a box inside the picture, and by how many pixels it hung over an edge.
+def _read_header(file: Path) -> tuple[Header, list[Finding]]:
+    try:
+        # Pillow warns of large pictures; an absurd size it refuses.
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            upright = orientation(image) == UPRIGHT
+            header = Header(image.width, image.height, len(image.getbands()))
+    except UnidentifiedImageError as error:
+        raise UserError(f"{file} is no picture that can be read; replace or remove it") from error
+    except Exception as error:  # Pillow's readers raise almost anything on a broken header
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file} cannot be read ({reason}); replace or remove it") from error
+    turned = "pictures are to be shown turned (EXIF); boxes are taken as unturned"
+    return header, [] if upright else [Finding(turned, file)]
 
-    What hangs over is taken off the size, as data.clipping does it: a box inside keeps its exact numbers.
-    Raises UserError where nothing is left.
+
+def cut(ltwh_px: Ltwh, full_width: int, full_height: int) -> tuple[Ltwh, float]:
+    """Return the part of a box inside a picture, and by how many pixels it hung over an edge.
+
+    What hangs over is taken off the size, as training does it: a box inside keeps its exact numbers. The size
+    is 0 or less where nothing lies inside.
     """
     left, top, width, height = ltwh_px
-    over_left, over_right = max(-left, 0.0), max(left + width - header.width, 0.0)
-    over_top, over_bottom = max(-top, 0.0), max(top + height - header.height, 0.0)
-    over = max(over_left, over_right, over_top, over_bottom)
-    if over > EXACT_PX:
-        left, width = max(left, 0.0), width - over_left - over_right
-        top, height = max(top, 0.0), height - over_top - over_bottom
-    if width <= 0 or height <= 0:
+    over_left, over_right = max(-left, 0.0), max(left + width - full_width, 0.0)
+    over_top, over_bottom = max(-top, 0.0), max(top + height - full_height, 0.0)
+    over_px = max(over_left, over_right, over_top, over_bottom)
+    if over_px <= 10**-EXACT_DECIMALS:
+        return ltwh_px, 0.0
+    left, top = max(left, 0.0), max(top, 0.0)
+    return (left, top, width - over_left - over_right, height - over_top - over_bottom), over_px
+
+
+def number(text: str, what: str) -> float:
+    """Return a finite number, or raise UserError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{what} {text!r} is no number; correct it")
+    return value
+
+
+def check_names(names: Sequence[str], where: object) -> tuple[str, ...]:
+    """Return category names: at least one, none twice, each fit to be a line of a classes file.
+
+    Raises UserError.
+    """
+    if not names:
+        raise UserError(f"{where}: no category name; write one a line into a file and give --classes FILE")
+    for index, name in enumerate(names):
+        if not name or name != name.strip() or not name.isprintable() or names.index(name) < index:
+            raise UserError(
+                f"{where}: name {index}, {name!r}, stands there twice, is blank, or has a space at an end or "
+                "a character that cannot be printed; rename it"
+            )
+    return tuple(names)
+
+
+def read_names(classes_file: Path) -> tuple[str, ...]:
+    """Return the names of a classes file; blank lines at its end don't count. Raises UserError."""
+    lines = read_lines(classes_file)
+    while lines and not lines[-1]:
+        lines.pop()
+    return check_names(lines, classes_file)
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return a text file's lines without white space at both ends or a byte-order mark; raise UserError."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the posix paths of a folder's files, sub-folders included and hidden ones not, sorted.
+
+    suffixes: in lower case; those of the files may be in any case.
+    """
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def place_pictures(pictures: Sequence[Picture], folder: Path, link: str) -> None:
+    """Put pictures into a folder under their names, unchanged; raise UserError where that cannot be."""
+    for picture in shown(pictures, f"pictures into {folder.name}"):
+        target = folder / picture.name
+        if os.path.lexists(target):
+            raise UserError(f"{picture.file}: another picture is {picture.name} too; rename or remove one")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            LINKS[link](picture.file.resolve(), target)  # a hard link to a relative symlink points nowhere
+        except OSError as error:
+            raise UserError(
+                f"{picture.file}: --link {link} to {picture.name} failed ({error.strerror}); "
+                f"give --link {'symlink or copy' if link == 'hard' else 'copy'}, or make room"
+            ) from error
+
+
+def write_annotations(text: str, folder: Path, suffix: str, picture: Picture) -> None:
+    """Write a picture's annotation file; raise UserError where another picture has the same one."""
+    file = folder / f"{picture.stem}{suffix}"
+    if file.exists():
         raise UserError(
-            f"box (left, top, width, height) {ltwh_px} px has no area inside the picture of {header.width}×"
-            f"{header.height}; correct or remove it"
+            f"{picture.file}: another picture has the annotation file {picture.stem}{suffix} too; rename one"
         )
-    return (left, top, width, height), over if over > EXACT_PX else 0.0
+    write_text(file, text)
 
 
-def _twice(keys: Iterable[Hashable]) -> list[Hashable]:
-    return [key for key, times in Counter(keys).items() if times > 1]
+def write_text(file: Path, text: str) -> None:
+    """Write a text file; folders above it are made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def shown(items: Sequence[Item], title: str) -> Iterator[Item]:
+    """Pass items on, with a progress bar in a terminal and silently elsewhere."""
+    console = Console(stderr=True)
+    yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,113 @@
+"""The COCO layout that `data.path=` reads: an annotation file and a folder of pictures for each split."""
+
+import itertools
+import posixpath
+from pathlib import Path
+
+import msgspec
+
+from data.convert.dataset import (
+    EXACT_DECIMALS,
+    SPLITS,
+    Box,
+    DataSet,
+    Finding,
+    Picture,
+    Split,
+    check_names,
+    cut,
+    place_pictures,
+    read_picture,
+    read_pictures,
+    refuse_defects,
+    write_text,
+)
+from ssd.annotations import Annotations, read_annotations
+from ssd.config import DataConfig
+from ssd.errors import UserError
+
+
+def read_coco(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
+    """Read the folder that `data.path=` names, `train` alone where it has no validation annotations.
+
+    Boxes without area inside their picture have no counterpart elsewhere: left out, and counted.
+    Raises UserError: at the first bad entry of an annotation file, with every bad picture.
+    """
+    if classes_file is not None:
+        raise UserError(f"--classes {classes_file}: COCO annotations name their categories; leave it out")
+    layout = DataConfig(path=str(source))
+    files = {split: layout.locate(f"{split}_annotations") for split in SPLITS}
+    if not files["train"].is_file():
+        raise UserError(f"{files['train']} is missing; give a folder in COCO layout")
+    annotations = {
+        split: read_annotations(file, f"data.{split}_annotations")
+        for split, file in files.items()
+        if file.is_file()
+    }
+    splits: dict[Split, list[Picture]] = {}
+    findings: list[Finding] = []
+    for split, content in annotations.items():
+        folder = layout.locate(f"{split}_images")
+        splits[split], found = _read_split(content, files[split], folder, f"reading {split}")
+        findings += found
+    categories = annotations["train"].categories
+    if "val" in annotations:
+        categories.check_scored_by(annotations["val"].categories, files["val"])
+    refuse_defects(source, findings)
+    return DataSet(check_names(categories.names, f"{files['train']}: categories"), splits), findings
+
+
+def _read_split(
+    annotations: Annotations, file: Path, folder: Path, title: str
+) -> tuple[list[Picture], list[Finding]]:
+    def read(_: str, image: int) -> tuple[Picture, list[Finding]]:
+        name = posixpath.normpath(annotations.file_names[image])
+        width, height = annotations.sizes_px[image].tolist()
+        rows = slice(*annotations.box_starts[image : image + 2])
+        labels, crowd = annotations.labels[rows].tolist(), annotations.crowd[rows].tolist()
+        objects, left_out = [], []
+        for ltwh_px, label, is_crowd in zip(
+            annotations.boxes_ltwh_px[rows].tolist(), labels, crowd, strict=True
+        ):
+            inside_ltwh_px, _ = cut(ltwh_px, width, height)
+            if min(inside_ltwh_px[2:]) > 0:
+                category = annotations.categories.name_of(label)
+                objects.append((name, Box(category, tuple(ltwh_px), is_crowd)))
+            else:
+                left_out.append(Finding("boxes without area inside their picture are left out", name))
+        picture, findings = read_picture(folder / name, name, (width, height), objects, lambda box, _: box)
+        return picture, findings + left_out
+
+    ids = annotations.image_ids.tolist()
+    entries = [(f"{file}: images[{image}] (id {key})", image) for image, key in enumerate(ids)]
+    return read_pictures(entries, read, title)
+
+
+def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
+    """Write both splits, ids counted from 1 through both, in the order given; `area` is the box's."""
+    layout = DataConfig(path=str(folder))
+    category_ids = {name: place for place, name in enumerate(data.categories, start=1)}
+    categories = [{"id": place, "name": name} for name, place in category_ids.items()]
+    image_ids, annotation_ids = itertools.count(1), itertools.count(1)
+    for split, pictures in data.splits.items():
+        place_pictures(pictures, layout.locate(f"{split}_images"), link)
+        images, annotations = [], []
+        for picture in pictures:
+            image_id = next(image_ids)
+            size = {"width": picture.header.width, "height": picture.header.height}
+            images.append({"id": image_id, "file_name": picture.name, **size})
+            for box in picture.boxes:
+                _, _, width, height = ltwh_px = [round(value, EXACT_DECIMALS) for value in box.ltwh_px]
+                annotations.append(
+                    {
+                        "id": next(annotation_ids),
+                        "image_id": image_id,
+                        "category_id": category_ids[box.category],
+                        "bbox": ltwh_px,
+                        "area": round(width * height, EXACT_DECIMALS),
+                        "iscrowd": int(box.crowd),
+                    }
+                )
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        write_text(layout.locate(f"{split}_annotations"), msgspec.json.encode(document).decode())
+    return []

@@ -1,0 +1,265 @@
+"""YOLO as Ultralytics, Roboflow and darknet lay it out: a text file a picture, `class cx cy w h` a line."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from data.convert.dataset import (
+    CLASSES_FILE,
+    PICTURE_SUFFIXES,
+    SPLITS,
+    Box,
+    DataSet,
+    Finding,
+    Header,
+    Picture,
+    Split,
+    check_names,
+    find_files,
+    number,
+    place_pictures,
+    read_lines,
+    read_names,
+    read_picture,
+    read_pictures,
+    refuse_defects,
+    shown,
+    write_annotations,
+    write_text,
+)
+from ssd.errors import UserError
+
+_CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NAMES_FILES = (CLASSES_FILE, "obj.names")
+_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+_USUAL_PLACES = ("{}.txt", "images/{}", "images/{}2017", "{}/images", "{}")
+_PLACES_WITHOUT_SPLITS = ("images", "obj_train_data", "")
+_LARGEST = 2.0
+"""A coordinate beyond this many pictures is taken for pixels."""
+_Entry = tuple[Path, tuple[Path, str]]
+"""A label file, which may be missing, and its picture's file and name in the split."""
+
+
+class _Config(msgspec.Struct):
+    """data.yaml: folders or list files of each split, and the category names by index."""
+
+    path: str = "."
+    train: str | list[str] | None = None
+    val: str | list[str] | None = None
+    test: str | list[str] | None = None
+    names: list[str] | dict[int, str] | None = None
+    nc: int | None = None
+
+
+def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
+    """Read a folder; the splits are where data.yaml says, else where tools put them, else all is one set.
+
+    classes_file: the category names by index; else data.yaml, classes.txt or obj.names of the source. A
+    picture without a label file is one without objects. Raises UserError with every defect.
+    """
+    config_file = next((source / name for name in _CONFIG_FILES if (source / name).is_file()), None)
+    try:
+        config = msgspec.yaml.decode(config_file.read_bytes(), type=_Config) if config_file else _Config()
+    except msgspec.DecodeError as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{config_file}: {what}; correct it (quote names like 3 or yes)") from error
+    names = _category_names(source, config_file, config, classes_file)
+    places = _configured_places(source, config) if config.train else _usual_places(source)
+    test = places.pop("test", None)
+    findings = [Finding(f"{test[0]} is not used: the COCO layout has train and val")] if test else []
+    splits: dict[Split, list[Picture]] = {}
+    for split in SPLITS:
+        if split in places:
+            splits[split], found = _read_split(source, places[split], names, f"reading {split}")
+            findings += found
+    refuse_defects(source, findings)
+    return DataSet(names, splits), findings
+
+
+def _category_names(
+    source: Path, config_file: Path | None, config: _Config, classes_file: Path | None
+) -> tuple[str, ...]:
+    if classes_file is None and config.names is None:
+        classes_file = next((source / name for name in _NAMES_FILES if (source / name).is_file()), None)
+    if classes_file is not None:
+        return read_names(classes_file)
+    names = config.names
+    if names is None:
+        raise UserError(
+            f"{source}: no data.yaml with `names`, no {' and no '.join(_NAMES_FILES)} names its categories; "
+            "write one a line into a file and give --classes FILE"
+        )
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise UserError(
+                f"{config_file}: the indices of `names` are {sorted(names)}; number them 0, 1, 2, …"
+            )
+        names = [names[index] for index in range(len(names))]
+    if config.nc not in (None, len(names)):
+        raise UserError(f"{config_file}: nc is {config.nc} and `names` has {len(names)}; correct one of them")
+    return check_names(names, f"{config_file}: `names`")
+
+
+def _configured_places(source: Path, config: _Config) -> dict[str, list[Path]]:
+    """Return the folders and list files that data.yaml names, by split.
+
+    Tools write `path` for the machine they ran on, and ../train/images for train/images: what lies in the
+    source itself comes first.
+    """
+    places: dict[str, list[Path]] = {}
+    for split, given in (("train", config.train), ("val", config.val), ("test", config.test)):
+        for place in [given] if isinstance(given, str) else given or []:
+            inside = place if os.path.isabs(place) else place.lstrip("./")
+            candidates = [os.path.normpath(source / path) for path in (inside, Path(config.path, place))]
+            found = next((path for path in candidates if os.path.exists(path)), None)
+            if found is None:
+                raise UserError(
+                    f"{source}: {split}: {place} of its yaml file is neither {' nor '.join(candidates)}; "
+                    "correct the entry"
+                )
+            places.setdefault(split, []).append(Path(found))
+    return places
+
+
+def _usual_places(source: Path) -> dict[str, list[Path]]:
+    """Return the folder or list file of each split, or one folder with all pictures as `train`."""
+    places = {}
+    for split, names in _SPLIT_NAMES.items():
+        paths = [source / pattern.format(name) for pattern in _USUAL_PLACES for name in names]
+        places[split] = [path for path in paths if path.exists()][:1]
+    if places["train"]:
+        return {split: found for split, found in places.items() if found}
+    if places["val"]:
+        raise UserError(
+            f"{source} has {places['val'][0].name} and no train beside it; add train, or rename it"
+        )
+    return {"train": [next(source / name for name in _PLACES_WITHOUT_SPLITS if (source / name).exists())]}
+
+
+def _read_split(
+    source: Path, places: list[Path], names: tuple[str, ...], title: str
+) -> tuple[list[Picture], list[Finding]]:
+    entries: list[_Entry] = []
+    findings: list[Finding] = []
+    for place in places:
+        found, defects = _in_folder(source, place) if place.is_dir() else _in_list(source, place)
+        entries += found
+        findings += defects
+    refuse_defects(source, findings)
+    if not entries:
+        raise UserError(f"{places[0]} holds no picture ({' '.join(PICTURE_SUFFIXES)}); add some")
+    if not any(labels.is_file() for labels, _ in entries):
+        labels, (file, _) = entries[0]
+        raise UserError(
+            f"none of {len(entries)} pictures has a label file, {file}, say, no {labels}; put "
+            "the label files there"
+        )
+    return read_pictures(entries, lambda labels, picture: _read_picture(labels, *picture, names), title)
+
+
+def _in_folder(source: Path, folder: Path) -> tuple[list[_Entry], list[Finding]]:
+    """Return a folder's pictures. Label files without one, in folders of label files alone, are defects."""
+    pictures = [(folder / name, name) for name in find_files(folder, PICTURE_SUFFIXES)]
+    entries = [(_label_file(source, file), (file, name)) for file, name in pictures]
+    expected = {labels for labels, _ in entries}
+    label_folders = {labels.parent for labels in expected} - {file.parent for file, _ in pictures}
+    orphans = {labels for folder in label_folders for labels in folder.glob("[!.]*.txt")} - expected
+    what = "no picture belongs to it; add the picture, or remove the file"
+    return entries, [Finding(what, labels, defect=True) for labels in sorted(orphans)]
+
+
+def _in_list(source: Path, list_file: Path) -> tuple[list[_Entry], list[Finding]]:
+    """Return the pictures that a list file names; darknet's lines begin with data/, which is no folder."""
+    files, defects = [], []
+    for row, line in enumerate(read_lines(list_file), start=1):
+        paths = [Path(os.path.normpath(source / name)) for name in (line, line.removeprefix("data/"))]
+        file = next((path for path in paths if path.is_file()), None)
+        if file is not None:
+            files.append(file)
+        elif line:
+            what = f"there is no picture {line!r}; correct or remove the line"
+            defects.append(Finding(what, f"{list_file}: line {row}", defect=True))
+    top = os.path.commonpath([file.parent for file in files]) if files else ""
+    entries = [
+        (_label_file(source, file), (file, file.relative_to(top).as_posix())) for file in sorted(files)
+    ]
+    return entries, defects
+
+
+def _label_file(source: Path, picture: Path) -> Path:
+    """Return images/…/a.jpg → labels/…/a.txt for the last `images` of the path, else the txt beside."""
+    base = source if picture.is_relative_to(source) else Path(picture.anchor)
+    folders = list(picture.relative_to(base).parent.parts)
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    return base.joinpath(*folders, picture.with_suffix(".txt").name)
+
+
+def _read_picture(
+    labels: Path, file: Path, name: str, names: tuple[str, ...]
+) -> tuple[Picture, list[Finding]]:
+    has_labels = labels.exists()
+    lines = read_lines(labels) if has_labels else []
+    objects = [(f"{labels}: line {row}", line.split()) for row, line in enumerate(lines, start=1) if line]
+    picture, findings = read_picture(
+        file, name, None, objects, lambda words, header: _read_object(words, names, header)
+    )
+    if not has_labels:
+        findings.append(Finding("pictures have no label file: kept as pictures without objects", file))
+    what = "polygons are replaced by the boxes around them"
+    findings += [Finding(what, where) for where, words in objects if len(words) > 5]
+    return picture, findings
+
+
+def _read_object(words: list[str], names: tuple[str, ...], header: Header) -> Box:
+    """Return the box of `class cx cy w h`, or the one around the polygon `class x y x y x y …`."""
+    index = number(words[0], "class index")
+    if index not in range(len(names)):
+        raise UserError(
+            f"class index {index:g} is none of the names' 0 to {len(names) - 1}; correct it, or add the name"
+        )
+    values = [number(word, "coordinate") for word in words[1:]]
+    if len(values) == 4:
+        cx, cy, width, height = values
+        left, top = cx - width / 2, cy - height / 2
+    elif len(values) >= 6 and len(values) % 2 == 0:
+        left, top = min(values[::2]), min(values[1::2])
+        width, height = max(values[::2]) - left, max(values[1::2]) - top
+    else:
+        raise UserError(f"{len(words)} numbers, neither class cx cy w h nor class x y x y x y …; correct it")
+    if max(map(abs, values)) > _LARGEST:
+        raise UserError(
+            f"coordinate {max(values, key=abs):g} is not relative to the picture; divide by its size"
+        )
+    ltwh_px = (left * header.width, top * header.height, width * header.width, height * header.height)
+    return Box(names[int(index)], ltwh_px)
+
+
+def write_yolo(data: DataSet, folder: Path, link: str) -> list[Finding]:
+    """Write images/, labels/, data.yaml and classes.txt; crowd boxes are left out: YOLO has no mark for them.
+
+    A picture without boxes gets an empty label file. Raises UserError where pictures would share one.
+    """
+    indices = {name: index for index, name in enumerate(data.categories)}
+    findings = []
+    for split, pictures in data.splits.items():
+        for picture in shown(pictures, f"labels of {split}"):
+            full_width, full_height = picture.header.width, picture.header.height
+            lines = []
+            for box in picture.boxes:
+                if box.crowd:
+                    what = "crowd boxes are left out: YOLO has no mark for them"
+                    findings.append(Finding(what, picture.file))
+                    continue
+                left, top, width, height = box.ltwh_px
+                cx, cy = (left + width / 2) / full_width, (top + height / 2) / full_height
+                index = indices[box.category]
+                lines.append(f"{index} {cx!r} {cy!r} {width / full_width!r} {height / full_height!r}\n")
+            write_annotations("".join(lines), folder / "labels" / split, ".txt", picture)
+        place_pictures(pictures, folder / "images" / split, link)
+    # Without `path` the folders are relative to the file.
+    config = {split: f"images/{split}" for split in data.splits} | {"names": dict(enumerate(data.categories))}
+    (folder / "data.yaml").write_bytes(msgspec.yaml.encode(config))
+    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
+    return findings
