@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.coco import CocoIndex, Selection, read_index
 from data.doctor.findings import IMAGE_DEFECTS, Finding, Kind, Severity
 from data.doctor.report import DatasetReport, SplitReport, TruthScore
 from data.doctor.statistics import describe
 from data.exif import UPRIGHT, orientation
 from data.image_files import Level, inspect_all
+from data.index import CocoIndex, Selection, Source, select
 from ssd.annotations import Annotations, FileNames, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
@@ -42,7 +42,7 @@ NOTHING = Annotations(
     boxes_ltwh_px=np.empty((0, 4)),
     labels=np.empty(0, np.int32),
     crowd=np.empty(0, np.bool_),
-    places=np.empty(0, np.int64),
+    positions=np.empty(0, np.int64),
     ids=np.empty(0, np.int64),
 )
 """What a file holds that is no annotation file."""
@@ -87,6 +87,7 @@ def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole
     file = data.locate(f"{split.value}_annotations")
     # Absolute, so that a picture has one path even if the two splits name its folder differently.
     folder = Path(os.path.abspath(data.locate(f"{split.value}_images")))
+    source = Source(file, folder, split.value)
     console.say(f"{split.value}: reading the annotation file")
     annotations, defects = examine_annotations(file)
     annotations = NOTHING if annotations is None else annotations
@@ -103,9 +104,9 @@ def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole
         console.say(f"{split.value}: scoring the ground truth")
         try:
             if split is Split.train:  # which refuses a file that leaves it no image with a box
-                read_index(file, folder, Selection("train", min_box_px=data.min_box_px))
+                select(annotations, source, Selection(min_box_px=data.min_box_px))
             every = Selection(split.value, crowd_boxes=False, min_box_px=0.0, images_without_boxes=True)
-            truth, of_truth = _examine_truth(read_index(file, folder, every), annotations)
+            truth, of_truth = _examine_truth(select(annotations, source, every), annotations)
             findings += of_truth
         except UserError as error:
             findings.append(Finding(Kind.refused, str(file), str(error)))

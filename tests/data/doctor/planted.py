@@ -1,4 +1,4 @@
-"""A sound data set in COCO's layout, and every defect that the doctor knows, each planted into its own entry."""
+"""A sound data set in COCO's layout, and every defect that the doctor knows, each in an entry of its own."""
 
 import copy
 import json

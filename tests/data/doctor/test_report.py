@@ -30,7 +30,7 @@ def statistics_of(boxes_ltwh_px: list[tuple[float, ...]], crowd: tuple[int, ...]
         boxes_ltwh_px=np.array(boxes_ltwh_px, dtype=np.float64).reshape(-1, 4),
         labels=(number % 2 + 1).astype(np.int32),
         crowd=np.isin(number, crowd),
-        places=number,
+        positions=number,
         ids=number,
     )
     return describe(annotations, np.ones(images, dtype=np.bool_))
