@@ -112,7 +112,7 @@ def sound_set(root: Path) -> Path:
 def plant_all(root: Path) -> Expected:
     """Plant every defect into the data set; return what the doctor must find, errors and warnings alone.
 
-    The set must have at least 31 images in train2017 and 5 in val2017, JPEG files, and nothing wrong with it.
+    The set must have at least 34 images in train2017 and 5 in val2017, JPEG files, and nothing wrong with it.
     """
     train, val = Split.read(root, "train"), Split.read(root, "val")
     plant_files(train)
@@ -142,7 +142,9 @@ def plant_files(split: Split) -> None:
     split.file(Kind.unsupported_format, lambda path: save_moving(path, "GIF"))
     split.file(Kind.animated, lambda path: save_moving(path, "PNG"))
     split.file(Kind.animated, lambda path: save_moving(path, "WEBP"))
-    split.file(Kind.exif_rotation, rotate)
+    for picture_format in ("JPEG", "PNG", "WEBP"):
+        split.file(Kind.exif_rotation, lambda path, kind=picture_format: rotate(path, kind))
+    split.file(Kind.exif_unreadable, damage_exif)
     split.file(Kind.too_many_pixels, claim_absurd_size)
     split.file(Kind.file_unreadable, replace_by_folder)
     split.file(Kind.link_leaves_folder, link_outside)
@@ -265,6 +267,13 @@ def rotate(path: Path, picture_format: str = "JPEG") -> None:
     with Image.open(path) as picture:
         picture.load()
     picture.save(path, picture_format, exif=exif)
+
+
+def damage_exif(path: Path) -> None:
+    rotate(path, "WEBP")
+    text = path.read_bytes()
+    assert text.count(b"MM\0*") == 1
+    path.write_bytes(text.replace(b"MM\0*", b"MM!*"))
 
 
 def claim_absurd_size(path: Path) -> None:

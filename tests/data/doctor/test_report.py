@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from data.doctor.findings import Finding, Kind
 from data.doctor.report import DatasetReport, SplitReport, TruthScore
 from data.doctor.statistics import Statistics, best_ious, describe
 from ssd.annotations import Annotations, FileNames
@@ -66,6 +67,22 @@ def test_only_the_part_inside_the_image_counts() -> None:
 def test_no_boxes_have_figures_too() -> None:
     figures = statistics_of([])
     assert (figures.boxes, figures.unmatched, figures.images_without_boxes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("findings", "proposed"),
+    [
+        ([("train", Kind.undecodable), ("val", Kind.box_small)], True),
+        ([("train", Kind.undecodable)] * 10, False),  # no image with a box is left
+        ([("train", Kind.undecodable), ("val", Kind.file_missing)], False),  # an evaluation leaves none out
+        ([("train", Kind.undecodable), ("train", Kind.unknown_image)], False),
+    ],
+)
+def test_quarantine_is_proposed_where_it_helps(findings: list[tuple[str, Kind]], proposed: bool) -> None:
+    figures = Statistics(12, 2, 10, 0, {"ant": 10}, [], 0)
+    splits = [SplitReport(split, Path(), Path(), figures, None) for split in Split]
+    report = DatasetReport(splits, [(split, Finding(kind, "", "")) for split, kind in findings])
+    assert ("quarantine" in report.verdict()) == proposed
 
 
 @pytest.mark.parametrize(
