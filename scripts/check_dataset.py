@@ -9,21 +9,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.doctor.examination import examine
-from data.doctor.screen import progress_bar, show
+from data.doctor.examine import examine
 from ssd.cli import check_file, run
 from ssd.config import CheckDatasetConfig
+from ssd.console import RunConsole
 from ssd.evaluation.evaluator import write_report
 
 
 def main(config: CheckDatasetConfig) -> None:
     """Examine, print, write, judge."""
+    check_file(config.out, "out")
+    with RunConsole(is_main=True) as progress:
+        report = examine(config, progress)
     # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    check_file(config.out, "out")
-    with progress_bar(console) as watch:
-        report = examine(config, watch)
-    show(report, console)
+    report.show(console)
     write_report(config.out, "out", report.as_json())
     console.print(f"all of it: {config.out}")
     if not report.is_fit:

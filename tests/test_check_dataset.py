@@ -13,31 +13,36 @@ from scripts.check_dataset import main
 from ssd.config import CheckDataConfig, CheckDatasetConfig, Split
 from ssd.errors import UserError
 from tests.conftest import ROOT
-from tests.data.doctor.planted import plant_all
-from tests.data.doctor.sound_set import sound_set
+from tests.data.doctor.planted import plant_all, sound_set
 
 pytestmark = pytest.mark.unit
 
 
-def check_dataset(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts/check_dataset.py"), *overrides],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def check_dataset(*overrides: str) -> object:
+    """Run the script in this process, which takes a tenth of the time; return what it exits with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["check_dataset.py", *overrides])
+        try:
+            main()
+        except SystemExit as ended:
+            return ended.code
+    return 0
 
 
-def test_sound_set_ends_with_status_0(tmp_path: Path) -> None:
-    sound_set(tmp_path / "set")
-    ended = check_dataset(tmp_path, "data.path=set")
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_sound_set_ends_with_status_0(folder: Path) -> None:
+    sound_set(folder / "set")
+    command = [sys.executable, str(ROOT / "scripts/check_dataset.py"), "data.path=set"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.splitlines()[:4] == [
+    assert ended.stdout.splitlines()[:3] == [
         "train: reading the annotation file",
-        "train: opening it as training does",
         "train: scoring the ground truth",
         "val: reading the annotation file",
     ]
@@ -45,64 +50,45 @@ def test_sound_set_ends_with_status_0(tmp_path: Path) -> None:
         "fit for training: nothing is wrong",
         "all of it: dataset_report.json",
     ]
-    report = json.loads((tmp_path / "dataset_report.json").read_text())
+    report = json.loads((folder / "dataset_report.json").read_text())
     assert report["fit"] is True
     assert report["findings"] == []
     assert report["splits"]["train"]["images"] == 45
     assert report["splits"]["val"]["ground_truth_ap"] == 1
 
 
-def test_bad_set_ends_with_status_1_and_all_that_is_wrong(tmp_path: Path) -> None:
-    expected = plant_all(sound_set(tmp_path / "set"))
-    ended = check_dataset(tmp_path, "data.path=set", "out=sub/report.json", "data.cache=cache")
-    assert (ended.returncode, ended.stderr) == (1, "")
-    assert "not fit for training (" in ended.stdout
-    for _, kind, _ in expected:
-        assert f"{kind.value.severity.value} {kind.value.title}: " in ended.stdout
-    report = json.loads((tmp_path / "sub/report.json").read_text())
-    assert len(report["findings"]) >= len(expected)
-
-
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_all_that_is_wrong_is_shown_and_names_as_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rich takes [x] for a style and :x: for an emoji unless it is told not to."""
-    names = ["sign [/b]", "[none]", ":car:"]
-    root = sound_set(tmp_path / "set")
+    root = sound_set(folder / "set")
     for split in ("train", "val"):
         file = root / f"annotations/instances_{split}2017.json"
         content = json.loads(file.read_text())
-        for category, name in zip(content["categories"], names, strict=True):
+        for category, name in zip(content["categories"], ["sign [/b]", "[none]", ":car:"], strict=True):
             category["name"] = name
         file.write_text(json.dumps(content))
     (root / "val2017/[red]not[bold].jpg").write_text("")
-    ended = check_dataset(tmp_path, "data.path=set")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    for name in (*names, "[red]not[bold].jpg", "info file not listed: 1"):
-        assert name in ended.stdout
+    expected = plant_all(root)
+    assert check_dataset("data.path=set", "out=sub/report.json") == 1
+    shown = capsys.readouterr().out
+    for name in ("sign [/b]", "[none]", ":car:", "[red]not[bold].jpg", "not fit for training ("):
+        assert name in shown
+    for _, kind, _ in expected:
+        assert f"{kind.severity.value} {kind.title}: " in shown
+    report = json.loads((folder / "sub/report.json").read_text())
+    assert len(report["findings"]) >= len(expected)
 
 
-def test_a_report_that_cannot_be_written_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
-    ended = check_dataset(tmp_path, "data.path=nowhere", "out=.")
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: out=. names the folder .; give out=NAME.json")
-
-
-def test_what_was_found_is_shown_though_it_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: object) -> None:
-        raise UserError("disk full")
-
-    monkeypatch.setattr("scripts.check_dataset.write_report", full)
-    monkeypatch.setattr(sys, "argv", ["", f"data.path={sound_set(tmp_path)}", f"out={tmp_path / 'x.json'}"])
-    with pytest.raises(SystemExit, match="disk full"):
-        main()
-    assert "fit for training: nothing is wrong" in capsys.readouterr().out
-
-
-def test_missing_path_is_an_error_with_its_mend(tmp_path: Path) -> None:
-    ended = check_dataset(tmp_path)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: data.path=null: give data.path=DIR in COCO layout")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.path=nowhere", "out=."], "error: out=. names the folder .; give out=NAME.json"),
+        ([], "error: data.path=null: give data.path=DIR in COCO layout"),
+    ],
+)
+def test_users_mistake_is_one_line(overrides: list[str], message: str) -> None:
+    assert str(check_dataset(*overrides)).startswith(message)
 
 
 @pytest.mark.parametrize(

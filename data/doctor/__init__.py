@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it in one look, before anything is trained on it.
+"""Everything that is wrong with a data set, found before anything is trained on it.
 
-`examination` puts the parts together; the kinds of findings and what each means for training: `findings`.
+Start at `examine`; what each kind of finding means for training stands in `findings`.
 """

@@ -1,4 +1,4 @@
-"""Every defect that the doctor knows, planted into a COCO-format data set, each in an entry of its own."""
+"""A sound data set in COCO's layout, and every defect that the doctor knows, each in an entry of its own."""
 
 import copy
 import json
@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from data.doctor.findings import Kind
-from data.doctor.ids import entry_name
+from ssd.annotations import entry_name
+from tests.data.coco_folder import CocoFolder, noise
 
 Entry = dict[str, Any]
 Expected = set[tuple[str, Kind, str]]
@@ -85,10 +87,32 @@ class Split:
         return entry
 
 
+def sound_set(root: Path) -> Path:
+    """Write small JPEG files with boxes, 45 to train on and 8 to evaluate. Return the folder."""
+    rng = np.random.default_rng(3)
+    for split, images in (("train", 45), ("val", 8)):
+        data = CocoFolder(root / split)
+        for number in range(images):
+            width, height = (int(side) for side in rng.integers(60, 120, 2))
+            boxes = [(5, 5, width / 2, 20), (2, 2, 9, 9), (3, 9, 30, 9)]
+            data.add(1 + number, noise(rng, width, height), boxes)
+            picture = data.image_folder / data.images[-1]["file_name"]
+            data.images[-1]["file_name"] = picture.with_suffix(".jpg").name
+            with Image.open(picture) as opened:
+                opened.save(picture.with_suffix(".jpg"), quality=95)
+            picture.unlink()
+        data.write()
+        (root / "annotations").mkdir(exist_ok=True)
+        data.annotation_file.rename(root / f"annotations/instances_{split}2017.json")
+        data.image_folder.rename(root / f"{split}2017")
+        data.folder.rmdir()
+    return root
+
+
 def plant_all(root: Path) -> Expected:
     """Plant every defect into the data set; return what the doctor must find, errors and warnings alone.
 
-    The set must have at least 31 images in train2017 and 5 in val2017, JPEG files, and nothing wrong with it.
+    The set must have at least 34 images in train2017 and 5 in val2017, JPEG files, and nothing wrong with it.
     """
     train, val = Split.read(root, "train"), Split.read(root, "val")
     plant_files(train)
@@ -118,7 +142,9 @@ def plant_files(split: Split) -> None:
     split.file(Kind.unsupported_format, lambda path: save_moving(path, "GIF"))
     split.file(Kind.animated, lambda path: save_moving(path, "PNG"))
     split.file(Kind.animated, lambda path: save_moving(path, "WEBP"))
-    split.file(Kind.exif_rotation, rotate)
+    for picture_format in ("JPEG", "PNG", "WEBP"):
+        split.file(Kind.exif_rotation, lambda path, kind=picture_format: rotate(path, kind))
+    split.file(Kind.exif_unreadable, damage_exif)
     split.file(Kind.too_many_pixels, claim_absurd_size)
     split.file(Kind.file_unreadable, replace_by_folder)
     split.file(Kind.link_leaves_folder, link_outside)
@@ -241,6 +267,13 @@ def rotate(path: Path, picture_format: str = "JPEG") -> None:
     with Image.open(path) as picture:
         picture.load()
     picture.save(path, picture_format, exif=exif)
+
+
+def damage_exif(path: Path) -> None:
+    rotate(path, "WEBP")
+    text = path.read_bytes()
+    assert text.count(b"MM\0*") == 1
+    path.write_bytes(text.replace(b"MM\0*", b"MM!*"))
 
 
 def claim_absurd_size(path: Path) -> None:
