@@ -162,7 +162,7 @@ CONFIGS = {
     "twice": ("{names: [zebra, zebra]}", "name 1, 'zebra', stands there twice"),
     "blank": ("{names: [zebra, '']}", "name 1, '', .*is blank"),
     "newline": ('{names: [zebra, "a\\nb"]}', "name 1, .* cannot be printed"),
-    "place": ("{names: [zebra], train: images/none}", "train: images/none of its yaml file is neither"),
+    "place": ("{names: [zebra], train: images/none}", "train: images/none of its yaml file is not there as"),
     "empty": ("{names: [zebra], train: labels}", "holds no picture"),
 }
 
