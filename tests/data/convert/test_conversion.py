@@ -1,6 +1,7 @@
 """The folder that a conversion makes, how it deals pictures, and the command line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from data.convert import Options, convert
 from data.convert.dataset import LINKS
+from scripts.convert_dataset import main
 from ssd.errors import UserError
 from tests.conftest import ROOT
 from tests.data.convert.folders import YOLO_LINE, Row, coco_folder, picture, rows, to_coco, yolo_folder
@@ -158,12 +160,12 @@ def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, t
     ],
 )  # fmt: skip
 def test_wrong_commands_end_with_an_error(
-    source: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    ended = command(tmp_path, *arguments)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("error: ")
-    assert message in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert_dataset.py", *arguments])
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        main()
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
