@@ -69,7 +69,7 @@ def _read_split(
         for ltwh_px, label, is_crowd in zip(
             annotations.boxes_ltwh_px[rows].tolist(), labels, crowd, strict=True
         ):
-            inside_ltwh_px, _ = cut(ltwh_px, width, height)
+            inside_ltwh_px = cut(ltwh_px, width, height)[0]
             if min(inside_ltwh_px[2:]) > 0:
                 category = annotations.categories.name_of(label)
                 objects.append((name, Box(category, tuple(ltwh_px), is_crowd)))

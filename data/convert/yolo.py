@@ -111,11 +111,12 @@ def _configured_places(source: Path, config: _Config) -> dict[str, list[Path]]:
     for split, given in (("train", config.train), ("val", config.val), ("test", config.test)):
         for place in [given] if isinstance(given, str) else given or []:
             inside = place if os.path.isabs(place) else place.lstrip("./")
-            candidates = [os.path.normpath(source / path) for path in (inside, Path(config.path, place))]
+            paths = (inside, Path(config.path, place))
+            candidates = list(dict.fromkeys(os.path.normpath(source / path) for path in paths))
             found = next((path for path in candidates if os.path.exists(path)), None)
             if found is None:
                 raise UserError(
-                    f"{source}: {split}: {place} of its yaml file is neither {' nor '.join(candidates)}; "
+                    f"{source}: {split}: {place} of its yaml file is not there as {' or '.join(candidates)}; "
                     "correct the entry"
                 )
             places.setdefault(split, []).append(Path(found))

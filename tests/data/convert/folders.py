@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.convert.conversion import Format, Options, convert
+from data.convert import Options, convert
 
 Corners = tuple[object, object, object, object]
 Row = tuple[str, tuple[float, ...], int]  # category name, ltwh_px, iscrowd
@@ -110,8 +110,8 @@ def category_names(folder: Path, split: str) -> list[str]:
 
 
 def to_coco(source: Path, source_format: str, out: Path, options: Options | None = None) -> list[str]:
-    return convert(source, Format(source_format), out, Format.coco, options or Options())
+    return convert(source, source_format, out, "coco", options or Options())
 
 
 def from_coco(source: Path, out: Path, out_format: str) -> list[str]:
-    return convert(source, Format.coco, out, Format(out_format), Options())
+    return convert(source, "coco", out, out_format, Options())

@@ -1,6 +1,7 @@
 """The folder that a conversion makes, how it deals pictures, and the command line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.convert.conversion import Format, Options, convert
-from data.convert.dataset import Header, Picture
-from data.convert.folder import Link
-from data.convert.splits import deal
+from data.convert import Options, convert
+from data.convert.dataset import LINKS
+from scripts.convert_dataset import main
 from ssd.errors import UserError
 from tests.conftest import ROOT
-from tests.data.convert.folders import YOLO_LINE, coco_folder, picture, rows, to_coco, yolo_folder
+from tests.data.convert.folders import YOLO_LINE, Row, coco_folder, picture, rows, to_coco, yolo_folder
 
 pytestmark = pytest.mark.unit
 
@@ -24,74 +24,81 @@ def source(tmp_path: Path) -> Path:
     return yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE, b=YOLO_LINE)
 
 
-def named(*names: str) -> list[Picture]:
-    return [Picture(Path(name), name, Header(1, 1), ()) for name in names]
-
-
-NAMES = [f"{number:03}.png" for number in range(100)]
-
-
-def test_dealing_depends_on_names_and_seed_alone() -> None:
-    one, again, other = (
-        deal(named(*NAMES), 0.2, 0),
-        deal(named(*NAMES[::-1]), 0.2, 0),
-        deal(named(*NAMES), 0.2, 1),
+def dealt(folder: Path, count: int, fraction: float = 0.2, seed: int = 0) -> set[str]:
+    """Convert a COCO set without validation annotations; return the pictures that became `val`."""
+    out = folder / f"{count} {fraction} {seed}"
+    pictures: dict[str, list[Row]] = {f"{number}.png": [] for number in range(count)}
+    source = coco_folder(folder / f"{out.name} coco", {"train": pictures}, ("ant",))
+    said = convert(source, "coco", out, "voc", Options(fraction, seed))
+    assert any("no validation split in the source: dealt by file name" in line for line in said)
+    train, val = (
+        set((out / "ImageSets" / "Main" / f"{split}.txt").read_text().split()) for split in ("train", "val")
     )
-    val = [{picture.name for picture in dealt["val"]} for dealt in (one, again, other)]
-    assert val[0] == val[1] != val[2]
-    assert {picture.name for picture in one["train"]} == set(NAMES) - val[0]
+    assert len(train | val) == count == len(train) + len(val)
+    return val
 
 
-def test_dealing_hardly_moves_when_a_picture_is_added() -> None:
-    before, after = deal(named(*NAMES), 0.2, 0), deal(named(*NAMES, "new.png"), 0.2, 0)
-    val, val_after = ({picture.name for picture in dealt["val"]} for dealt in (before, after))
-    assert len(val ^ val_after) <= 2
+def test_set_without_validation_split_is_dealt_by_name_and_seed(tmp_path: Path) -> None:
+    val = dealt(tmp_path, 30)
+    assert val != dealt(tmp_path, 30, seed=1)
+    assert len(val ^ dealt(tmp_path, 31)) <= 2  # another picture hardly moves the others
 
 
 @pytest.mark.parametrize(
     ("count", "fraction", "val"), [(10, 0.2, 2), (2, 0.01, 1), (2, 0.99, 1), (7, 0.5, 4)]
 )
-def test_dealing_leaves_no_split_empty(count: int, fraction: float, val: int) -> None:
-    dealt = deal(named(*NAMES[:count]), fraction, 0)
-    assert (len(dealt["train"]), len(dealt["val"])) == (count - val, val)
+def test_dealing_leaves_no_split_empty(tmp_path: Path, count: int, fraction: float, val: int) -> None:
+    assert len(dealt(tmp_path, count, fraction)) == val
 
 
-def test_a_single_picture_cannot_be_dealt() -> None:
-    with pytest.raises(UserError, match=r"a.png is the only picture, one split stays empty; add"):
-        deal(named("a.png"), 0.2, 0)
+@pytest.mark.parametrize(
+    ("count", "fraction", "message"),
+    [
+        (1, 0.5, r"0.png is the only picture, one split stays empty; add"),
+        (3, 0, r"--val-fraction 0: give a number between 0 and 1"),
+        (3, 1, r"--val-fraction 1: give"),
+        (3, float("nan"), r"--val-fraction nan: give"),
+    ],
+)
+def test_dealing_that_leaves_a_split_empty_is_refused(
+    tmp_path: Path, count: int, fraction: float, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        dealt(tmp_path, count, fraction)
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
-def test_fraction_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(UserError, match=r"--val-fraction .*: give a number between 0 and 1"):
-        Options(val_fraction=fraction)
-
-
-def test_given_splits_are_kept_whatever_the_fraction(source: Path, tmp_path: Path) -> None:
-    said = to_coco(source, "yolo", tmp_path / "out", Options(val_fraction=0.9))
-    assert (set(rows(tmp_path / "out", "train")), set(rows(tmp_path / "out", "val"))) == (
-        {"a.png", "b.png"},
-        {"v.png"},
-    )
-    assert not any("dealt" in line for line in said)
-
-
-def test_coco_set_without_validation_annotations_is_dealt(tmp_path: Path) -> None:
-    pictures = {f"{number}.png": [("ant", (1.0, 1.0, 5.0, 5.0), 0)] for number in range(5)}
-    coco_folder(tmp_path / "coco", {"train": pictures}, ("ant",))
-    said = convert(tmp_path / "coco", Format.coco, tmp_path / "yolo", Format.yolo, Options())
-    assert len(list((tmp_path / "yolo" / "images" / "val").iterdir())) == 1
-    assert any("dealt by file name" in line for line in said)
-
-
-def test_pictures_are_linked_or_copied_unchanged(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", LINKS)
+def test_pictures_are_linked_or_copied_unchanged(source: Path, tmp_path: Path, link: str) -> None:
     original = source / "images" / "val" / "v.png"
-    for link in Link:
-        to_coco(source, "yolo", tmp_path / link.value, Options(link=link))
-        made = tmp_path / link.value / "val2017" / "v.png"
-        assert made.read_bytes() == original.read_bytes()
-        assert made.is_symlink() == (link is Link.symlink)
-        assert made.samefile(original) == (link is not Link.copy)
+    to_coco(source, "yolo", tmp_path / link, Options(link=link))
+    made = tmp_path / link / "val2017" / "v.png"
+    assert made.read_bytes() == original.read_bytes()
+    assert made.is_symlink() == (link == "symlink")
+    assert made.samefile(original) == (link != "copy")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(18, "across disks"), UserError, r"--link hard .*across disks.*--link symlink or copy"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_failing_or_interrupted_link_leaves_nothing(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    message: str | None,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(LINKS, "hard", fail)
+    with pytest.raises(raised, match=message):
+        to_coco(source, "yolo", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 
 def test_hard_link_to_a_relative_symlink_is_the_picture_itself(source: Path, tmp_path: Path) -> None:
@@ -101,28 +108,6 @@ def test_hard_link_to_a_relative_symlink_is_the_picture_itself(source: Path, tmp
     to_coco(source, "yolo", tmp_path / "out")
     assert not (tmp_path / "out" / "val2017" / "v.png").is_symlink()
     assert (tmp_path / "out" / "val2017" / "v.png").samefile(source / "kept.png")
-
-
-def test_failing_link_names_the_option_and_leaves_nothing(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def across_disks(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", across_disks)
-    with pytest.raises(UserError, match=r"--link hard .*Invalid cross-device link.*--link symlink or copy"):
-        to_coco(source, "yolo", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
-
-
-def test_interruption_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "link", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        to_coco(source, "yolo", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 
 def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Path) -> None:
@@ -135,39 +120,14 @@ def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_folder_in_the_way_is_told_before_anything_is_read(source: Path, tmp_path: Path) -> None:
-    (source / "labels" / "train" / "a.txt").write_text("broken")
-    with pytest.raises(UserError, match="is no empty folder"):
-        to_coco(source, "yolo", tmp_path)
-
-
 def test_source_may_be_relative_where_a_list_is_absolute(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (source / "train.txt").write_text(f"images/train/a.png\n{source}/images/train/b.png\n")
-    to_coco(Path(source.name), "yolo", Path("out"), Options(link=Link.symlink))
+    to_coco(Path(source.name), "yolo", Path("out"), Options(link="symlink"))
     assert list(rows(tmp_path / "out", "train")) == ["a.png", "b.png"]
     assert (tmp_path / "out" / "train2017" / "a.png").is_file()
-
-
-def test_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        to_coco(source, "yolo", tmp_path / name)
-    for split in ("train", "val"):
-        file = f"annotations/instances_{split}2017.json"
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-
-
-def test_path_of_windows_is_named_as_such(tmp_path: Path) -> None:
-    splits = {"train": {"a.png": []}, "val": {"sub\\b.png": []}}
-    root = coco_folder(tmp_path / "coco", splits, ("ant",))
-    convert(root, Format.coco, tmp_path / "letter", Format.yolo, Options())  # a letter like any other
-    val = root / "val2017"
-    (val / "sub").mkdir()
-    (val / "sub\\b.png").rename(val / "sub/b.png")
-    with pytest.raises(UserError, match=r"No such file .*, but .*sub/b.png is there: write / for"):
-        convert(root, Format.coco, tmp_path / "out", Format.yolo, Options())
 
 
 def test_rotation_mark_is_said_aloud_and_the_stored_size_counts(source: Path, tmp_path: Path) -> None:
@@ -184,7 +144,7 @@ def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, t
     (source / "data.yaml").write_text(
         "{train: [images/train, images/more], val: images/val, names: [zebra, ant]}"
     )
-    with pytest.raises(UserError, match=r"train/a\.png and .*more/a\.png are both a\.png in train; rename"):
+    with pytest.raises(UserError, match=r"more/a\.png: another picture is a\.png too; rename"):
         to_coco(source, "yolo", tmp_path / "out")
 
 
@@ -200,12 +160,12 @@ def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, t
     ],
 )  # fmt: skip
 def test_wrong_commands_end_with_an_error(
-    source: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
-    ended = command(tmp_path, *arguments)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("error: ")
-    assert message in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["convert_dataset.py", *arguments])
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        main()
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.convert.conversion import Options
+from data.convert import Options
 from ssd.errors import UserError
 from tests.data.convert.folders import (
     YOLO_LINE,
@@ -116,22 +116,15 @@ def test_set_without_splits_is_dealt(tmp_path: Path, pool: str) -> None:
     assert (len(rows(tmp_path / "out", "train")), len(rows(tmp_path / "out", "val"))) == (7, 3)
 
 
-def test_same_pictures_in_both_splits_are_said_aloud(tmp_path: Path) -> None:
-    source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE)
-    (source / "data.yaml").write_text("{train: images/val, val: images/val, names: [zebra]}")
-    said = to_coco(source, "yolo", tmp_path / "out")
-    assert any(line.startswith("1 pictures are in both splits") for line in said)
-
-
 BAD_LINES = {
     "words": ("0 0.5 0.5", "line 2: 3 numbers, neither class cx cy w h"),
     "confidence": ("0 0.5 0.5 0.1 0.1 0.9", "line 2: 6 numbers, neither"),
     "text": ("0 0.5 0.5 wide 0.1", "line 2: coordinate 'wide' is no number"),
     "NaN": ("0 0.5 nan 0.1 0.1", "line 2: coordinate 'nan' is no number"),
     "class text": ("zebra 0.5 0.5 0.1 0.1", "line 2: class index 'zebra' is no number"),
-    "class fraction": ("0.5 0.5 0.5 0.1 0.1", "line 2: class index '0.5' is no whole number"),
-    "class unknown": ("2 0.5 0.5 0.1 0.1", "line 2: class index 2 is outside the names' 0 to 1; correct"),
-    "class negative": ("-1 0.5 0.5 0.1 0.1", "line 2: class index -1 is outside"),
+    "class fraction": ("0.5 0.5 0.5 0.1 0.1", "line 2: class index 0.5 is none of the names' 0 to 1"),
+    "class unknown": ("2 0.5 0.5 0.1 0.1", "line 2: class index 2 is none of the names' 0 to 1; correct"),
+    "class negative": ("-1 0.5 0.5 0.1 0.1", "line 2: class index -1 is none of"),
     "pixels": ("0 100 50 20 20", "line 2: coordinate 100 is not relative to the picture; divide"),
     "outside": ("0 1.5 0.5 0.2 0.2", "line 2: box .* has no area inside the picture"),
     "no width": ("0 0.5 0.5 0 0.2", "line 2: box .* has no area inside the picture"),
@@ -145,13 +138,6 @@ def test_bad_line_is_named_and_nothing_is_written(tmp_path: Path, line: str, mes
     with pytest.raises(UserError, match=rf"labels/train/a\.txt: {message}"):
         to_coco(source, "yolo", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
-
-
-def test_label_file_that_is_no_text_is_named(tmp_path: Path) -> None:
-    source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
-    (source / "labels" / "train" / "a.txt").write_bytes(b"0 0.5\xff")
-    with pytest.raises(UserError, match=r"train/a\.txt: byte 5 is no UTF-8"):
-        to_coco(source, "yolo", tmp_path / "out")
 
 
 def test_label_file_without_a_picture_is_named(tmp_path: Path) -> None:
@@ -168,22 +154,15 @@ def test_labels_in_another_place_are_not_taken_for_pictures_without_objects(tmp_
         to_coco(source, "yolo", tmp_path / "out")
 
 
-def test_broken_picture_is_named(tmp_path: Path) -> None:
-    source = yolo_folder(tmp_path / "yolo", v=YOLO_LINE, a=YOLO_LINE)
-    (source / "images" / "train" / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"images/train/a\.png is no picture that can be read"):
-        to_coco(source, "yolo", tmp_path / "out")
-
-
 CONFIGS = {
-    "yaml": ("{train: [", "is no YAML"),
+    "yaml": ("{train: [", r"data\.yaml: .*; correct it"),
     "type": ("{names: [zebra, 3]}", r"Expected `str`, got `int` - at `\$.names.*quote"),
-    "gap": ("{names: {0: zebra, 2: ant}}", r"indices of `names` are \[0, 2\]; number them"),
+    "gap": ("{names: {0: zebra, 2: ant}}", r"indices of `names` are \[0, 2\]; number them 0, 1, 2"),
     "nc": ("{names: [zebra], nc: 2}", "nc is 2 and `names` has 1"),
-    "twice": ("{names: [zebra, zebra]}", "names 0 and 1 are both 'zebra'"),
-    "blank": ("{names: [zebra, '']}", "name 1, '', is blank"),
+    "twice": ("{names: [zebra, zebra]}", "name 1, 'zebra', stands there twice"),
+    "blank": ("{names: [zebra, '']}", "name 1, '', .*is blank"),
     "newline": ('{names: [zebra, "a\\nb"]}', "name 1, .* cannot be printed"),
-    "place": ("{names: [zebra], train: images/none}", "train: images/none of its yaml file is neither"),
+    "place": ("{names: [zebra], train: images/none}", "train: images/none of its yaml file is not there as"),
     "empty": ("{names: [zebra], train: labels}", "holds no picture"),
 }
 
@@ -214,15 +193,3 @@ def test_picture_that_a_list_names_and_is_not_there_is_named_by_its_line(tmp_pat
     (source / "train.txt").write_text("images/train/a.png\n\n/images/gone.png\n")
     with pytest.raises(UserError, match=r"train\.txt: line 3: there is no picture '/images/gone.png'"):
         to_coco(source, "yolo", tmp_path / "out")
-
-
-def test_lists_may_deal_one_folder_and_leave_pictures_out(tmp_path: Path) -> None:
-    source = tmp_path / "yolo"
-    for stem in "abc":
-        labelled(source / "images" / f"{stem}.png", source / "labels" / f"{stem}.txt")
-    (source / "train.txt").write_text("images/a.png\n")
-    (source / "val.txt").write_text("./images/b.png\n")
-    (source / "classes.txt").write_text("zebra\n")
-    to_coco(source, "yolo", tmp_path / "out")
-    assert rows(tmp_path / "out", "train") == {"a.png": [("zebra", BOX, 0)]}
-    assert rows(tmp_path / "out", "val") == {"b.png": [("zebra", BOX, 0)]}
