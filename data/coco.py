@@ -95,7 +95,7 @@ def read_index(
     """Read an annotation file, check all of it, and keep what `selection` says, boxes clipped to the image.
 
     cache: the folder of data.annotation_cache; None parses the file anew.
-    Whether the image files are there is another question (data.image_files).
+    Whether the image files are there is another question (data.pictures).
     Raises UserError, naming the file, the entry and what mends it; UserError for an unusable cache folder.
     """
     selection = selection or Selection()

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from hydra.core.hydra_config import HydraConfig
 
-from data.task import open_training
+from data.build import open_training
 from ssd.batches import TrainBatch
 from ssd.cli import check_file, entry_point
 from ssd.config import TrainConfig

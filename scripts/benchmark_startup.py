@@ -30,7 +30,7 @@ from pycocotools.coco import COCO
 from rich.console import Console
 from rich.table import Table
 
-from data.task import open_training
+from data.build import open_training
 from ssd.config import Check, DataConfig, Device, Precision, RuntimeConfig, TrainConfig
 from ssd.training.session import open_session
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from data.backslashes import hint_of_backslashes
 from data.convert.dataset import Header
 from data.convert.findings import Findings
-from data.exif import UPRIGHT, orientation
+from data.pictures import UPRIGHT, hint_of_backslashes, orientation
 from ssd.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

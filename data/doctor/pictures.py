@@ -11,8 +11,7 @@ from PIL import Image
 
 from data.doctor.entries import ListedImage
 from data.doctor.findings import Finding, Kind
-from data.exif import UPRIGHT, orientation
-from data.image_files import ImageDefect, Level, inspect_all
+from data.pictures import UPRIGHT, ImageDefect, Level, inspect_all, orientation
 
 KINDS = {
     "missing": Kind.file_missing,
@@ -25,7 +24,7 @@ KINDS = {
     "size unlike": Kind.size_unlike,
     "undecodable": Kind.undecodable,
 }
-"""What a data.image_files.ImageDefect is called here."""
+"""What a data.pictures.ImageDefect is called here."""
 
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data.demo import generate
-from data.task import open_training
+from data.build import open_training
 from ssd.config import (
     Backbone,
     DataConfig,

@@ -14,7 +14,7 @@ from data.doctor.findings import Kind, Severity
 from data.doctor.ids import entry_name
 from data.doctor.report import DatasetReport
 from data.doctor.truth import TruthScore
-from data.task import open_training
+from data.build import open_training
 from ssd.config import CheckDataConfig, CheckDatasetConfig, DataConfig, OnBadImage, TrainConfig
 from ssd.config import Split as SplitName
 from ssd.errors import UserError
