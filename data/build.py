@@ -149,7 +149,8 @@ def require_same_data(index: CocoIndex, ranks: Ranks) -> None:
         readers.setdefault(fingerprint, {}).setdefault(host, []).append(str(rank))
     if len(readers) > 1:
         named = "; ".join(
-            f"{fingerprint[:8]} on " + ", ".join(f"{host} (rank {', '.join(own)})" for host, own in hosts.items())
+            f"{fingerprint[:8]} on "
+            + ", ".join(f"{host} (rank {', '.join(own)})" for host, own in hosts.items())
             for fingerprint, hosts in readers.items()
         )
         raise index.source.error(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from data.annotation_cache import open_annotations
+from data.build import open_training
 from data.coco_json import Source, read_document
 from data.doctor.examination import examine
 from data.doctor.findings import Kind, Severity
 from data.doctor.ids import entry_name
 from data.doctor.report import DatasetReport
 from data.doctor.truth import TruthScore
-from data.build import open_training
 from ssd.config import CheckDataConfig, CheckDatasetConfig, DataConfig, OnBadImage, TrainConfig
 from ssd.config import Split as SplitName
 from ssd.errors import UserError
