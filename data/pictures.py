@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache as memoized
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -38,9 +38,11 @@ from nvidia.dali.fn.io import file as fn_file
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image, UnidentifiedImageError
 
-from data.coco import CocoIndex
 from ssd.console import RunConsole
 from ssd.errors import UserError
+
+if TYPE_CHECKING:  # it imports torch, which the decode worker would wait for at each start
+    from data.coco import CocoIndex
 
 MAX_PIXELS = 178_956_970
 """Pixels from which on Pillow, too, takes a picture for an attack on the memory of whoever opens it."""
@@ -98,7 +100,7 @@ class ImageDefect:
 
 
 def find_bad_images(
-    index: CocoIndex, level: Level, threads: int, cache: Path, console: RunConsole
+    index: "CocoIndex", level: Level, threads: int, cache: Path, console: RunConsole
 ) -> dict[int, str]:
     """Return a line about each bad image, by its id; open only files whose state was never looked into.
 
@@ -134,7 +136,7 @@ def find_bad_images(
 _NO_FILE = 0  # in place of a state
 
 
-def _look_up_states(index: CocoIndex, threads: int) -> tuple[NDArray[np.uint64], dict[int, str]]:
+def _look_up_states(index: "CocoIndex", threads: int) -> tuple[NDArray[np.uint64], dict[int, str]]:
     """Return a hash of each file's state, _NO_FILE where there is no file to open, and why, by image."""
     states = np.full(len(index), _NO_FILE, dtype=np.uint64)
     reasons = {}
@@ -185,7 +187,7 @@ def _naming_the_key(cache: Path) -> Iterator[None]:
         raise UserError(f"data.cache={cache}: can't be used ({reason}); give data.cache=DIR") from error
 
 
-def exclude(index: CocoIndex, image_ids: Iterable[int]) -> CocoIndex:
+def exclude(index: "CocoIndex", image_ids: Iterable[int]) -> "CocoIndex":
     """Return the index that an annotation file without these images and their boxes would give.
 
     Raises UserError where no image is left.
@@ -238,7 +240,7 @@ def replace_bad(batch: Sequence[int], bad: Mapping[int, str]) -> list[int]:
     return replaced
 
 
-def bad_line(index: CocoIndex, image: int, why: str) -> str:
+def bad_line(index: "CocoIndex", image: int, why: str) -> str:
     """Return what is said of a bad image."""
     return f"{index.path(image)} (image id {index.image_ids[image]}): {why}"
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import ssd.training.saver
-from data.demo import generate
 from data.build import open_training
+from data.demo import generate
 from ssd.batches import TrainBatch
 from ssd.checkpoint import CheckpointError, load_run, saved_steps
 from ssd.config import (
