@@ -9,9 +9,8 @@ from datetime import timedelta
 
 import numpy as np
 
-from data.annotation_cache import cache_folder
-from data.coco import CocoIndex, Selection, read_index
 from data.graph import GraphOptions
+from data.index import CocoIndex, Selection, cache_folder, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader
 from data.pictures import Level, bad_images_error, exclude, find_bad_images
 from data.sampling import BatchPlan

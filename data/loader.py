@@ -13,8 +13,8 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
-from data.coco import CocoIndex
 from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
+from data.index import CocoIndex
 from data.pictures import bad_images_error, bad_line, replace_bad, why_it_fails
 from data.sampling import BatchPlan, evaluation_batches
 from ssd.batches import EvaluationBatch, TrainBatch

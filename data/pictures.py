@@ -42,7 +42,7 @@ from ssd.console import RunConsole
 from ssd.errors import UserError
 
 if TYPE_CHECKING:  # it imports torch, which the decode worker would wait for at each start
-    from data.coco import CocoIndex
+    from data.index import CocoIndex
 
 MAX_PIXELS = 178_956_970
 """Pixels from which on Pillow, too, takes a picture for an attack on the memory of whoever opens it."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.augment import RAW_DRAWS, Augmentation, augment_boxes, draw_augmentation
-from data.coco import CocoIndex
 from data.graph import TrainingInputs, encode_path, window_of_pixels
+from data.index import CocoIndex
 
 ORDER_STREAM = 0
 """Stream of an epoch's order; image i draws from stream i + 1."""

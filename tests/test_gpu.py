@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.coco import read_index
 from data.demo import generate
 from data.graph import GraphOptions
+from data.index import read_index
 from data.loader import DaliTrainLoader
 from data.sampling import BatchPlan
 from ssd.batches import TrainBatch

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.coco import read_index
+from data.index import read_index
 from scripts import make_large_set
 
 pytestmark = pytest.mark.unit

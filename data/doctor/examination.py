@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.annotation_cache import cache_folder
 from data.coco_json import Source
 from data.doctor.annotations import ReadBoxes, check_annotations, check_geometry
 from data.doctor.document import read_entries
@@ -17,6 +16,7 @@ from data.doctor.splits import compare_categories
 from data.doctor.statistics import Statistics, describe
 from data.doctor.training_view import check_truth, open_as_training_does
 from data.doctor.truth import explain_loss
+from data.index import cache_folder
 from ssd.config import CheckDatasetConfig, Split
 
 Watch = Callable[[str, int, int], None]

@@ -7,12 +7,12 @@ import numpy as np
 
 from data.annotation_cache import find_kept
 from data.annotations import Annotations, read_annotations
-from data.coco import CocoIndex, Selection, select
 from data.coco_json import Source
 from data.doctor.annotations import ReadBoxes
 from data.doctor.findings import Finding, Kind, Severity
 from data.doctor.truth import TruthScore, score_truth
 from data.file_names import FileNames
+from data.index import CocoIndex, Selection, select
 from ssd.errors import UserError
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.coco import CocoIndex
 from data.doctor.annotations import ReadBoxes
 from data.doctor.document import RawAnnotation
 from data.doctor.findings import Finding, Kind
 from data.doctor.ids import entry_name
+from data.index import CocoIndex
 from ssd.batches import EvaluationBatch
 from ssd.detect import Detections
 from ssd.evaluation.coco import coco_numbers

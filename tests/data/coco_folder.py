@@ -8,10 +8,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.coco import CocoIndex, Selection, read_index
+from data.index import CocoIndex, Selection, read_index
 
 Entry = dict[str, Any]
 EVERY_VAL_IMAGE = Selection(split="val", images_without_boxes=True)
+
+DOCUMENT: dict[str, Any] = {
+    "info": {"year": 2026},
+    "categories": [{"id": 7, "name": "bird"}, {"id": 90, "name": "bus"}],
+    "images": [
+        {"id": 30, "file_name": "b.png", "width": 200, "height": 100},
+        {"id": 10, "file_name": "sub/é.png", "width": 64, "height": 48},
+        {"id": 20, "file_name": "a.png", "width": 10, "height": 10},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 30, "category_id": 7, "bbox": [20, 10, 100, 50], "iscrowd": 0},
+        {"id": 2, "image_id": 20, "category_id": 90, "bbox": [-3.5, 2.25, 8, 100], "iscrowd": 1},
+        {"id": 3, "image_id": 30, "category_id": 90, "bbox": [0, 0, 200, 100], "segmentation": [[1, 2, 3]]},
+    ],
+}
+"""What a sound annotation file holds."""
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from data.build import describe, open_evaluation, open_training, pick_examples, require_same_data
-from data.coco import CocoIndex
 from data.demo import generate
+from data.index import CocoIndex
 from ssd.categories import Categories
 from ssd.cli import as_plain
 from ssd.config import DataConfig, OnBadImage, TrainConfig

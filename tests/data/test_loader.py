@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import data.loader
-from data.coco import CocoIndex, read_index
 from data.graph import GraphOptions
+from data.index import CocoIndex, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader
 from data.sampling import BatchPlan
 from ssd.batches import EvaluationBatch, TrainBatch

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import pictures
-from data.coco import CocoIndex, Selection, read_index
 from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
+from data.index import CocoIndex, Selection, read_index
 from data.pictures import ImageDefect, Level, exclude, find_bad_images, inspect_all, replace_bad
 from ssd.console import RunConsole
 from ssd.errors import UserError

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.coco import Selection, read_index
 from data.convert.conversion import Format, Options, convert
 from data.convert.dataset import Header
 from data.convert.folder import Link
 from data.convert.voc.corners import to_corners, to_ltwh
+from data.index import Selection, read_index
 from ssd.errors import UserError
 from tests.data.convert.folders import category_names, coco_folder, content, from_coco, picture, rows, to_coco
 

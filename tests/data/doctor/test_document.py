@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.coco import Selection, read_index
 from data.doctor.annotations import check_annotations, check_geometry
 from data.doctor.document import Entries, read_entries
 from data.doctor.entries import check_categories, check_images
 from data.doctor.findings import Kind, Severity
+from data.index import Selection, read_index
 from ssd.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from data.annotation_cache import open_annotations
-from data.build import open_training
 from data.coco_json import Source, read_document
+
+from data.build import open_training
 from data.doctor.examination import examine
 from data.doctor.findings import Kind, Severity
 from data.doctor.ids import entry_name

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.coco import CocoIndex, Selection
 from data.doctor.annotations import ReadBoxes, check_annotations
 from data.doctor.document import read_entries
 from data.doctor.entries import check_categories, check_images
 from data.doctor.truth import score_truth
+from data.index import CocoIndex, Selection
 from tests.data.coco_folder import index_of, noise_folder
 
 pytestmark = pytest.mark.unit

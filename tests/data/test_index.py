@@ -1,0 +1,382 @@
+"""The index is what a literal reading gives, from the cache too, whatever befell that; one process parses."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.index
+from data.index import (
+    CLOCK_TICK_S,
+    FORMAT,
+    OUTDATED_AFTER_S,
+    Selection,
+    Source,
+    cache_folder,
+    find_kept,
+    map_entry,
+    open_annotations,
+    read_index,
+    write_entry,
+)
+from ssd.annotations import Annotations, read_annotations
+from ssd.categories import Categories
+from ssd.errors import UserError
+from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, index_of, noise_folder, three_pictures
+
+pytestmark = pytest.mark.unit
+
+
+LONG_AGO = 1_600_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CocoFolder:
+    """Three pictures, in a file that has not changed for long, so that nobody waits for the clock."""
+    folder = three_pictures(tmp_path).write()
+    os.utime(folder.annotation_file, (LONG_AGO, LONG_AGO))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "below"
+
+
+def test_index_holds_what_the_file_says(folder: CocoFolder) -> None:
+    index = index_of(folder)
+    assert index.categories == Categories(ids=(7, 90, 3), names=("bird", "bus", "cup"))
+    assert index.image_ids.tolist() == [30, 20]
+    assert list(index.file_names) == ["b.png", "sub/deep/a.png"]
+    assert [index.path(image) for image in range(2)] == [
+        str(folder.image_folder / "b.png"),
+        str(folder.image_folder / "sub/deep/a.png"),
+    ]
+    assert index.sizes_px.tolist() == [[200, 100], [200, 100]]
+    assert index.box_starts.tolist() == [0, 2, 3]
+    expected = np.array([[0.1, 0.1, 0.6, 0.6], [0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]], np.float32)
+    assert np.array_equal(index.boxes_ltrb, expected)
+    assert index.labels.tolist() == [1, 2, 3]
+    assert (index.boxes_ltrb.dtype, index.labels.dtype) == (np.float32, np.int32)
+    assert index.dropped["images without boxes"] == 1
+    assert len(index) == 2
+
+
+def test_file_that_lists_images_alone_can_be_evaluated_on(folder: CocoFolder) -> None:
+    folder.annotations = []
+    assert index_of(folder, EVERY_VAL_IMAGE).box_starts.tolist() == [0, 0, 0, 0]
+    with pytest.raises(UserError, match="no image with a box is left; not used: 3 images without boxes"):
+        index_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("box_ltwh_px", "expected"),
+    [
+        ((-20, 10, 60, 50), [0, 0.1, 0.2, 0.6]),
+        ((180, 90, 100, 100), [0.9, 0.9, 1, 1]),
+        ((-5, -5, 500, 500), [0, 0, 1, 1]),
+        ((15.4, 50, 1, 1), [0.077, 0.5, 0.082, 0.51]),  # 15.4 + 1 - 15.4 < 1 in floating point
+        ((20, 10, 0.99, 50), "boxes under 1 px"),
+        ((20, 10, 50, 0), "boxes under 1 px"),
+        ((20, 10, -50, 50), "boxes under 1 px"),
+        ((-20, 10, 20.5, 50), "boxes with under 1 px inside the image"),
+        ((300, 10, 20, 50), "boxes with under 1 px inside the image"),
+        ((1e308, 10, 1e308, 50), "boxes with under 1 px inside the image"),
+    ],
+)
+def test_boxes_are_clipped_to_the_image_or_dropped_and_counted(
+    folder: CocoFolder, box_ltwh_px: tuple[float, ...], expected: list[float] | str
+) -> None:
+    folder.annotations[2]["bbox"] = box_ltwh_px
+    index = index_of(folder)
+    if isinstance(expected, str):
+        assert index.labels.tolist() == [1, 2]
+        assert index.dropped == dict.fromkeys(index.dropped, 0) | {"images without boxes": 2, expected: 1}
+    else:
+        np.testing.assert_allclose(index.boxes_of(1)[0], [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("selection", "image_ids", "labels", "dropped"),
+    [
+        (Selection(), [30, 20], [1, 2, 3], {"images without boxes": 1}),
+        (EVERY_VAL_IMAGE, [30, 10, 20], [1, 2, 3], {}),
+        (Selection(crowd_boxes=False), [30, 20], [2, 3], {"images without boxes": 1, "crowd boxes": 1}),
+        (Selection(min_box_px=30), [30], [1, 2], {"images without boxes": 2, "boxes under 30 px": 1}),
+        (Selection(limit=2), [30], [1, 2], {"images beyond data.limit": 1, "images without boxes": 1}),
+        (replace(EVERY_VAL_IMAGE, limit=2), [30, 10], [1, 2], {"images beyond data.limit": 1}),
+    ],
+)
+def test_selection_says_what_is_used_and_a_cached_file_gives_the_same(
+    folder: CocoFolder,
+    cache: Path,
+    selection: Selection,
+    image_ids: list[int],
+    labels: list[int],
+    dropped: dict[str, int],
+) -> None:
+    folder.annotations[0]["iscrowd"] = 1
+    index = index_of(folder, selection)
+    assert (index.image_ids.tolist(), index.labels.tolist()) == (image_ids, labels)
+    assert index.dropped == dict.fromkeys(index.dropped, 0) | dropped
+    for _ in ("first start", "second start"):
+        cached = read_index(folder.annotation_file, folder.image_folder, selection, cache)
+        assert cached.fingerprint() == index.fingerprint()
+        assert (cached.source, cached.dropped) == (index.source, index.dropped)
+        # The file may be deleted on a file server while a run of days goes on.
+        for array in (*vars(cached).values(), cached.file_names.utf8, cached.file_names.starts):
+            while isinstance(array, np.ndarray):
+                assert not isinstance(array, np.memmap)
+                array = array.base
+            assert array is None or not isinstance(array, memoryview)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_below_one_is_refused(limit: int) -> None:
+    with pytest.raises(UserError, match=f"data.limit={limit}: give at least 1"):
+        Selection(limit=limit)
+
+
+CHANGES: dict[str, Callable[[CocoFolder], None]] = {
+    "box": lambda data: data.annotations[0].update(bbox=[20, 10, 100, 51]),
+    "label": lambda data: data.annotations[0].update(category_id=3),
+    "image of a box": lambda data: data.annotations[1].update(image_id=20),
+    "category's name": lambda data: data.categories[0].update(name="Bird"),
+    "order": lambda data: data.images.reverse(),
+    "file name": lambda data: data.images[0].update(file_name="sub/c.png"),
+    "size": lambda data: data.images[0].update(width=201),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_fingerprint_tells_what_training_depends_on(
+    folder: CocoFolder, change: Callable[[CocoFolder], None]
+) -> None:
+    before = index_of(folder).fingerprint()
+    change(folder)
+    assert index_of(folder).fingerprint() != before
+
+
+def test_fingerprint_is_that_of_earlier_versions_wherever_the_data_lies(folder: CocoFolder) -> None:
+    """Else their checkpoints could not be resumed."""
+    folder.annotations[0]["area"] = 5  # nothing that training reads
+    expected = "4e4e12a4dd301eb60f548e1433923c4eff097c75366948485f9d9705e1a6b6d5"
+    assert index_of(folder).fingerprint() == expected
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("split", "images", "boxes", "without_boxes"), [("train", 310, 2716, 2), ("val", 188, 1692, 2)]
+)
+def test_index_of_real_photographs_equals_a_literal_reading(
+    test_data: Path, cache: Path, split: str, images: int, boxes: int, without_boxes: int
+) -> None:
+    pictures = test_data / "coco_mini"
+    file = pictures / "annotations" / f"instances_{split}2017.json"
+    index = read_index(file, pictures / f"{split}2017")
+    for _ in ("first start", "second start"):
+        assert read_index(file, pictures, cache=cache).fingerprint() == index.fingerprint()
+    document = json.loads(file.read_text())
+    assert (len(document["images"]), len(index), len(index.labels)) == (images, images - without_boxes, boxes)
+    label_of = {category["id"]: label for label, category in enumerate(document["categories"], start=1)}
+    row = 0
+    for image in document["images"]:
+        own = [each for each in document["annotations"] if each["image_id"] == image["id"]]
+        if not own:
+            continue
+        width, height = image["width"], image["height"]
+        assert index.image_ids[row] == image["id"]
+        assert index.sizes_px[row].tolist() == [width, height]
+        boxes_ltrb, labels = index.boxes_of(row)
+        assert labels.tolist() == [label_of[each["category_id"]] for each in own]
+        for box, each in zip(boxes_ltrb, own, strict=True):
+            x, y, w, h = each["bbox"]
+            expected = [x / width, y / height, min((x + w) / width, 1), min((y + h) / height, 1)]
+            np.testing.assert_allclose(box, expected, rtol=0, atol=1e-6)
+        row += 1
+    assert row == len(index)
+
+
+# ---- the cache
+
+
+def source(folder: CocoFolder) -> Source:
+    return Source(folder.annotation_file, folder.image_folder, "train")
+
+
+def labels(folder: CocoFolder, cache: Path) -> list[int]:
+    return open_annotations(source(folder), cache).labels.tolist()
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.v*"))
+
+
+def test_later_starts_do_not_parse(folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_kept(source(folder), cache) is None
+    assert not cache.exists()
+    opened = open_annotations(source(folder), cache)
+    monkeypatch.setattr(data.index, "read_annotations", lambda *_: pytest.fail("the file was parsed"))
+    kept = find_kept(source(folder), cache)
+    assert kept is not None
+    assert np.array_equal(kept.boxes_ltwh_px, opened.boxes_ltwh_px)
+    link = folder.folder / "link.json"
+    link.symlink_to(folder.annotation_file)
+    assert open_annotations(replace(source(folder), annotation_file=link), cache).labels.tolist() == [1, 2, 3]
+
+
+def test_file_that_changed_or_has_gone_has_no_entry(folder: CocoFolder, cache: Path) -> None:
+    open_annotations(source(folder), cache)
+    folder.categories.append({"id": 4, "name": "new"})
+    folder.write()
+    assert find_kept(source(folder), cache) is None
+    assert open_annotations(source(folder), cache).categories.names[-1] == "new"
+    folder.annotation_file.write_text("{")
+    with pytest.raises(UserError, match="breaks off"):
+        open_annotations(source(folder), cache)
+    assert len(entries(cache)) == 2
+    folder.annotation_file.unlink()
+    for read in (find_kept, open_annotations):
+        with pytest.raises(UserError, match=r"data.train_annotations=.*No such file"):
+            read(source(folder), cache)
+
+
+def test_file_is_not_parsed_while_a_change_could_still_carry_the_same_time(
+    folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages = []
+
+    def parse(path: Path, key: str) -> Annotations:
+        ages.append(time.time() - path.stat().st_mtime)
+        return read_annotations(path, key)
+
+    monkeypatch.setattr(data.index, "read_annotations", parse)
+    open_annotations(source(folder.write()), cache)
+    assert ages[0] >= CLOCK_TICK_S
+    # Clocks of file servers go wrong; a wait that long would not end.
+    os.utime(folder.annotation_file, (time.time() + 1e6,) * 2)
+    assert labels(folder, cache) == [1, 2, 3]
+
+
+def test_entries_of_a_changed_file_are_deleted_once_nobody_can_be_opening_them(
+    folder: CocoFolder, cache: Path
+) -> None:
+    def change_and_open(age_of_entries: float) -> list[Path]:
+        for entry in entries(cache):
+            os.utime(entry, (time.time() - age_of_entries,) * 2)
+        folder.categories.append({"id": len(folder.categories) + 100, "name": "new"})
+        open_annotations(source(folder.write()), cache)
+        return entries(cache)
+
+    open_annotations(source(noise_folder(folder.folder / "other", 2)), cache)
+    (others_entry,) = entries(cache)
+    open_annotations(source(folder), cache)
+    assert len(change_and_open(OUTDATED_AFTER_S - 60)) == 3
+    assert len(left := change_and_open(OUTDATED_AFTER_S + 60)) == 2
+    assert others_entry in left
+
+
+def test_unusable_cache_is_named_with_its_key(
+    folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UserError, match=r"data.cache=.*/annotations.json/x: .*Not a directory.*data.cache=DIR"
+    ):
+        open_annotations(source(folder), folder.annotation_file / "x")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.save", full)
+    with pytest.raises(UserError, match=r"data.cache=.*No space left on device.*data.cache=DIR"):
+        open_annotations(source(folder), cache)
+    assert entries(cache) == []
+
+
+def test_cache_lies_in_the_users_cache_folder_unless_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert cache_folder("x/y") == Path("x/y")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder(None) == tmp_path / "ssd-trainer"
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for ignored in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert cache_folder(None) == Path("/home/somebody/.cache/ssd-trainer")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match=r"data.cache=null: .*give data.cache=DIR"):
+        cache_folder(None)
+
+
+def test_format_is_counted_up_when_entries_change(folder: CocoFolder, cache: Path) -> None:
+    """Where this fails, entries made before would be read as if they were of today: count FORMAT up."""
+    open_annotations(source(folder), cache)
+    (entry,) = entries(cache)
+    digest = hashlib.sha256((entry / "checksums.json").read_bytes()).hexdigest()[:16]
+    assert (FORMAT, digest) == (2, "b5f7ebcfaaff263b")
+
+
+def test_what_is_written_is_mapped_and_damage_anywhere_is_noticed(tmp_path: Path) -> None:
+    entry, about = tmp_path / "entry", {"names": ["é", "b"], "count": 2**62}
+    arrays = {"labels": np.arange(5)[::2], "none": np.zeros((0, 4), np.float32)}
+    assert map_entry(entry) is None
+    (tmp_path / "entry.tmp").mkdir()  # a killed process left it
+    for _ in ("new", "in place of another"):
+        write_entry(entry, about, arrays)
+        content = map_entry(entry)
+        assert content is not None
+        assert content[0] == about
+        for name, expected in arrays.items():
+            assert isinstance(content[1][name], np.memmap)
+            assert not content[1][name].flags.writeable
+            assert content[1][name].dtype == expected.dtype
+            assert np.array_equal(content[1][name], expected)
+    assert [*tmp_path.iterdir()] == [entry]
+    for file in [*entry.iterdir()]:
+        sound = file.read_bytes()
+        for place in range(len(sound)):
+            for damaged in (sound[:place] + bytes([sound[place] ^ 0x40]) + sound[place + 1 :], sound[:place]):
+                file.write_bytes(damaged)
+                assert map_entry(entry) is None, (file, place)
+        file.unlink()
+        assert map_entry(entry) is None
+        file.write_bytes(sound)
+    assert map_entry(entry) is not None
+
+
+def test_damaged_entry_is_replaced(folder: CocoFolder, cache: Path) -> None:
+    open_annotations(source(folder), cache)
+    (entry,) = entries(cache)
+    sound = (entry / "labels.npy").read_bytes()
+    (entry / "labels.npy").write_bytes(sound[:-1] + b"x")
+    assert labels(folder, cache) == [1, 2, 3]
+    assert (entry / "labels.npy").read_bytes() == sound
+
+
+def test_of_several_processes_one_parses_and_the_others_wait(
+    folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads are as good: each call opens the lock file for itself, which is what the system locks by."""
+    parsed = []
+
+    def parse_slowly(path: Path, key: str) -> Annotations:
+        parsed.append(path)
+        time.sleep(0.3)
+        return read_annotations(path, key)
+
+    monkeypatch.setattr(data.index, "read_annotations", parse_slowly)
+    with ThreadPoolExecutor() as threads:
+        found = [threads.submit(labels, folder, cache) for _ in range(4)]
+        assert [each.result() for each in found] == [[1, 2, 3]] * 4
+    assert len(parsed) == 1
