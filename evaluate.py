@@ -6,7 +6,7 @@ Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/e
 from datetime import timedelta
 from pathlib import Path
 
-from data.task import describe, open_evaluation
+from data.build import describe, open_evaluation
 from ssd.cli import check_file, run
 from ssd.config import EvaluateConfig
 from ssd.console import RunConsole

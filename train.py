@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from data.task import open_training
+from data.build import open_training
 from ssd.cli import run
 from ssd.config import TrainConfig
 from ssd.training.session import open_session

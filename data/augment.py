@@ -1,6 +1,6 @@
-"""(seed, epoch, image) → crop window, flip and colour of one training image, and its boxes under them.
+"""Random draws → crop window, flip and colour of one training image, and its boxes under them.
 
-RECIPE 6, in NumPy. Every image draws from a random stream of its own: what happens to it depends on no other
+RECIPE 6, in NumPy. Every image has draws of its own (data.sampling): what happens to it depends on no other
 image, batch, rank or thread.
 """
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from data.draws import raw_draws
 
 MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 MIN_SIDE = 0.3
@@ -25,6 +23,9 @@ happens to one image in 5 million at most, and where no window fits it is the on
 
 _DRAWS_BEFORE_WINDOWS = 5  # flip, hue, saturation, brightness, contrast
 _DRAWS_PER_WINDOW = 5  # option, width, height, left, top
+
+RAW_DRAWS = _DRAWS_BEFORE_WINDOWS + MAX_ATTEMPTS * _DRAWS_PER_WINDOW
+"""64-bit draws that one image takes."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,13 @@ class Augmentation:
     contrast: float = 1.0
 
 
-def draw_augmentation(boxes_ltrb: NDArray[np.float32], seed: int, epoch: int, image: int) -> Augmentation:
-    """Draw the augmentation of one image (RECIPE 6) from (seed, epoch, image) and its boxes alone.
+def draw_augmentation(boxes_ltrb: NDArray[np.float32], draws: NDArray[np.uint64]) -> Augmentation:
+    """Turn an image's RAW_DRAWS uniform 64-bit draws into its augmentation (RECIPE 6).
 
-    boxes_ltrb: G×4 relative to the image, G ≥ 1. image: its place in the cleaned index.
+    boxes_ltrb: G×4 relative to the image, G ≥ 1.
     """
-    count = _DRAWS_BEFORE_WINDOWS + MAX_ATTEMPTS * _DRAWS_PER_WINDOW
     # The upper 53 bits fill a double's significand: uniform in [0, 1), the same on every machine.
-    uniforms = (raw_draws(seed, epoch, image + 1, count) >> np.uint64(11)) * np.float64(2.0**-53)
+    uniforms = (draws >> np.uint64(11)) * np.float64(2.0**-53)
     flip, hue, saturation, brightness, contrast = uniforms[:_DRAWS_BEFORE_WINDOWS].tolist()
     return Augmentation(
         window_ltwh=_draw_window(boxes_ltrb, uniforms[_DRAWS_BEFORE_WINDOWS:].reshape(MAX_ATTEMPTS, -1)),
@@ -84,7 +84,7 @@ def _draw_window(
 ) -> tuple[float, float, float, float]:
     """Take the first acceptable of the windows that the rows of uniforms stand for.
 
-    One attempt is one option and one window; a failed attempt draws both anew, which is what DALI's
+    One attempt is one option and one window; the next attempt draws both again, which is what DALI's
     random_bbox_crop does with num_attempts=1.
     """
     boxes = boxes_ltrb.astype(np.float64)

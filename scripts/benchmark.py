@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from hydra.core.hydra_config import HydraConfig
 
-from data.task import open_training
+from data.build import open_training
 from ssd.batches import TrainBatch
 from ssd.cli import check_file, run
 from ssd.config import TrainConfig, require

@@ -34,7 +34,7 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.table import Table
 
-from data.task import open_training
+from data.build import open_training
 from ssd.config import Check, DataConfig, Device, Precision, RuntimeConfig, TrainConfig
 from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.training.session import open_session

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.coco import read_index
 from data.demo import generate
-from data.loader import DaliTrainLoader, Placement
+from data.graph import GraphOptions
+from data.index import read_index
+from data.loader import DaliTrainLoader
+from data.sampling import BatchPlan
 from ssd.batches import TrainBatch
 from ssd.boxes import default_boxes
 from ssd.config import Device, OptimizerConfig, Precision, RuntimeConfig
@@ -40,8 +42,10 @@ def _torchs_switches() -> Iterator[None]:
 def batches(folder: Path, device: torch.device, dtype: torch.dtype, count: int) -> list[TrainBatch]:
     """The first batches of four that training on the embedded set is fed there."""
     index = read_index(folder / "annotations" / "instances_train2017.json", folder / "train2017")
-    placement = Placement(rank=0, world_size=1, device=device, threads=1, dtype=dtype)
-    made = DaliTrainLoader(index, placement, batch_size=4, seed=0).batches(0)
+    options = GraphOptions(
+        4, dtype, threads=1, device_id=torch.cuda.current_device() if device.type == "cuda" else None
+    )
+    made = DaliTrainLoader(BatchPlan(index, 4, seed=0), options).batches(0)
     return [next(made) for _ in range(count)]
 
 

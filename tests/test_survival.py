@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.coco import read_index
 from data.demo import generate
-from data.loader import DaliTrainLoader, Placement
+from data.graph import GraphOptions
+from data.index import read_index
+from data.loader import DaliTrainLoader
+from data.sampling import BatchPlan
 from ssd.checkpoint import load_run, saved_steps
 from ssd.config import DataConfig, TrainConfig
 from ssd.distributed import Ranks
@@ -181,7 +183,11 @@ def test_every_input_stays_the_same_over_two_one_three_and_two_ranks_of_an_epoch
         ranks = Ranks(torch.device("cpu"), world_size=world_size)
         batch_size = images_per_rank(config, saved, ranks)
         loaders = [
-            DaliTrainLoader(index, Placement(rank, world_size, ranks.device, threads=1), batch_size, seed=3)
+            DaliTrainLoader(
+                BatchPlan(index, batch_size * world_size, seed=3),
+                GraphOptions(batch_size, torch.float32, threads=1, device_id=None),
+                rank,
+            )
             for rank in range(world_size)
         ]
         batches = [next(loader.batches(step)) for loader in loaders]

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
-from data.exif import UPRIGHT, orientation
+from data.pictures import UPRIGHT, orientation
 from ssd.errors import UserError
 
 Item = TypeVar("Item")

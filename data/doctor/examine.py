@@ -16,9 +16,8 @@ from PIL import Image
 from data.doctor.findings import IMAGE_DEFECTS, Finding, Kind, Severity
 from data.doctor.report import DatasetReport, SplitReport, TruthScore
 from data.doctor.statistics import describe
-from data.exif import UPRIGHT, orientation
-from data.image_files import Level, inspect_all
 from data.index import CocoIndex, Selection, Source, select
+from data.pictures import UPRIGHT, Level, inspect_all, orientation
 from ssd.annotations import Annotations, FileNames, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
@@ -26,9 +25,8 @@ from ssd.config import CheckDatasetConfig, DataConfig, Split
 from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.errors import UserError
-from ssd.evaluation.coco import coco_numbers
+from ssd.evaluation.coco import DETECTIONS_PER_CELL, IOU_THRESHOLDS, coco_numbers
 from ssd.evaluation.evaluator import result_rows
-from ssd.evaluation.coco import DETECTIONS_PER_CELL, IOU_THRESHOLDS
 
 SCORED_IMAGES = 5000
 """Of a larger set as many are scored, at equal distances; COCO's validation split is scored whole."""

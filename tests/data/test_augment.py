@@ -5,11 +5,15 @@ import pytest
 from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
 
-import data.augment
-from data.augment import Augmentation, augment_boxes, draw_augmentation
-from data.draws import raw_draws
+from data import augment
+from data.augment import RAW_DRAWS, Augmentation, augment_boxes
+from data.sampling import raw_draws
 
 pytestmark = pytest.mark.unit
+
+
+def draw_augmentation(boxes: np.ndarray, seed: int, epoch: int, image: int) -> Augmentation:
+    return augment.draw_augmentation(boxes, raw_draws(seed, epoch, image + 1, RAW_DRAWS))
 
 
 def coco_like_boxes(images: int) -> list[np.ndarray]:
@@ -141,14 +145,11 @@ def test_crop_statistics_equal_those_of_dalis_random_bbox_crop() -> None:
     assert statistics(ours, our_counts) == pytest.approx(statistics(theirs, their_counts), abs=0.025)
 
 
-def test_image_that_fails_every_attempt_is_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    def always_too_wide(*key_and_count: int) -> np.ndarray:
-        windows = (key_and_count[-1] - 5) // 5
-        return np.array([0, 0, 0, 0, 0] + [0, 2**64 - 1, 0, 0, 0] * windows, dtype=np.uint64)
-
-    monkeypatch.setattr(data.augment, "raw_draws", always_too_wide)
+def test_image_that_fails_every_attempt_is_taken_whole() -> None:
+    always_too_wide = [0, 2**64 - 1, 0, 0, 0]
+    draws = np.array([0] * 5 + always_too_wide * augment.MAX_ATTEMPTS, dtype=np.uint64)
     boxes = np.array([[0.2, 0.3, 0.6, 0.7]], dtype=np.float32)
-    assert draw_augmentation(boxes, 0, 0, 0).window_ltwh == (0, 0, 1, 1)
+    assert augment.draw_augmentation(boxes, draws).window_ltwh == (0, 0, 1, 1)
 
 
 def test_boxes_equal_a_literal_reference() -> None:

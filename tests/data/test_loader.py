@@ -1,7 +1,7 @@
-"""Batches follow from (seed, step) alone, whatever the ranks, threads and first step; bad input is named."""
+"""Batches follow from (seed, step) alone, whatever ranks, threads and first step; bad images are named."""
 
 import itertools
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import data.loader
-from data.bad_image import stand_in
-from data.coco import CocoIndex, read_index
-from data.loader import DaliEvaluationLoader, DaliTrainLoader, Placement
+from data.graph import GraphOptions
+from data.index import CocoIndex, read_index
+from data.loader import DaliEvaluationLoader, DaliTrainLoader
+from data.sampling import BatchPlan
 from ssd.batches import EvaluationBatch, TrainBatch
 from ssd.config import default_threads
 from ssd.errors import UserError
@@ -21,7 +22,6 @@ from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise, noise_fol
 
 pytestmark = pytest.mark.unit
 
-CPU = torch.device("cpu")
 IMAGES = 14  # two global batches of 6 an epoch, two images left over
 
 
@@ -31,8 +31,27 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
     return read_index(folder.annotation_file, folder.image_folder)
 
 
-def place(rank: int = 0, world_size: int = 1, threads: int = 1) -> Placement:
-    return Placement(rank, world_size, CPU, threads)
+def options(batch_size: int, threads: int = 1, dtype: torch.dtype = torch.float32) -> GraphOptions:
+    return GraphOptions(batch_size, dtype, threads, device_id=None)
+
+
+def loader(
+    index: CocoIndex,
+    batch_size: int = 6,
+    seed: int = 3,
+    world_size: int = 1,
+    threads: int = 1,
+    augment: bool = True,
+    **given: Any,
+) -> DaliTrainLoader:
+    plan = BatchPlan(index, batch_size * world_size, seed, augment)
+    return DaliTrainLoader(plan, options(batch_size, threads), **given)
+
+
+def all_ranks(index: CocoIndex, world_size: int, **given: Any) -> list[DaliTrainLoader]:
+    """The loaders of all ranks that share a global batch of 6."""
+    size = 6 // world_size
+    return [loader(index, size, world_size=world_size, rank=rank, **given) for rank in range(world_size)]
 
 
 def ids(loader: DaliTrainLoader, step: int) -> list[int]:
@@ -51,15 +70,23 @@ def equal(batch: TrainBatch, other: TrainBatch) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in zip(tensors(batch), tensors(other), strict=True))
 
 
+def rows(batch: TrainBatch, positions: list[int]) -> TrainBatch:
+    return TrainBatch(*(part[positions] for part in tensors(batch)))
+
+
+def together(shares: tuple[TrainBatch, ...]) -> TrainBatch:
+    return TrainBatch(*(torch.cat(parts) for parts in zip(*map(tensors, shares), strict=True)))
+
+
 @pytest.fixture(scope="module")
 def expected(index: CocoIndex) -> list[TrainBatch]:
     """Steps 0 … 4 of one rank with one thread, which cross two ends of epochs."""
-    return take(DaliTrainLoader(index, place(), batch_size=6, seed=3), 0, 5)
+    return take(loader(index), 0, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_batch_is_as_promised(index: CocoIndex, dtype: torch.dtype) -> None:
-    (batch,) = take(DaliTrainLoader(index, replace(place(), dtype=dtype), batch_size=4, seed=0), 0, 1)
+    (batch,) = take(DaliTrainLoader(BatchPlan(index, 4, seed=0), options(4, dtype=dtype)), 0, 1)
     assert batch.images.shape == (4, 3, 300, 300)
     assert batch.images.dtype == dtype
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -69,13 +96,11 @@ def test_batch_is_as_promised(index: CocoIndex, dtype: torch.dtype) -> None:
     assert (batch.target_offsets[batch.labels == 0] == 0).all()
 
 
-@pytest.mark.parametrize("first_step", [1, 2, 4])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("first_step", "threads"), [(1, 2), (2, 1), (4, 2)])
 def test_batches_from_any_step_equal_those_of_an_uninterrupted_run(
     index: CocoIndex, expected: list[TrainBatch], first_step: int, threads: int
 ) -> None:
-    loader = DaliTrainLoader(index, place(threads=threads), batch_size=6, seed=3)
-    resumed = take(loader, first_step, 5 - first_step)
+    resumed = take(loader(index, threads=threads), first_step, 5 - first_step)
     assert all(map(equal, resumed, expected[first_step:]))
 
 
@@ -83,21 +108,17 @@ def test_batches_from_any_step_equal_those_of_an_uninterrupted_run(
 def test_ranks_share_the_batch_of_one_rank_to_the_bit(
     index: CocoIndex, expected: list[TrainBatch], world_size: int
 ) -> None:
-    loaders = [
-        DaliTrainLoader(index, place(rank, world_size), batch_size=6 // world_size, seed=3)
-        for rank in range(world_size)
-    ]
-    for alone, *shares in zip(expected, *(take(loader, 0, 5) for loader in loaders), strict=True):
-        together = [torch.cat(parts) for parts in zip(*map(tensors, shares), strict=True)]
-        assert equal(TrainBatch(*together), alone)
-    assert all(ids(loader, 3) == ids(loaders[0], 3) for loader in loaders)
+    loaders = all_ranks(index, world_size)
+    for alone, *shares in zip(expected, *(take(each, 0, 5) for each in loaders), strict=True):
+        assert equal(together(tuple(shares)), alone)
+    assert all(ids(each, 3) == ids(loaders[0], 3) for each in loaders)
 
 
 def test_each_seed_and_epoch_shows_each_image_differently(index: CocoIndex) -> None:
     def shown(seed: int, epoch: int) -> dict[int, Tensor]:
-        loader = DaliTrainLoader(index, place(), batch_size=IMAGES, seed=seed)
-        (batch,) = take(loader, epoch, 1)
-        return dict(zip(ids(loader, epoch), batch.images, strict=True))
+        whole = loader(index, IMAGES, seed)
+        (batch,) = take(whole, epoch, 1)
+        return dict(zip(ids(whole, epoch), batch.images, strict=True))
 
     first, next_epoch, other_seed = shown(0, 0), shown(0, 1), shown(1, 0)
     assert sorted(first) == sorted(next_epoch) == sorted(other_seed) == index.image_ids.tolist()
@@ -125,12 +146,9 @@ def ids_in(images: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_an_epoch_shows_each_image_once_over_all_ranks(numbered: CocoIndex, world_size: int) -> None:
-    loaders = [
-        DaliTrainLoader(numbered, place(rank, world_size), 6 // world_size, seed=1, augment=False)
-        for rank in range(world_size)
-    ]
+    loaders = all_ranks(numbered, world_size, augment=False)
     assert loaders[0].steps_per_epoch == 2
-    shown = [[ids_in(batch.images) for batch in take(loader, 0, 4)] for loader in loaders]
+    shown = [[ids_in(batch.images) for batch in take(each, 0, 4)] for each in loaders]
     steps = [[image for ids in step for image in ids] for step in zip(*shown, strict=True)]
     assert steps == [ids(loaders[0], step) for step in range(4)]
     for epoch in (steps[0] + steps[1], steps[2] + steps[3]):
@@ -139,9 +157,9 @@ def test_an_epoch_shows_each_image_once_over_all_ranks(numbered: CocoIndex, worl
 
 
 def test_pictures_without_augmentation_are_those_of_an_evaluation(index: CocoIndex) -> None:
-    trained = DaliTrainLoader(index, place(), batch_size=IMAGES, seed=0, augment=False)
+    trained = loader(index, IMAGES, augment=False)
     (batch,) = take(trained, 0, 1)
-    (evaluated,) = DaliEvaluationLoader(index, place(), batch_size=IMAGES)
+    (evaluated,) = DaliEvaluationLoader(index, options(IMAGES))
     by_id = dict(zip(evaluated.image_ids, evaluated.images, strict=True))
     for image_id, image in zip(ids(trained, 0), batch.images, strict=True):
         assert torch.equal(image, by_id[image_id])
@@ -149,7 +167,7 @@ def test_pictures_without_augmentation_are_those_of_an_evaluation(index: CocoInd
 
 def test_batch_stays_as_it_is_while_others_are_made(index: CocoIndex) -> None:
     # The tensors lie in DALI's memory: it must not come back into use before they are gone.
-    batches = DaliTrainLoader(index, place(), batch_size=2, seed=0).batches(0)
+    batches = loader(index, 2).batches(0)
     kept, copies = [], []
     for batch in itertools.islice(batches, 12):
         kept.append(batch)
@@ -159,16 +177,17 @@ def test_batch_stays_as_it_is_while_others_are_made(index: CocoIndex) -> None:
     assert len({batch.images.data_ptr() for batch in kept}) == 12
 
 
-@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (2, 4), (3, 4), (2, 14), (3, 1)])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (3, 4), (2, 14), (3, 1)])
 def test_an_evaluation_shows_each_image_once_over_all_ranks(
     numbered: CocoIndex, world_size: int, batch_size: int
 ) -> None:
     batches: list[EvaluationBatch] = []
     for rank in range(world_size):
-        loader = DaliEvaluationLoader(numbered, place(rank, world_size), batch_size)
-        own = list(loader)
-        assert len(own) == len(loader)
-        batches += own
+        own = DaliEvaluationLoader(numbered, options(batch_size), rank, world_size)
+        first, again = [*own], [*own]
+        assert len(first) == len(again) == len(own)
+        assert all(map(torch.equal, [each.images for each in first], [each.images for each in again]))
+        batches += first
     for batch in batches:
         assert ids_in(batch.images) == batch.image_ids
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -178,8 +197,8 @@ def test_an_evaluation_shows_each_image_once_over_all_ranks(
 
 
 def test_evaluation_batches_are_the_same_to_the_bit_for_any_world_size(index: CocoIndex) -> None:
-    alone = list(DaliEvaluationLoader(index, place(), 4))
-    dealt = [list(DaliEvaluationLoader(index, place(rank, 3, threads=2), 4)) for rank in range(3)]
+    alone = list(DaliEvaluationLoader(index, options(4)))
+    dealt = [list(DaliEvaluationLoader(index, options(4, threads=2), rank, 3)) for rank in range(3)]
     for number, batch in enumerate(alone):
         other = dealt[number % 3][number // 3]
         assert other.image_ids == batch.image_ids
@@ -187,129 +206,100 @@ def test_evaluation_batches_are_the_same_to_the_bit_for_any_world_size(index: Co
         assert torch.equal(other.sizes_px, batch.sizes_px)
 
 
-def test_an_evaluation_can_be_run_again(index: CocoIndex) -> None:
-    loader = DaliEvaluationLoader(index, place(), 5)
-    for first, second in zip(loader, loader, strict=True):
-        assert first.image_ids == second.image_ids
-        assert torch.equal(first.images, second.images)
-
-
 def test_images_without_boxes_are_evaluated(tmp_path: Path) -> None:
     folder = CocoFolder(tmp_path)
     folder.add(5, np.zeros((30, 20, 3), np.uint8), [])
     folder.write()
     index = read_index(folder.annotation_file, folder.image_folder, EVERY_VAL_IMAGE)
-    (batch,) = DaliEvaluationLoader(index, place(), 8)
+    (batch,) = DaliEvaluationLoader(index, options(8))
     assert batch.image_ids == [5]
     assert batch.sizes_px.tolist() == [[20, 30]]
 
 
-@pytest.mark.parametrize("batch_size", [0, 1])
-def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"data.batch_size={batch_size}: .*BatchNorm.* at least 2"):
-        DaliTrainLoader(index, place(), batch_size, seed=0)
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (0, "data.batch_size=0: .*BatchNorm.* at least 2"),
+        (1, "data.batch_size=1: .*BatchNorm.* at least 2"),
+        (8, r"14 images .* 2 ranks times data.batch_size=8: give a smaller"),
+    ],
+)
+def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: int, message: str) -> None:
+    loader(index, 7, world_size=2)
+    with pytest.raises(UserError, match=message):
+        loader(index, batch_size, world_size=2)
 
 
-def test_fewer_images_than_a_step_takes_are_refused(index: CocoIndex) -> None:
-    DaliTrainLoader(index, place(world_size=2), batch_size=7, seed=0)
-    with pytest.raises(UserError, match=r"14 images .* 2 ranks times data.batch_size=8: give a smaller"):
-        DaliTrainLoader(index, place(world_size=2), batch_size=8, seed=0)
+def test_pictures_of_a_few_pixels_train(tmp_path: Path) -> None:
+    folder = CocoFolder(tmp_path)
+    for side in range(1, 7):
+        folder.add(side, noise(np.random.default_rng(side), side, 7 - side), [(0, 0, side, 7 - side)])
+    folder.write()
+    index = read_index(folder.annotation_file, folder.image_folder)
+    for batch in take(loader(index), 0, 30):
+        assert torch.isfinite(batch.images).all()
 
 
-BAD_FILES = {
-    "missing": None,
-    "empty": b"",
-    "no picture": b"not a picture at all",
-    "GIF": b"GIF89a" + bytes(100),
+def overwrite(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+SPOIL = {
+    "missing": Path.unlink,
+    "empty": overwrite(b""),
+    "no picture": overwrite(b"not a picture at all"),
+    "GIF": overwrite(b"GIF89a" + bytes(100)),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
 }
 
 
-@pytest.mark.parametrize("content", [*BAD_FILES.values(), "truncated"], ids=[*BAD_FILES, "truncated"])
-def test_unreadable_picture_is_named_with_its_step(tmp_path: Path, content: bytes | str | None) -> None:
+@pytest.mark.parametrize("spoil", SPOIL.values(), ids=SPOIL)
+def test_bad_image_is_named_with_its_step_or_replaced_by_the_image_before(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
     folder = noise_folder(tmp_path, 8)
     index = read_index(folder.annotation_file, folder.image_folder)
-    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0)
-    bad_id = ids(loader, 2)[1]
-    path = folder.image_folder / f"{bad_id}.png"
-    if content is None:
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:1000] if content == "truncated" else content)
+    failing, replacing = loader(index, 4), loader(index, 4, known_bad={})
+    whole = take(failing, 0, 3)
+    shown = ids(replacing, 1)
+    path = folder.image_folder / f"{shown[2]}.png"
+    spoil(path)
 
-    batches = loader.batches(0)
-    next(batches)
+    batches = failing.batches(0)
     next(batches)
     with pytest.raises(UserError, match="Replace the file, or remove its entry") as caught:
         next(batches)
     message = str(caught.value)
-    assert message.startswith(f"step 2: DALI cannot read {path} (image id {bad_id}): ")
+    assert message.startswith(f"step 1: DALI cannot read {path} (image id {shown[2]}): ")
     assert message.count("image id") == 1
-    assert next(batches, None) is None
     assert message.endswith(" from the annotation file, or train with data.on_bad_image=quarantine")
-    with pytest.raises(UserError, match=rf"evaluation: .*{bad_id}.png \(image id {bad_id}\): \w") as caught:
-        list(DaliEvaluationLoader(index, place(), 3))
+    assert next(batches, None) is None
+    with pytest.raises(UserError, match=rf"evaluation: .*{path.name} \(image id {shown[2]}\): \w") as caught:
+        list(DaliEvaluationLoader(index, options(3)))
     assert str(caught.value).endswith("remove its entry and its boxes from the annotation file")
 
-
-@pytest.mark.parametrize("content", [*BAD_FILES.values(), "truncated"], ids=[*BAD_FILES, "truncated"])
-def test_quarantine_puts_the_image_before_in_the_place_of_an_unreadable_one(
-    tmp_path: Path, content: bytes | str | None
-) -> None:
-    folder = noise_folder(tmp_path, 8)
-    index = read_index(folder.annotation_file, folder.image_folder)
-    whole = take(DaliTrainLoader(index, place(), batch_size=4, seed=0), 0, 3)
-    loader = DaliTrainLoader(index, place(), batch_size=4, seed=0, quarantined={})
-    seen_ids = ids(loader, 1)
-    bad_id = seen_ids[2]
-    path = folder.image_folder / f"{bad_id}.png"
-    if content is None:
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:1000] if content == "truncated" else content)
-
-    for step, batch in enumerate(take(loader, 0, 2)):
-        seen = [0, 1, 1, 3] if step == 1 else [0, 1, 2, 3]
-        assert equal(batch, TrainBatch(*(part[seen] for part in tensors(whole[step]))))
-    assert list(loader.bad_images()) == [bad_id]
-    assert str(path) in loader.bad_images()[bad_id]
-    assert ids(loader, 1) == [seen_ids[place] for place in (0, 1, 1, 3)]
-    # Another process, begun at another step, comes to the same batch.
-    seen = [0, 1, 1, 3]
-    assert equal(take(loader, 1, 1)[0], TrainBatch(*(part[seen] for part in tensors(whole[1]))))
-
-
-@pytest.mark.parametrize(
-    ("bad", "seen"),
-    [
-        ({7}, [5, 6, 6, 8]),
-        ({6, 7}, [5, 5, 5, 8]),
-        ({5}, [8, 6, 7, 8]),
-        ({5, 8}, [7, 6, 7, 7]),
-        ({5, 6, 7, 8}, [5, 6, 7, 8]),
-    ],
-)
-def test_nearest_good_image_before_stands_in_and_before_the_first_the_last(
-    bad: set[int], seen: list[int]
-) -> None:
-    batch = [5, 6, 7, 8]
-    assert [stand_in(batch, place, lambda image: image not in bad) for place in range(4)] == seen
+    first, second, third = take(replacing, 0, 3)
+    assert equal(first, whole[0])
+    assert equal(second, rows(whole[1], [0, 1, 1, 3]))
+    assert next(iter(replacing.bad_images())) == shown[2]
+    assert str(path) in replacing.bad_images()[shown[2]]
+    assert ids(replacing, 1) == [shown[position] for position in (0, 1, 1, 3)]
+    # Another process, begun at another step, comes to the same batches.
+    for later, batch in enumerate(take(loader(index, 4, known_bad={}), 1, 2)):
+        assert equal(batch, (second, third)[later])
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["met", "known from the start"])
-def test_what_stands_in_is_the_same_for_any_number_of_ranks(numbered: CocoIndex, known: bool) -> None:
+def test_replacements_are_the_same_for_any_number_of_ranks(numbered: CocoIndex, known: bool) -> None:
     """Of six images bad are the first, the last of the first of two ranks, and the first of the second."""
-
-    def loader(rank: int, world_size: int, quarantined: dict[int, str]) -> DaliTrainLoader:
-        return DaliTrainLoader(numbered, place(rank, world_size), 6 // world_size, 1, False, quarantined)
-
-    batch = ids(loader(0, 1, {}), 1)
-    bad = {batch[image]: "of another size" for image in (0, 2, 3)}
+    shown = ids(loader(numbered), 1)
+    bad = {shown[image]: "of another size" for image in (0, 2, 3)}
     if not known:  # else DALI could read them
         for image_id in bad:
             (numbered.source.image_folder / f"{image_id}.png").write_bytes(b"")
-    expected = [batch[image] for image in (5, 1, 1, 1, 4, 5)]
+    expected = [shown[image] for image in (5, 1, 1, 1, 4, 5)]
     for world_size in (1, 2, 3):
-        loaders = [loader(rank, world_size, bad if known else {}) for rank in range(world_size)]
+        loaders = all_ranks(numbered, world_size, augment=False, known_bad=bad if known else {})
         assert [image for each in loaders for image in ids_in(take(each, 1, 1)[0].images)] == expected
         assert all(ids(each, 1) == expected for each in loaders)
         met = [image_id for each in loaders for image_id in each.bad_images()]
@@ -326,14 +316,13 @@ def test_whether_a_picture_cut_short_is_replaced_depends_on_no_other_picture(tmp
         path = folder.image_folder / f"{number}.jpg"
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
     index = read_index(folder.annotation_file, folder.image_folder)
-    alone = DaliTrainLoader(index, place(), 8, 0, quarantined={})
+    alone = loader(index, 8, seed=0, known_bad={})
+    halves = [loader(index, 4, seed=0, world_size=2, rank=rank, known_bad={}) for rank in range(2)]
     seen = [set(ids(alone, step)) for step in range(3)]
     assert any(images & {0, 1, 2, 3} for images in seen)
     assert all(images != set(range(8)) for images in seen)
-    halves = [DaliTrainLoader(index, place(rank, 2), 4, 0, quarantined={}) for rank in range(2)]
     for batch, *shares in zip(take(alone, 0, 3), *(take(half, 0, 3) for half in halves), strict=True):
-        together = [torch.cat(parts) for parts in zip(*map(tensors, shares), strict=True)]
-        assert equal(TrainBatch(*together), batch)
+        assert equal(together(tuple(shares)), batch)
 
 
 class OnceFailed:
@@ -351,68 +340,39 @@ class OnceFailed:
             raise
 
 
-def test_a_pipeline_that_failed_is_not_used_again(
-    tmp_path: Path, index: CocoIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipeline_that_failed_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = noise_folder(tmp_path, IMAGES)
-    spoilt = read_index(folder.annotation_file, folder.image_folder)
-    loader = DaliTrainLoader(spoilt, place(), 6, 3, quarantined={})
-    (folder.image_folder / f"{ids(loader, 1)[2]}.png").unlink()
+    replacing = loader(read_index(folder.annotation_file, folder.image_folder), known_bad={})
+    (folder.image_folder / f"{ids(replacing, 1)[2]}.png").unlink()
     build = data.loader.training_graph
     monkeypatch.setattr(data.loader, "training_graph", lambda *given: OnceFailed(build(*given)))
-    whole = take(DaliTrainLoader(index, place(), 6, 3), 0, 2)
-    first, second = take(loader, 0, 2)
-    assert equal(first, whole[0])
-    assert equal(second, TrainBatch(*(part[[0, 1, 1, 3, 4, 5]] for part in tensors(whole[1]))))
-    assert len(take(loader, 0, 5)) == 5
+    assert len(take(replacing, 0, 5)) == 5
 
 
-def test_a_step_of_images_known_to_be_bad_is_an_error(index: CocoIndex) -> None:
-    loader = DaliTrainLoader(index, place(), 2, 0, quarantined={})
-    bad = dict.fromkeys(ids(loader, 1), "of another size")
-    with pytest.raises(UserError, match=r"step 1, all images of all ranks: .* of another size"):
-        take(DaliTrainLoader(index, place(), 2, 0, quarantined=bad), 1, 1)
-    with pytest.raises(UserError, match="step 1, all images"):
-        take(DaliTrainLoader(index, place(), 2, 0, quarantined=bad), 0, 2)
-
-
-def test_pictures_of_a_few_pixels_train(tmp_path: Path) -> None:
-    folder = CocoFolder(tmp_path)
-    for side in range(1, 7):
-        folder.add(side, noise(np.random.default_rng(side), side, 7 - side), [(0, 0, side, 7 - side)])
-    folder.write()
-    index = read_index(folder.annotation_file, folder.image_folder)
-    for batch in take(DaliTrainLoader(index, place(), 6, 0), 0, 30):
-        assert torch.isfinite(batch.images).all()
-
-
-def test_quarantine_of_a_whole_batch_is_an_error(tmp_path: Path) -> None:
+def test_a_step_of_bad_images_alone_is_an_error(index: CocoIndex, tmp_path: Path) -> None:
+    bad = dict.fromkeys(ids(loader(index, 2), 1), "of another size")
+    for first_step in (0, 1):
+        with pytest.raises(UserError, match=r"step 1, all images of all ranks: .* of another size"):
+            take(loader(index, 2, known_bad=bad), first_step, 2)
     folder = noise_folder(tmp_path, 2)
-    index = read_index(folder.annotation_file, folder.image_folder)
+    gone = read_index(folder.annotation_file, folder.image_folder)
     for path in folder.image_folder.iterdir():
         path.unlink()
-    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0, quarantined={})
     with pytest.raises(UserError, match=r"step 0, all images .*: DALI cannot read .*; .*image id") as caught:
-        next(loader.batches(0))
+        take(loader(gone, 2, known_bad={}), 0, 1)
     assert "data.on_bad_image" not in str(caught.value)
 
 
 def test_failure_that_no_file_explains_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = noise_folder(tmp_path, 2)
     index = read_index(folder.annotation_file, folder.image_folder)
-    loader = DaliTrainLoader(index, place(), batch_size=2, seed=0)
     (folder.image_folder / "100.png").unlink()
-    monkeypatch.setattr(data.loader, "find_bad_images", lambda *_: {})
+    monkeypatch.setattr(data.loader, "why_it_fails", lambda _: None)
     with pytest.raises(RuntimeError, match="File mapping failed") as caught:
-        next(loader.batches(0))
+        take(loader(index, 2), 0, 1)
     assert caught.value.__notes__ == ["step 0: each of the batch's image files can be read by itself"]
 
 
 def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
     assert [default_threads(ranks) for ranks in (1, 2, 5, 24)] == [8, 6, 2, 1]
-
-
-def test_device_picks_the_graph() -> None:
-    assert place().device_id is None
-    assert Placement(0, 1, torch.device("cuda", 3), 1).device_id == 3

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from data.build import open_training
 from data.demo import generate
-from data.task import open_training
 from ssd.config import (
     Backbone,
     DataConfig,

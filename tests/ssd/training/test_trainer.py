@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import ssd.training.saver
+from data.build import open_training
 from data.demo import generate
-from data.task import open_training
 from ssd.batches import TrainBatch
 from ssd.checkpoint import CheckpointError, load_run, saved_steps
 from ssd.config import (

@@ -1,3 +1,5 @@
+"""The config's data section becomes loaders and evaluator; what each rank finds counts for all."""
+
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -7,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.coco import CocoIndex
+from data.build import describe, open_evaluation, open_training, pick_examples, require_same_data
 from data.demo import generate
-from data.task import describe, open_evaluation, open_training, pick_examples
+from data.index import CocoIndex
 from ssd.categories import Categories
 from ssd.cli import as_plain
 from ssd.config import DataConfig, OnBadImage, TrainConfig
@@ -19,6 +21,7 @@ from ssd.evaluation.evaluator import Evaluator
 from ssd.training.session import Session
 from ssd.training.state import SavedRun
 from ssd.training.trainer import Task
+from tests.data.coco_folder import index_of, three_pictures
 
 pytestmark = pytest.mark.unit
 
@@ -152,7 +155,10 @@ def test_a_picture_of_another_size_since_the_run_began_is_replaced_though_it_can
     path = Path(began.loader.contents(0)[1]["file"])
     Image.new("RGB", (40, 30)).save(path)
     resumed, _ = open_training(quarantined(own_demo), saved_of(began, quarantined(own_demo)), session)
-    assert f"bad since the run began, replaced when met: {path}: the file has" in capsys.readouterr().out
+    assert (
+        f"bad image since the run began, replaced in its batches: {path} (image id {before[1]}): the file has"
+        in capsys.readouterr().out
+    )
     assert (resumed.excluded, resumed.fingerprint) == ([], began.fingerprint)
     assert [image["image_id"] for image in resumed.loader.contents(0)] == [before[0], before[0]]
     batch = next(resumed.loader.batches(0))
@@ -212,3 +218,34 @@ def test_one_rank_of_a_host_looks_at_the_files_for_all(demo: Path, session: Sess
     ranks.found = {content["images"][2]["id"]: "a bad file"}
     with pytest.raises(UserError, match=r"1 of 7 image files .* a bad file"):
         open_evaluation(config(demo).data, None, timedelta(1), session.runtime, ranks, session.console)
+
+
+class Gathering(Ranks):
+    """One rank of four, to which the gathered values are given."""
+
+    values: list[Any]
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, *self.values]
+
+
+def ranks(*others: tuple[str, str]) -> Ranks:
+    gathering = Gathering(torch.device("cpu"), world_size=4)
+    gathering.values = [*others]
+    return gathering
+
+
+def test_the_key_and_each_hosts_ranks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    index = index_of(three_pictures(tmp_path))
+    own = index.fingerprint()
+    monkeypatch.setattr("socket.gethostname", lambda: "a")
+    require_same_data(index, ranks((own, "a"), (own, "b"), (own, "b")))
+    with pytest.raises(UserError) as caught:
+        require_same_data(index, ranks((own, "a"), ("other fingerprint", "b"), (own, "c")))
+    message = str(caught.value)
+    assert message.startswith(f"data.train_annotations={index.source.annotation_file}: ")
+    assert f"{own[:8]} on a (rank 0, 1), c (rank 3); other fi on b (rank 2). Give all hosts" in message
+
+
+def test_one_process_agrees_with_itself(tmp_path: Path):
+    require_same_data(index_of(three_pictures(tmp_path)), Ranks(torch.device("cpu")))

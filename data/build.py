@@ -1,0 +1,193 @@
+"""From the config's `data` section to loaders and evaluator, the same data on all ranks.
+
+The only place where data meets training.
+"""
+
+import os
+import socket
+from datetime import timedelta
+
+import numpy as np
+
+from data.graph import GraphOptions
+from data.index import CocoIndex, Selection, cache_folder, read_index
+from data.loader import DaliEvaluationLoader, DaliTrainLoader
+from data.pictures import Level, bad_images_error, exclude, find_bad_images
+from data.sampling import BatchPlan
+from ssd.categories import Categories
+from ssd.config import Check, DataConfig, OnBadImage, TrainConfig, default_threads
+from ssd.console import RunConsole
+from ssd.distributed import Ranks
+from ssd.evaluation.evaluator import Evaluator, Example
+from ssd.runtime import Runtime
+from ssd.training.session import Session
+from ssd.training.state import SavedRun, images_per_rank
+from ssd.training.trainer import Task
+
+_FIX = "Fix or remove them; python scripts/check_dataset.py data.path=… lists every defect"
+
+
+def open_training(
+    config: TrainConfig, saved: SavedRun | None, session: Session
+) -> tuple[Task, dict[str, str]]:
+    """Read both annotation files and build this rank's input; return it with rows for the start-up table.
+
+    saved: the checkpoint that the run goes on from; it says which images are excluded.
+    Raises UserError for data that can't be used, and where the two files have other classes.
+    """
+    data, ranks = config.data, session.ranks
+    batch_size = images_per_rank(config, saved, ranks)
+    train, excluded, replaced = _read_training(data, saved, session)
+    loader = DaliTrainLoader(
+        BatchPlan(train, batch_size * ranks.world_size, config.seed, data.augment),
+        _graph_options(batch_size, data, session.runtime, ranks),
+        ranks.rank,
+        known_bad=replaced if data.on_bad_image is OnBadImage.quarantine else None,
+    )
+    timeout = timedelta(minutes=config.evaluation.timeout_minutes)
+    evaluator, val = open_evaluation(data, train.categories, timeout, session.runtime, ranks, session.console)
+    examples = pick_examples(val, config.evaluation.pictures)
+    task = Task(loader, batch_size, evaluator, examples, train.categories, train.fingerprint(), excluded)
+    return task, {"training images": describe(train), "validation images": describe(val)}
+
+
+def _read_training(
+    data: DataConfig, saved: SavedRun | None, session: Session
+) -> tuple[CocoIndex, list[int], dict[int, str]]:
+    """Return the training images without the excluded ones, the ids of these, and the bad ones to replace.
+
+    A run excludes what is bad when it begins, and resumed it excludes the same images, so that its steps
+    stay; what turned bad since is replaced in its batches.
+    """
+    index = _read(data, Selection("train", data.limit, data.crowd, data.min_box_px), session.ranks)
+    bad = _find_bad(index, data, session.ranks, session.console)
+    excluded: list[int] = saved.excluded_images if saved else []
+    remaining = exclude(index, excluded)
+    # On other annotations (resume.override) the run goes on as if it began with them.
+    begins = saved is None or remaining.fingerprint() != saved.fingerprint
+    if not begins:
+        bad = {image_id: line for image_id, line in bad.items() if image_id not in excluded}
+    if data.on_bad_image is OnBadImage.fail:
+        _refuse(bad, index, f"{_FIX}, or exclude them with data.on_bad_image=quarantine")
+    if begins:
+        session.console.say(*(f"bad image, excluded: {line}" for line in bad.values()))
+        return exclude(index, bad), sorted(bad), {}
+    session.console.say(
+        *(f"bad image since the run began, replaced in its batches: {line}" for line in bad.values())
+    )
+    return remaining, excluded, bad
+
+
+def open_evaluation(
+    data: DataConfig,
+    trained: Categories | None,
+    timeout: timedelta,
+    runtime: Runtime,
+    ranks: Ranks,
+    console: RunConsole,
+) -> tuple[Evaluator, CocoIndex]:
+    """Read the validation annotations, every image of them, and build this rank's part of their evaluation.
+
+    trained: what the network's labels mean; None takes the annotation file's categories in their order.
+    timeout: how long other ranks wait for rank 0's numbers.
+    Raises UserError for data that can't be used (a bad image is never excluded: that would be another
+    evaluation), and where it has other classes.
+    """
+    file = data.locate("val_annotations")
+    # Scored is the file as it stands; this cleaning is for the pictures that are shown.
+    selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
+    index = _read(data, selection, ranks)
+    _refuse(_find_bad(index, data, ranks, console), index, _FIX)
+    if trained is not None:
+        trained.check_scored_by(index.categories, file)
+    options = _graph_options(data.batch_size, data, runtime, ranks)
+    evaluator = Evaluator(
+        loader=DaliEvaluationLoader(index, options, ranks.rank, ranks.world_size),
+        annotation_file=file,
+        image_ids=None if data.limit is None else index.image_ids.tolist(),
+        images=len(index),
+        images_without_truth=int((np.diff(index.box_starts) == 0).sum()),
+        categories=trained or index.categories,
+        timeout=timeout,
+    )
+    return evaluator, index
+
+
+def describe(index: CocoIndex) -> str:
+    """Say what of an annotation file is used, what isn't, and why."""
+    dropped = [f"{count} {reason}" for reason, count in index.dropped.items() if count]
+    used = f"{len(index)} with {len(index.labels)} boxes of {len(index.categories.ids)} classes"
+    return used + (f"; not used: {', '.join(dropped)}" if dropped else "")
+
+
+def pick_examples(index: CocoIndex, count: int) -> list[Example]:
+    """Choose up to `count` images with boxes, evenly over the file, to be shown at each evaluation."""
+    with_boxes = np.flatnonzero(np.diff(index.box_starts))
+    count = min(count, len(with_boxes))
+    chosen = np.linspace(0, len(with_boxes) - 1, count).round().astype(np.int64)
+    examples = []
+    for image in with_boxes[chosen].tolist():
+        boxes_ltrb, labels = index.boxes_of(image)
+        boxes_ltrb_px = boxes_ltrb.astype(np.float64) * np.tile(index.sizes_px[image], 2)
+        image_id = int(index.image_ids[image])
+        examples.append(Example(image_id, index.path(image), boxes_ltrb_px, labels.astype(np.int64)))
+    return examples
+
+
+def require_same_data(index: CocoIndex, ranks: Ranks) -> None:
+    """Raise UserError on every rank, naming key and hosts, unless all have read what this one has.
+
+    Hosts have disks of their own, and copies on them go stale.
+    """
+    if ranks.world_size == 1:
+        return
+    readers: dict[str, dict[str, list[str]]] = {}  # fingerprint → host → its ranks
+    for rank, (fingerprint, host) in enumerate(ranks.gather((index.fingerprint(), socket.gethostname()))):
+        readers.setdefault(fingerprint, {}).setdefault(host, []).append(str(rank))
+    if len(readers) > 1:
+        named = "; ".join(
+            f"{fingerprint[:8]} on "
+            + ", ".join(f"{host} (rank {', '.join(own)})" for host, own in hosts.items())
+            for fingerprint, hosts in readers.items()
+        )
+        raise index.source.error(
+            f"the ranks have read different images, boxes or categories, fingerprint {named}. Give all "
+            "hosts the same file, and all ranks the same data.limit, data.crowd and data.min_box_px"
+        )
+
+
+def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:
+    """Read the selection's split, on all ranks the same."""
+    files = data.locate(f"{selection.split}_annotations"), data.locate(f"{selection.split}_images")
+    index = ranks.on_all(lambda: read_index(*files, selection, cache_folder(data.cache)))
+    require_same_data(index, ranks)
+    return index
+
+
+def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunConsole) -> dict[int, str]:
+    """Return what is bad on any host: each may have a copy of the files, which one of its ranks checks."""
+
+    def check() -> dict[int, str]:
+        if data.check is Check.off or ranks.local_rank != 0:
+            return {}
+        threads = len(os.sched_getaffinity(0)) if data.threads is None else data.threads
+        return find_bad_images(index, Level(data.check.value), threads, cache_folder(data.cache), console)
+
+    bad: dict[int, str] = {}
+    for of_rank in ranks.gather(ranks.on_all(check)):
+        bad |= of_rank
+    return bad
+
+
+def _refuse(bad: dict[int, str], index: CocoIndex, fix: str) -> None:
+    """Raise UserError naming the first few bad images, if there are any."""
+    if bad:
+        given = f"{index.source.images_key}={index.source.image_folder}"
+        count = f"{len(bad)} of {len(index)} image files can't be used, such as"
+        raise bad_images_error(f"{given}: {count}", bad.values(), fix)
+
+
+def _graph_options(batch_size: int, data: DataConfig, runtime: Runtime, ranks: Ranks) -> GraphOptions:
+    threads = data.threads or default_threads(ranks.local_world_size)
+    device_id = None if ranks.device.type == "cpu" else ranks.device.index
+    return GraphOptions(batch_size, runtime.image_dtype, threads, device_id)

@@ -1,0 +1,126 @@
+"""What a step of training consists of: (seed, step) → images, random draws, what the graph is fed.
+
+Nothing here has state or reads a picture, so any step is reached directly. An image is named by its position
+in the cleaned index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.augment import RAW_DRAWS, Augmentation, augment_boxes, draw_augmentation
+from data.graph import TrainingInputs, encode_path, window_of_pixels
+from data.index import CocoIndex
+
+ORDER_STREAM = 0
+"""Stream of an epoch's order; image i draws from stream i + 1."""
+
+
+def raw_draws(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
+    """Return `count` uniform 64-bit integers that depend on (seed, epoch, stream) alone.
+
+    The input's only source of chance. Philox is counter-based: the seed is its key, the epoch and the stream
+    are words of its counter, so any draw is reached without those before it and no two streams overlap. The
+    raw output is the one thing of NumPy's generators that every version keeps to the bit.
+    Raises ValueError for a seed outside 0 … 2^64 - 1.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed} is outside 0 … 2^64 - 1: choose another with seed=")
+    return np.random.Philox(key=seed, counter=[0, stream, epoch, 0]).random_raw(count)
+
+
+@lru_cache(maxsize=2)  # the steps of an epoch share one order; two, since prefetching runs over its end
+def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of an epoch, a read-only permutation of 0 … images - 1.
+
+    It sorts one 64-bit draw per image: a stable sort of raw draws is the same in every NumPy version, which
+    Generator.permutation is not.
+    """
+    order = np.argsort(raw_draws(seed, epoch, ORDER_STREAM, images), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def evaluation_batches(images: int, batch_size: int, rank: int, world_size: int) -> list[range]:
+    """List a rank's batches of an evaluation: each image exactly once over all ranks, in file order.
+
+    The batches are cut first and then dealt round robin, so a batch is the same for every world size. The
+    last may be smaller, and a rank may get none.
+    """
+    batches = [range(first, min(first + batch_size, images)) for first in range(0, images, batch_size)]
+    return batches[rank::world_size]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The global batches of a data set under a seed.
+
+    global_batch_size: images a step, over all ranks. augment: draw RECIPE 6's augmentations, or take the
+    whole pictures as they are.
+    """
+
+    index: CocoIndex
+    global_batch_size: int
+    seed: int
+    augment: bool = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in one pass over the data; the last incomplete one is dropped (RECIPE 9)."""
+        return len(self.index) // self.global_batch_size
+
+    def images(self, step: int) -> list[int]:
+        """Return the images of a step's global batch, rank by rank."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        first = step_in_epoch * self.global_batch_size
+        order = epoch_order(len(self.index), self.seed, epoch)
+        images: list[int] = order[first : first + self.global_batch_size].tolist()
+        return images
+
+    def describe(self, step: int, images: Sequence[int]) -> list[dict[str, Any]]:
+        """Return what is seen of each image in a step, and its boxes there, as plain values."""
+        described = []
+        for image in images:
+            augmentation = self._augmentation(step, image)
+            boxes_ltrb, labels = augment_boxes(augmentation, *self.index.boxes_of(image))
+            described.append(
+                {
+                    "image_id": int(self.index.image_ids[image]),
+                    "file": self.index.path(image),
+                    "window_ltwh": list(augmentation.window_ltwh),
+                    "flip": augmentation.flip,
+                    "boxes_ltrb": boxes_ltrb.tolist(),
+                    "labels": labels.tolist(),
+                }
+            )
+        return described
+
+    def inputs(self, step: int, images: Sequence[int]) -> TrainingInputs:
+        """Return what the graph is fed to make these images as a step has them."""
+        drawn = [(image, self._augmentation(step, image)) for image in images]
+        windows_ltwh = [
+            window_of_pixels(each.window_ltwh, self.index.sizes_px[image].tolist()) for image, each in drawn
+        ]
+        boxes = [augment_boxes(each, *self.index.boxes_of(image)) for image, each in drawn]
+        return TrainingInputs(
+            paths=[encode_path(self.index.path(image)) for image in images],
+            window_start=np.array([window[:2] for window in windows_ltwh], dtype=np.float32),
+            window_size=np.array([window[2:] for window in windows_ltwh], dtype=np.float32),
+            flip=np.array([each.flip for _, each in drawn], dtype=np.int32),
+            hue=np.array([each.hue for _, each in drawn], dtype=np.float32),
+            saturation=np.array([each.saturation for _, each in drawn], dtype=np.float32),
+            brightness=np.array([each.brightness for _, each in drawn], dtype=np.float32),
+            contrast=np.array([each.contrast for _, each in drawn], dtype=np.float32),
+            boxes_ltrb=[boxes_ltrb for boxes_ltrb, _ in boxes],
+            labels=[labels for _, labels in boxes],
+        )
+
+    def _augmentation(self, step: int, image: int) -> Augmentation:
+        if not self.augment:
+            return Augmentation()
+        draws = raw_draws(self.seed, step // self.steps_per_epoch, image + 1, RAW_DRAWS)
+        return draw_augmentation(self.index.boxes_of(image)[0], draws)

@@ -1,0 +1,49 @@
+"""The order of images and the evaluation's batches: literal references, numbers that never change."""
+
+import numpy as np
+import pytest
+
+from data.sampling import epoch_order, evaluation_batches, raw_draws
+
+pytestmark = pytest.mark.unit
+
+
+def test_order_of_a_seed_and_epoch_never_changes() -> None:
+    # Written down once: a resumed run relies on the order of the version that began it.
+    assert epoch_order(12, seed=0, epoch=0).tolist() == [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7]
+    draws = raw_draws(seed=3, epoch=2, stream=1, count=2).tolist()
+    assert draws == [10542167541999375453, 12987218837778228269]
+
+
+def test_order_sorts_images_by_their_draws() -> None:
+    draws = raw_draws(seed=9, epoch=4, stream=0, count=1000).tolist()
+    assert epoch_order(1000, seed=9, epoch=4).tolist() == sorted(range(1000), key=draws.__getitem__)
+
+
+def test_every_image_comes_first_about_equally_often() -> None:
+    firsts = np.bincount([epoch_order(10, 0, epoch)[0] for epoch in range(5000)], minlength=10)
+    chi_square = ((firsts - 500) ** 2 / 500).sum()
+    assert chi_square < 27.9  # 9 degrees of freedom, p = 0.001
+
+
+def test_streams_of_seeds_epochs_and_images_differ() -> None:
+    streams = [(0, 0, 0), (1, 0, 0), (2**64 - 1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2**40, 0), (2**40, 0, 0)]
+    assert len({tuple(raw_draws(*stream, 4).tolist()) for stream in streams}) == len(streams)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seed_outside_64_bits_is_named(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed={seed} .*seed="):
+        raw_draws(seed, 0, 0, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 3, 8, 9, 31])
+def test_evaluation_deals_each_image_once_in_batches_that_no_world_size_changes(
+    images: int, world_size: int
+) -> None:
+    dealt = [evaluation_batches(images, 4, rank, world_size) for rank in range(world_size)]
+    alone = evaluation_batches(images, 4, 0, 1)
+    assert [image for batch in alone for image in batch] == list(range(images))
+    assert sorted((batch for batches in dealt for batch in batches), key=min) == alone
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
