@@ -111,5 +111,5 @@ def test_two_ranks_share_one_quarantine_and_refuse_other_annotations(tmp_path: P
         assert rank["fingerprint"] == ranks[0]["fingerprint"]
         assert rank["known"] == [rank["turned bad"]]
     assert ranks[0]["refusals"][2].startswith("another rank can't go on")
-    assert "missing.json: cannot be read" in ranks[1]["refusals"][2]
+    assert "missing.json: it cannot be read" in ranks[1]["refusals"][2]
     assert [rank["met"] for rank in ranks] == [[], [ranks[0]["turned bad"]]]
