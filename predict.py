@@ -19,14 +19,14 @@ def main(config: PredictConfig) -> None:
     files = find_pictures(config.sources(), Path(config.out))
     weights = load_weights(Path(config.checkpoint))
     categories = weights.categories_or_coco(config.checkpoint)
-    labels = config.resolve_classes(categories)
+    labels = categories.labels_named(config.classes)
     runtime_config = config.runtime.filled_from(weights)
     runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))
     predictor = Predictor(weights.network(), runtime, config.threshold, config.max_detections, labels)
     output = Output(Path(config.out), files, categories)
     with RunConsole(is_main=True) as console:
         console.say(f"{config.checkpoint}, scores above {config.threshold}, {runtime.describe()}")
-        threads = config.threads or default_threads(ranks_on_machine=1)
+        threads = config.threads or default_threads()
         predict_pictures(files, predictor, output, config.batch_size, threads, console)
 
 

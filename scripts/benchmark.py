@@ -1,33 +1,49 @@
-"""Measure training here: python scripts/benchmark.py data.path=… and any key that train.py takes.
+"""How fast is it here? python scripts/benchmark.py data.path=DIR benchmark.of=… and any key of train.py.
 
-benchmark.of=step    the trainer's own step, loading and checks included, against a bare one: forward, loss,
-                     backward and optimizer on one batch that is already loaded.
-benchmark.of=saving  steps beside a checkpoint, which is written in the background, against steps without.
+step     the trainer's own step, loading and checks included, against a bare one: forward, loss, backward and
+         optimizer on one batch that is already loaded
+saving   steps beside a checkpoint, which is written in the background, against steps without
+startup  from the imports to the first batch; the second time with the same data.cache the cache is mapped
+scoring  the 12 numbers of made-up detections of the validation split, against pycocotools
+make     nothing: it writes a made-up set of COCO's size, or benchmark.times that, to data.path
 
-Both sides take turns in one process, so that a noisy machine hits both. Printed are medians over the rounds
-and the spread of the ratios within them; benchmark.out=FILE writes them as json.
+Sides that are compared take turns in one process, so that a noisy machine hits both. Printed are medians over
+the rounds and the spread of the ratios within them; benchmark.out=FILE writes them as json.
 """
 
+import contextlib
+import io
+import json
+import resource
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from data.build import open_training
 from ssd.batches import TrainBatch
 from ssd.cli import check_file, run
-from ssd.config import TrainConfig, require
+from ssd.config import DataConfig, TrainConfig, require
+from ssd.errors import UserError
+from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.evaluation.evaluator import write_report
-from ssd.training.session import open_session
+from ssd.training.session import Session, open_session
 from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer
 
 READ_AHEAD = 2  # batches that DALI's pipeline has ready, its default
+DETECTIONS_PER_IMAGE = 100
 
 Figures = dict[str, float]
 Work = Callable[[int], None]  # does that many steps
@@ -38,6 +54,9 @@ class Subject(Enum):
 
     step = "step"
     saving = "saving"
+    startup = "startup"
+    scoring = "scoring"
+    make = "make"
 
 
 @dataclass
@@ -48,12 +67,14 @@ class Measurement:
     rounds: int = 10
     steps: int = 4
     warmup: int = 3
+    times: int = 1
     out: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.rounds >= 2, "benchmark.rounds", self.rounds, "a spread needs 2 rounds or more")
-        require(self.steps >= 1, "benchmark.steps", self.steps, "give at least 1 step a round")
-        require(self.warmup >= 1, "benchmark.warmup", self.warmup, "give at least 1 step before the rounds")
+        lowest = {"rounds": 2, "steps": 1, "warmup": 1, "times": 1}  # a spread needs 2 rounds
+        for key, limit in lowest.items():
+            value = getattr(self, key)
+            require(value >= limit, f"benchmark.{key}", value, f"give at least {limit}")
 
 
 @dataclass
@@ -64,29 +85,47 @@ class BenchmarkConfig(TrainConfig):
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Set up, measure, print."""
+    """Measure, print, write."""
     plan = config.benchmark
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    # Beside a run of that name, not in it: on its disk, but no run resumes from these checkpoints.
-    with (
-        TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary,
-        open_session(config, Path(temporary)) as session,
-    ):
-        out = plan.out if session.ranks.is_main else None
-        if out is not None:
-            check_file(out, "benchmark.out")
-        task, rows = open_training(config, None, session)
-        network = blank_network(config.model, task.categories.num_classes, config.seed)
-        trainer = Trainer(config, network, task, session)
-        trainer.network.train()
-        trainer.console.start(0, trainer.last_step)
-        batches = trainer.task.loader.batches(0)
-        measure = measure_step if plan.of is Subject.step else measure_saving
-        figures = {name: round(value, 4) for name, value in measure(trainer, batches, plan).items()}
-        shown = {name: str(value) for name, value in figures.items()}
-        session.console.table(f"benchmark of {plan.of.value}", rows | shown)
-        if out is not None:
-            write_report(out, "benchmark.out", figures)
+    if plan.out is not None:
+        check_file(plan.out, "benchmark.out")
+    figures: Figures = {}
+    if plan.of is Subject.make:
+        make_set(config.data, plan.times)
+    elif plan.of is Subject.scoring:
+        figures = measure_scoring(config.data.locate("val_annotations"), plan.rounds)
+    else:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        # Beside a run of that name, not in it: on its disk, but no run resumes from these checkpoints.
+        with TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary:
+            measured_from = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with open_session(config, Path(temporary)) as session:
+                figures = measure_training(config, session, *measured_from)
+                if not session.ranks.is_main:
+                    return
+    for name, value in figures.items():
+        print(f"{name}: {value:.4g}")
+    if plan.out is not None:
+        write_report(plan.out, "benchmark.out", figures)
+
+
+def measure_training(config: BenchmarkConfig, session: Session, start: float, start_kb: int) -> Figures:
+    """Open a training and measure one of its sides; start and start_kb are time and peak memory before."""
+    plan = config.benchmark
+    task, _ = open_training(config, None, session)
+    batches = task.loader.batches(0)
+    if plan.of is Subject.startup:
+        next(batches)
+        seconds = time.perf_counter() - start
+        grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start_kb
+        return {"seconds to the first batch": seconds, "MB beyond the imports": grown_kb / 1000}
+    trainer = Trainer(
+        config, blank_network(config.model, task.categories.num_classes, config.seed), task, session
+    )
+    trainer.network.train()
+    trainer.console.start(0, trainer.last_step)
+    measure = measure_step if plan.of is Subject.step else measure_saving
+    return measure(trainer, batches, plan)
 
 
 def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
@@ -102,12 +141,11 @@ def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurem
         step.scaler.update()
         step.optimizer.zero_grad()
 
-    ours, bare, load = (
-        repeated(work) for work in (lambda: trainer.take_step(batches), take_bare_step, lambda: next(batches))
-    )
+    ours, bare = repeated(lambda: trainer.take_step(batches)), repeated(take_bare_step)
     ours(plan.warmup)
     bare(plan.warmup)
     ours_s, bare_s = in_turns(trainer, plan, ours, bare)
+    load = repeated(lambda: next(batches))
     load(READ_AHEAD)  # what lies ready after the steps would count as loaded in no time
     (load_s,) = in_turns(trainer, plan, load)
     return {
@@ -169,6 +207,91 @@ def spread(name: str, values: list[float]) -> Figures:
     low, median, high = statistics.quantiles(values, n=4)
     extremes = {f"{name}, lowest": min(values), f"{name}, highest": max(values)}
     return {name: median, f"{name}, lower quartile": low, f"{name}, upper quartile": high, **extremes}
+
+
+def measure_scoring(annotations: Path, rounds: int) -> Figures:
+    """Return the seconds of both sides. Raises UserError where their numbers differ in any bit."""
+    detections = made_up_detections(json.loads(annotations.read_bytes()))
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        numbers = []
+        for name, score in (("coco_numbers", coco_numbers), ("pycocotools", pycocotools_numbers)):
+            given = [dict(detection) for detection in detections]  # pycocotools writes into them
+            start = time.perf_counter()
+            numbers.append(score(annotations, given))
+            seconds[name].append(time.perf_counter() - start)
+        if numbers[0] != numbers[1]:
+            raise UserError(f"{annotations}: coco_numbers gives {numbers[0]}, pycocotools {numbers[1]}")
+    return {f"seconds of {name}": statistics.median(taken) for name, taken in seconds.items()}
+
+
+def made_up_detections(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Make as many detections of each image: its boxes, moved a little, then boxes at random."""
+    rng = np.random.default_rng(0)
+    categories = [category["id"] for category in truth["categories"]]
+    moved = defaultdict(list)
+    for annotation in truth["annotations"]:
+        moved[annotation["image_id"]].append((annotation["category_id"], rng.normal(annotation["bbox"], 4.0)))
+    detections = []
+    for image in truth["images"]:
+        boxes_ltwh_px = rng.random((DETECTIONS_PER_IMAGE, 4)) * ([image["width"], image["height"]] * 2) / 2
+        at_random = list(zip(rng.choice(categories, DETECTIONS_PER_IMAGE), boxes_ltwh_px, strict=True))
+        detections += [
+            {
+                "image_id": image["id"],
+                "category_id": int(category),
+                "bbox": box.tolist(),
+                "score": rng.random(),
+            }
+            for category, box in [*moved[image["id"]], *at_random][:DETECTIONS_PER_IMAGE]
+        ]
+    return detections
+
+
+def pycocotools_numbers(annotations: Path, detections: list[dict[str, Any]]) -> dict[str, float]:
+    """Return pycocotools' 12 numbers."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(detections), iouType="bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
+
+
+def make_set(data: DataConfig, times: int) -> None:
+    """Write a set with COCO's counts and bytes a box; every image's file is a link to one picture."""
+    rng = np.random.default_rng(0)
+    polygons = [(rng.random(2 * (3 + int(n))) * 480).round(2).tolist() for n in rng.exponential(22, 4096)]
+    categories = [{"supercategory": "thing", "id": key, "name": f"class {key}"} for key in range(1, 81)]
+    for split, images, with_boxes, boxes in (
+        ("train", 118_287 * times, 117_266 * times, 860_001 * times),
+        ("val", 5_000, 4_952, 36_781),
+    ):
+        folder, file = data.locate(f"{split}_images"), data.locate(f"{split}_annotations")
+        folder.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture = folder.absolute().with_suffix(".jpg")
+        Image.effect_noise((640, 480), 40).convert("RGB").save(picture)
+        entries = []
+        for key in range(1, images + 1):
+            name = f"{key:012d}.jpg"
+            (folder / name).symlink_to(picture)
+            url = f"http://images.cocodataset.org/{split}2017/{name}"
+            entries.append({"id": key, "file_name": name, "coco_url": url, "width": 640, "height": 480})
+        used = rng.permutation(images)[:with_boxes] + 1
+        image_ids = rng.permutation(np.concatenate((used, rng.choice(used, boxes - with_boxes)))).tolist()
+        corners_px = (np.sort(rng.random((boxes, 2, 2)), axis=1) * (640, 480)).round(2)
+        sizes_px = (corners_px[:, 1] - corners_px[:, 0]).round(2)
+        boxes_ltwh_px = np.concatenate((corners_px[:, 0], sizes_px), axis=1).tolist()
+        with file.open("w") as out:
+            out.write(f'{{"categories": {json.dumps(categories)}, "images": {json.dumps(entries)}')
+            for number, (image_id, box) in enumerate(zip(image_ids, boxes_ltwh_px, strict=True)):
+                entry = {"segmentation": [polygons[number % len(polygons)]], "area": box[2] * box[3]}
+                entry |= {"iscrowd": int(number % 83 == 0), "image_id": image_id, "bbox": box}
+                entry |= {"category_id": number % 80 + 1, "id": number + 1}
+                out.write((", " if number else ', "annotations": [') + json.dumps(entry))
+            out.write("]}")
 
 
 if __name__ == "__main__":

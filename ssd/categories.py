@@ -1,6 +1,8 @@
 """Which label means which category."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Self
 
 import torchvision
@@ -39,6 +41,20 @@ class Categories:
     def name_of(self, label: int) -> str:
         """Return the category's name of a label ≥ 1."""
         return self.names[label - 1]
+
+    def labels_named(self, names: Collection[str] | None) -> frozenset[int]:
+        """Return the labels of these names, which several categories may share; of all where names is None.
+
+        Raises UserError for a name that none of them has, with the names that are spelled like it.
+        """
+        by_lower_case = {name.lower(): name for name in self.names}
+        for name in names or ():
+            if name not in self.names:
+                near = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, n=5)]
+                fix = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(self.names)}"
+                raise UserError(f"classes: the checkpoint knows no {name!r}; {fix}")
+        labelled = enumerate(self.names, start=1)
+        return frozenset(label for label, name in labelled if names is None or name in names)
 
     def check_count(self, num_classes: int, annotation_file: object) -> None:
         """Raise UserError unless a detector of that many classes, background included, can have these."""

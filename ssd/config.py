@@ -3,14 +3,12 @@
 import math
 import os
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import MISSING
 
-from .categories import Categories
 from .detect import MAX_DETECTIONS, SHOWN_SCORE
 from .errors import UserError
 from .published import Weights
@@ -18,7 +16,7 @@ from .published import Weights
 MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can still count it
 
 
-def default_threads(ranks_on_machine: int) -> int:
+def default_threads(ranks_on_machine: int = 1) -> int:
     """Divide the cores that this process may use among the machine's ranks: 1 to 8 threads, RECIPE 6."""
     return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), 8)
 
@@ -29,15 +27,21 @@ def require(holds: bool, key: str, value: object, fix: str) -> None:
         raise UserError(f"{key}={'null' if value is None else value}: {fix}")
 
 
-def _require_count(key: str, value: int | None, optional: bool = False, lowest: int = 1) -> None:
-    """Raise UserError for a number below the lowest; null passes."""
-    fix = f"give at least {lowest}{', or null' if optional else ''}"
-    require(value is None or value >= lowest, key, value, fix)
+def _require_at_least(config: object, section: str, **lowest: int) -> None:
+    """Raise UserError unless each of the named fields of a section has its lowest value, or is null."""
+    for name, limit in lowest.items():
+        value = getattr(config, name)
+        require(value is None or value >= limit, section + name, value, f"give at least {limit}")
 
 
-def _require_wait(key: str, minutes: float | None, otherwise: str = "") -> None:
-    fix = f"give more than 0 and at most a year's {MINUTES_A_YEAR}{otherwise}"
+def _require_wait(key: str, minutes: float | None) -> None:
+    fix = f"give more than 0 and at most a year's {MINUTES_A_YEAR}"
     require(minutes is None or 0 < minutes <= MINUTES_A_YEAR, key, minutes, fix)
+
+
+def _given(config: object) -> dict[str, Any]:
+    """Return the values of a section that are not null."""
+    return {key: value for key, value in vars(config).items() if value is not None}
 
 
 # Sections of train.py's config. Some are used by the other scripts too.
@@ -73,18 +77,14 @@ class DataPaths:
 
         Raises UserError where neither is given.
         """
-        layout = {
-            "train_images": "train2017",
-            "train_annotations": "annotations/instances_train2017.json",
-            "val_images": "val2017",
-            "val_annotations": "annotations/instances_val2017.json",
-        }
         given = cast(str | None, getattr(self, key))
         if given is not None:
             return Path(given)
         if self.path is None:
             raise UserError(f"data.path=null: give data.path=DIR in COCO layout, or data.{key}=…")
-        return Path(self.path, layout[key])
+        split, kind = key.split("_")
+        published = f"{split}2017" if kind == "images" else f"annotations/instances_{split}2017.json"
+        return Path(self.path, published)
 
 
 @dataclass
@@ -102,9 +102,7 @@ class DataConfig(DataPaths):
     check: Check = Check.header
 
     def __post_init__(self) -> None:
-        _require_count("data.batch_size", self.batch_size)
-        _require_count("data.limit", self.limit, optional=True)
-        _require_count("data.threads", self.threads, optional=True)
+        _require_at_least(self, "data.", batch_size=1, limit=1, threads=1)
         shortest = self.min_box_px
         require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
 
@@ -139,9 +137,9 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        rate, decay = self.learning_rate, self.weight_decay
+        rate, momentum, decay = self.learning_rate, self.momentum, self.weight_decay
         require(0 < rate < math.inf, "optimizer.learning_rate", rate, "give a finite rate above 0")
-        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give a value in [0, 1)")
+        require(0 <= momentum < 1, "optimizer.momentum", momentum, "give a value in [0, 1)")
         require(0 <= decay < math.inf, "optimizer.weight_decay", decay, "give 0 or a finite value above it")
 
 
@@ -155,9 +153,7 @@ class ScheduleConfig:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        _require_count("schedule.epochs", self.epochs)
-        _require_count("schedule.max_steps", self.max_steps, optional=True)
-        _require_count("schedule.warmup_steps", self.warmup_steps, lowest=0)
+        _require_at_least(self, "schedule.", epochs=1, max_steps=1, warmup_steps=0)
         rising = all(a < b for a, b in zip([0, *self.milestones], self.milestones, strict=False))
         require(rising, "schedule.milestones", self.milestones, "give rising epochs from 1 on")
 
@@ -197,7 +193,7 @@ class LoggingConfig:
     every_steps: int = 20
 
     def __post_init__(self) -> None:
-        _require_count("logging.every_steps", self.every_steps)
+        _require_at_least(self, "logging.", every_steps=1)
 
 
 @dataclass
@@ -210,10 +206,8 @@ class EvaluationConfig:
     timeout_minutes: float = 60.0
 
     def __post_init__(self) -> None:
-        first = min(self.epochs, default=0)
-        require(first >= 0, "evaluation.epochs", self.epochs, "give epochs from 0 on")
-        _require_count("evaluation.every", self.every, optional=True)
-        _require_count("evaluation.pictures", self.pictures, lowest=0)
+        require(min(self.epochs, default=0) >= 0, "evaluation.epochs", self.epochs, "give epochs from 0 on")
+        _require_at_least(self, "evaluation.", every=1, pictures=0)
         _require_wait("evaluation.timeout_minutes", self.timeout_minutes)
 
     def due(self, epoch: int) -> bool:
@@ -236,9 +230,7 @@ class CheckpointConfig:
     on_error: OnError = OnError.fail
 
     def __post_init__(self) -> None:
-        _require_count("checkpoint.every_epochs", self.every_epochs, optional=True)
-        _require_count("checkpoint.every_steps", self.every_steps, optional=True)
-        require(self.keep >= 1, "checkpoint.keep", self.keep, "give at least 1: resuming needs the newest")
+        _require_at_least(self, "checkpoint.", every_epochs=1, every_steps=1, keep=1)
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Tell whether a checkpoint follows this many steps."""
@@ -266,9 +258,8 @@ class TrainingConfig:
     hang_timeout_minutes: float | None = 30.0
 
     def __post_init__(self) -> None:
-        _require_count("training.nonfinite_limit", self.nonfinite_limit)
-        _require_count("training.compare_replicas_every", self.compare_replicas_every, optional=True)
-        _require_wait("training.hang_timeout_minutes", self.hang_timeout_minutes, ", or null for never")
+        _require_at_least(self, "training.", nonfinite_limit=1, compare_replicas_every=1)
+        _require_wait("training.hang_timeout_minutes", self.hang_timeout_minutes)
 
 
 @dataclass
@@ -317,12 +308,6 @@ class EvaluateDataConfig:
     cache: str | None = None
     check: Check = Check.header
 
-    def filled_from(self, weights: Weights) -> DataConfig:
-        """Fill what is null from the checkpoint's training config; a published one has none: 32 images."""
-        trained = (weights.config or {"data": {}})["data"]
-        given = {key: value for key, value in vars(self).items() if value is not None}
-        return DataConfig(**{"batch_size": trained.get("batch_size", DataConfig.batch_size)} | given)
-
 
 @dataclass
 class EvaluateModelConfig:
@@ -342,14 +327,10 @@ class EvaluateRuntimeConfig:
 
     def filled_from(self, weights: Weights) -> RuntimeConfig:
         """Fill what is null from the checkpoint's training config; a published one has none: float32."""
-        trained = (weights.config or {"runtime": {"precision": "fp32"}})["runtime"]
-        given = {key: value for key, value in vars(self).items() if value is not None}
-        as_trained = {
-            "precision": Precision(trained["precision"]),
-            "tf32": trained.get("tf32", RuntimeConfig.tf32),
-            "channels_last": trained.get("channels_last", RuntimeConfig.channels_last),
-        }
-        return RuntimeConfig(**as_trained | given)
+        trained = weights.config["runtime"] if weights.config else {"precision": "fp32"}
+        values: dict[str, Any] = {"precision": Precision(trained["precision"])}
+        values |= {key: trained[key] for key in ("tf32", "channels_last") if key in trained}
+        return RuntimeConfig(**values | _given(self))
 
 
 @dataclass
@@ -367,14 +348,16 @@ class EvaluateConfig:
         _require_wait("timeout_minutes", self.timeout_minutes)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
-        """Fill what is null from the training config in the checkpoint.
+        """Fill what is null from the training config in the checkpoint, which a published one lacks.
 
         Raises UserError where model.backbone is given and another than the checkpoint's.
         """
         named = self.model.backbone.value if self.model.backbone else weights.backbone
         fix = f"the checkpoint is a {weights.backbone}; leave the key out"
         require(named == weights.backbone, "model.backbone", named, fix)
-        return self.data.filled_from(weights), self.runtime.filled_from(weights)
+        trained = weights.config["data"] if weights.config else {}
+        as_trained = {"batch_size": trained["batch_size"]} if "batch_size" in trained else {}
+        return DataConfig(**as_trained | _given(self.data)), self.runtime.filled_from(weights)
 
 
 @dataclass
@@ -395,9 +378,7 @@ class PredictConfig:
         require(0 <= self.threshold < 1, "threshold", self.threshold, "give a score from 0 to below 1")
         require(self.classes != [], "classes", self.classes, "name at least one, or give null for all")
         require(self.out != "", "out", "''", "name a folder")
-        _require_count("max_detections", self.max_detections)
-        _require_count("batch_size", self.batch_size)
-        _require_count("threads", self.threads, optional=True)
+        _require_at_least(self, "", max_detections=1, batch_size=1, threads=1)
         self.sources()
 
     def sources(self) -> list[str]:
@@ -410,24 +391,6 @@ class PredictConfig:
             is_text = isinstance(each, str | int) and not isinstance(each, bool) and each != ""
             require(is_text, "images", each, fix)
         return [str(each) for each in given]
-
-    def resolve_classes(self, categories: Categories) -> frozenset[int]:
-        """Return the labels of `classes`, of all where that is null.
-
-        Raises UserError naming the classes that are spelled like one that the checkpoint doesn't know.
-        """
-        for name in self.classes or ():
-            if name not in categories.names:
-                by_lower_case = {known.lower(): known for known in categories.names}
-                near = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, n=5)]
-                known = f"it knows {', '.join(categories.names)}"
-                fix = f"did you mean {' or '.join(near)}?" if near else known
-                raise UserError(f"classes: the checkpoint knows no {name!r}; {fix}")
-        return frozenset(
-            label
-            for label, name in enumerate(categories.names, start=1)
-            if self.classes is None or name in self.classes
-        )
 
 
 class Split(Enum):
@@ -448,11 +411,6 @@ class CheckDataConfig(DataPaths):
     def as_in_training(self) -> DataConfig:
         """Return the config that training would take. Raises UserError for a value that makes no sense."""
         return DataConfig(**vars(self))
-
-    @property
-    def workers(self) -> int:
-        """Threads that read pictures."""
-        return self.threads or default_threads(ranks_on_machine=1)
 
 
 @dataclass

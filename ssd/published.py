@@ -70,8 +70,8 @@ class Weights:
         if self.num_classes == COCO.num_classes:
             return COCO
         raise UserError(
-            f"{checkpoint} holds no class names and {self.num_classes - 1} classes, where COCO has "
-            f"{len(COCO.ids)}; give one of 80 classes, or one written by train.py, which holds their names"
+            f"{checkpoint} doesn't name its {self.num_classes - 1} classes, and COCO has {len(COCO.ids)}; "
+            "give a checkpoint written by train.py, which does"
         )
 
 
@@ -89,9 +89,8 @@ def load_weights(path: Path) -> Weights:
         reason = f"neither a checkpoint of this trainer nor a published SSD300 ({error})"
         raise CheckpointError(f"{path} is {reason}") from error
     num_classes = model["logit_heads.0.weight"].shape[0] // 4
-    if not ours:
-        return Weights(model, backbone, num_classes, None, None)
-    return Weights(model, backbone, num_classes, Categories.from_plain(state["categories"]), state["config"])
+    categories = Categories.from_plain(state["categories"]) if ours else None
+    return Weights(model, backbone, num_classes, categories, state["config"] if ours else None)
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,8 +100,8 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises ValueError naming the keys that are unknown or missing.
     """
     given = {key.removeprefix("module.1.").removeprefix("module."): key for key in state_dict}
-    backbone = _backbone_by_depth([_our_key(key) for key in given])
-    ours = {_published_key(key): key for key in _keys_of(backbone)}
+    backbone = _backbone_by_depth([_renamed(key, to_ours=True) for key in given])
+    ours = {_renamed(key): key for key in _keys_of(backbone)}
     _check_keys(given, ours, backbone)
     return {key: state_dict[given[published]] for published, key in ours.items()}
 
@@ -112,7 +111,7 @@ def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises ValueError naming the keys that are unknown or missing.
     """
-    return {_published_key(key): state_dict[key] for key in _keys_of(backbone_of(state_dict))}
+    return {_renamed(key): state_dict[key] for key in _keys_of(backbone_of(state_dict))}
 
 
 def backbone_of(keys: Collection[str]) -> str:
@@ -145,15 +144,10 @@ def _keys_of(backbone: str) -> list[str]:
         return [*SSD300(backbone).state_dict()]
 
 
-def _our_key(published: str) -> str:
-    for ours, theirs in _PREFIXES:
-        if published.startswith(theirs):
-            return ours + published.removeprefix(theirs)
-    return published
-
-
-def _published_key(key: str) -> str:
-    for ours, theirs in _PREFIXES:
-        if key.startswith(ours):
-            return theirs + key.removeprefix(ours)
+def _renamed(key: str, to_ours: bool = False) -> str:
+    """Give one of our keys the published name, or the other way round; an unknown key stays as it is."""
+    for ours, published in _PREFIXES:
+        old, new = (published, ours) if to_ours else (ours, published)
+        if key.startswith(old):
+            return new + key.removeprefix(old)
     return key

@@ -21,7 +21,7 @@ from data.pictures import UPRIGHT, Level, inspect_all, orientation
 from ssd.annotations import Annotations, FileNames, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
-from ssd.config import CheckDatasetConfig, DataConfig, Split
+from ssd.config import CheckDatasetConfig, DataConfig, Split, default_threads
 from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.errors import UserError
@@ -64,13 +64,14 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
     Raises UserError for paths that are not given.
     """
     data = config.data.as_in_training()
+    workers = data.threads or default_threads()
     splits = [_examine_annotation_file(split, data, console) for split in config.splits]
     listed = {os.path.normpath(path) for split in splits for path in split.paths}
     listed |= {os.path.abspath(split.report.annotation_file) for split in splits}
     findings = [
         (split.report.split.value, finding)
         for split in splits
-        for finding in chain(split.findings, _examine_pictures(split, listed, config.data.workers, console))
+        for finding in chain(split.findings, _examine_pictures(split, listed, workers, console))
     ]
     categories = {split.report.split: split.annotations.categories for split in splits}
     if len(categories) == len(Split):

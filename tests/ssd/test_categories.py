@@ -43,5 +43,5 @@ def test_a_published_checkpoint_has_cocos_categories_or_none_that_anybody_can_na
         return Weights({}, "resnet50", num_classes, categories=None, config=None)
 
     assert published(81).categories_or_coco("p.pt") is COCO
-    with pytest.raises(UserError, match=r"^p\.pt holds no class names and 6 classes.*written by train\.py"):
+    with pytest.raises(UserError, match=r"^p\.pt doesn't name its 6 classes.*written by train\.py"):
         published(7).categories_or_coco("p.pt")
