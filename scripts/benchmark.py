@@ -5,7 +5,7 @@ step     the trainer's own step, loading and checks included, against a bare one
 saving   steps beside a checkpoint, which is written in the background, against steps without
 startup  from the imports to the first batch; the second time with the same data.cache the cache is mapped
 scoring  the 12 numbers of made-up detections of the validation split, against pycocotools
-make     nothing: it writes a made-up set of COCO's size, or benchmark.times that, to data.path
+make     nothing: it writes a made-up set of COCO's size to data.path
 
 Sides that are compared take turns in one process, so that a noisy machine hits both. Printed are medians over
 the rounds and the spread of the ratios within them; benchmark.out=FILE writes them as json.
@@ -67,11 +67,10 @@ class Measurement:
     rounds: int = 10
     steps: int = 4
     warmup: int = 3
-    times: int = 1
     out: str | None = None
 
     def __post_init__(self) -> None:
-        lowest = {"rounds": 2, "steps": 1, "warmup": 1, "times": 1}  # a spread needs 2 rounds
+        lowest = {"rounds": 2, "steps": 1, "warmup": 1}  # a spread needs 2 rounds
         for key, limit in lowest.items():
             value = getattr(self, key)
             require(value >= limit, f"benchmark.{key}", value, f"give at least {limit}")
@@ -91,7 +90,7 @@ def main(config: BenchmarkConfig) -> None:
         check_file(plan.out, "benchmark.out")
     figures: Figures = {}
     if plan.of is Subject.make:
-        make_set(config.data, plan.times)
+        make_set(config.data)
     elif plan.of is Subject.scoring:
         figures = measure_scoring(config.data.locate("val_annotations"), plan.rounds)
     else:
@@ -259,13 +258,13 @@ def pycocotools_numbers(annotations: Path, detections: list[dict[str, Any]]) -> 
     return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
 
 
-def make_set(data: DataConfig, times: int) -> None:
+def make_set(data: DataConfig) -> None:
     """Write a set with COCO's counts and bytes a box; every image's file is a link to one picture."""
     rng = np.random.default_rng(0)
     polygons = [(rng.random(2 * (3 + int(n))) * 480).round(2).tolist() for n in rng.exponential(22, 4096)]
     categories = [{"supercategory": "thing", "id": key, "name": f"class {key}"} for key in range(1, 81)]
     for split, images, with_boxes, boxes in (
-        ("train", 118_287 * times, 117_266 * times, 860_001 * times),
+        ("train", 118_287, 117_266, 860_001),
         ("val", 5_000, 4_952, 36_781),
     ):
         folder, file = data.locate(f"{split}_images"), data.locate(f"{split}_annotations")

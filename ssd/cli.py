@@ -133,8 +133,7 @@ def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
         group, _, file = error.missing_cfg_file.rpartition("/")
         return f"{group}={file}: there is no such file in conf/{group}; it has {', '.join(error.options)}"
     if isinstance(error, OSError) and error.filename:
-        fix = "hydra.run.dir=… is the run's folder"
-        return f"{error.filename} can't be opened or made ({error.strerror}); {fix}"
+        return f"{error.filename} can't be opened or made ({error.strerror}); give another hydra.run.dir=…"
     return " ".join(str(error).split())
 
 
@@ -144,10 +143,8 @@ def _how_to_write(override: str) -> str:
         return "give key=value"
     if value.startswith("~/"):
         return f"~ is not expanded; write {key}=$HOME{value[1:]}"
-    return (
-        "quote a value with = ( ) [ ] { } : , a quote or a space, once for Hydra and once for the shell: "
-        f"'{key}=\"…\"'"
-    )
+    special = "= ( ) [ ] { } : , a quote or a space"
+    return f"quote a value with {special}, once for Hydra and once for the shell: '{key}=\"…\"'"
 
 
 def _explain_key(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
@@ -163,12 +160,11 @@ def _explain_key(error: OmegaConfBaseException, schema: type, groups: Sequence[s
 def _suggestion(key: str, known: Sequence[str]) -> str:
     """Name the known keys that are spelled like this one, in its section or, without one, in any section."""
     section, _, name = key.rpartition(".")
-    in_section = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
-    anywhere = {each.rpartition(".")[2]: each for each in known}
-    candidates = in_section if section else anywhere | in_section
+    siblings = [each for each in known if each.rpartition(".")[0] == section]
+    candidates = {each.rpartition(".")[2]: each for each in (siblings if section else [*known, *siblings])}
     near = [candidates[each] for each in get_close_matches(name, candidates)]
-    if not near and section and in_section:
-        return f"{section} has {', '.join(in_section)}"
+    if not near and section and siblings:
+        return f"{section} has {', '.join(candidates)}"
     near = near or get_close_matches(key, set(known))
     return f"did you mean {' or '.join(near)}?" if near else "the files in conf/ have the known ones"
 

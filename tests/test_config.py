@@ -244,7 +244,7 @@ def test_a_prediction_that_makes_no_sense_is_refused_by_its_key(override: str, c
 )
 def test_classes_are_chosen_by_name(classes: list[str] | None, chosen: set[int]):
     categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two may bear one name
-    assert PredictConfig("x.pt", "a", classes=classes).resolve_classes(categories) == chosen
+    assert categories.labels_named(classes) == chosen
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ def test_classes_are_chosen_by_name(classes: list[str] | None, chosen: set[int])
 )
 def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
     with pytest.raises(UserError, match=answer):
-        PredictConfig("x.pt", "a", classes=["dog", name]).resolve_classes(COCO)
+        COCO.labels_named(["dog", name])
