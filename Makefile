@@ -29,7 +29,7 @@ demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, dra
 docs: .venv/made ## Make the docs' pictures of a run three times as long as the demo's (8 minutes on two cores)
 	$(BIN)/python -m data.demo demo
 	$(BIN)/python train.py experiment=demo name=docs schedule.epochs=30 schedule.milestones=[20,26] evaluation.every=10
-	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/make_docs.py runs/docs docs
 
 quick: lint types ## Lint, types and unit tests: under 90 seconds on two cores
 	$(BIN)/python -m pytest -m unit
@@ -40,9 +40,10 @@ test: lint types ## Lint, types and tests
 chaos: .venv/made ## 100 random SIGKILLs and 40 signals to stop over real runs; about an hour on two cores
 	$(BIN)/python scripts/chaos.py
 
-lint: .venv/made ## ruff
+lint: .venv/made ## ruff, and shellcheck where it is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	if command -v shellcheck > /dev/null; then shellcheck scripts/*.sh; fi
 
 types: .venv/made ## mypy
 	$(BIN)/mypy

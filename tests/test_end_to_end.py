@@ -58,7 +58,7 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws(bench: Bench, name: str):
 
 def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
     folder = bench.folder / bench.uninterrupted(1)
-    make_docs.main([f"--run={folder}", f"--data={bench.data}", f"--out={tmp_path}"])
+    make_docs.main(folder, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (ROOT / "docs").glob("*.jpg")}
     first = folder / "pictures" / "step_00000000" / "first_training_batch.jpg"
     for path in (*tmp_path.iterdir(), first):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -62,9 +64,7 @@ def test_match_chooses_the_published_default_boxes(index: int):
     positive = labels.nonzero()[:, 0]
     assert np.array_equal(positive.numpy(), golden[f"positive_index_{index}"])
     assert np.array_equal(labels[positive].numpy(), golden[f"positive_labels_{index}"])
-    np.testing.assert_allclose(
-        matched_cxcywh[positive].numpy(), golden[f"positive_cxcywh_{index}"], atol=1e-7
-    )
+    np.testing.assert_allclose(matched_cxcywh[positive], golden[f"positive_cxcywh_{index}"], atol=1e-7)
     assert torch.equal(matched_cxcywh[labels == 0], default_boxes()[labels == 0])
 
 
@@ -115,41 +115,27 @@ def tied_ground_truth(seed: int) -> tuple[Tensor, Tensor]:
 
 def encode_with_dali(truths: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     anchors = cxcywh_to_ltrb(default_boxes()).flatten().tolist()
+    given = ([boxes.numpy() for boxes, _ in truths], [labels.int().numpy() for _, labels in truths])
 
     @pipeline_def(batch_size=len(truths), num_threads=1, device_id=None)
     def graph():
-        boxes, labels = fn.external_source(
-            source=lambda: (
-                [boxes.numpy() for boxes, _ in truths],
-                [labels.to(torch.int32).numpy() for _, labels in truths],
-            ),
-            num_outputs=2,
-            dtype=[types.FLOAT, types.INT32],
-        )
-        offsets, labels = fn.box_encoder(
-            boxes, labels, anchors=anchors, criteria=0.5, offset=True, stds=[0.1, 0.1, 0.2, 0.2]
-        )
-        return offsets, labels
+        boxes, labels = fn.external_source(lambda: given, num_outputs=2, dtype=[types.FLOAT, types.INT32])
+        stds = [0.1, 0.1, 0.2, 0.2]
+        return tuple(fn.box_encoder(boxes, labels, anchors=anchors, criteria=0.5, offset=True, stds=stds))
 
-    offsets, labels = graph().run()
-    return [
-        (torch.from_numpy(np.array(offsets.at(i))), torch.from_numpy(np.array(labels.at(i))))
-        for i in range(len(truths))
-    ]
+    encoded = [[torch.from_numpy(np.array(each)) for each in part.as_array()] for part in graph().run()]
+    return list(zip(*encoded, strict=True))
 
 
 def test_match_and_encode_equal_dalis_box_encoder_where_ious_tie():
     truths = [tied_ground_truth(seed) for seed in range(64)]
     truths.append((torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
     defaults = default_boxes()
-    for (boxes_ltrb, labels), (dali_offsets, dali_labels) in zip(
-        truths, encode_with_dali(truths), strict=True
-    ):
-        matched_cxcywh, matched_labels = match(boxes_ltrb, labels, defaults)
+    for truth, (dali_offsets, dali_labels) in zip(truths, encode_with_dali(truths), strict=True):
+        matched_cxcywh, matched_labels = match(*truth, defaults)
         assert torch.equal(matched_labels, dali_labels.to(torch.int64))
-        torch.testing.assert_close(
-            encode_offsets(matched_cxcywh, defaults), dali_offsets, rtol=1e-5, atol=1e-5
-        )
+        offsets = encode_offsets(matched_cxcywh, defaults)
+        torch.testing.assert_close(offsets, dali_offsets, rtol=1e-5, atol=1e-5)
 
 
 QUARTERS_CXCYWH = [[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]]
@@ -211,18 +197,14 @@ def test_match_refuses_shapes_that_do_not_fit(boxes: tuple[int, ...], labels: tu
 def test_offsets_of_a_box_worked_by_hand():
     default = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
     box = torch.tensor([[0.54, 0.42, 0.4, 0.4]])
-    expected = torch.tensor(
-        [[0.04 / 0.2 / 0.1, -0.08 / 0.4 / 0.1, np.log(2) / 0.2, 0.0]], dtype=torch.float32
-    )
-    torch.testing.assert_close(encode_offsets(box, default), expected)
+    expected = [[0.04 / 0.2 / 0.1, -0.08 / 0.4 / 0.1, math.log(2) / 0.2, 0.0]]
+    torch.testing.assert_close(encode_offsets(box, default), torch.tensor(expected))
 
 
 def test_decoding_undoes_encoding_in_any_batch_shape():
     generator = torch.Generator().manual_seed(0)
-    boxes_cxcywh, defaults = (
-        ltrb_to_cxcywh(random_ltrb(6 * 8732, generator)).reshape(2, 3, -1, 4),
-        default_boxes(),
-    )
+    boxes_cxcywh = ltrb_to_cxcywh(random_ltrb(6 * 8732, generator)).reshape(2, 3, -1, 4)
+    defaults = default_boxes()
     copy = boxes_cxcywh.clone()
     offsets = encode_offsets(boxes_cxcywh, defaults)
     assert offsets.shape == (2, 3, 8732, 4)

@@ -45,3 +45,24 @@ def test_a_published_checkpoint_has_cocos_categories_or_none_that_anybody_can_na
     assert published(81).categories_or_coco("p.pt") is COCO
     with pytest.raises(UserError, match=r"^p\.pt doesn't name its 6 classes.*written by train\.py"):
         published(7).categories_or_coco("p.pt")
+
+
+@pytest.mark.parametrize(
+    ("classes", "chosen"), [(None, {1, 2, 3, 4}), (["hot dog"], {2}), (["person", "dog"], {1, 3, 4})]
+)
+def test_classes_are_chosen_by_name(classes: list[str] | None, chosen: set[int]):
+    categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two may bear one name
+    assert categories.labels_named(classes) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("Person", r"'Person'; did you mean person.*\?"),
+        ("dgo", r"'dgo'; did you mean dog.*\?"),
+        ("zzz", "'zzz'; it knows person, bicycle"),
+    ],
+)
+def test_an_unknown_class_is_answered_with_the_nearest_names(name: str, answer: str):
+    with pytest.raises(UserError, match=answer):
+        COCO.labels_named(["dog", name])
