@@ -196,13 +196,3 @@ def test_command_line_says_what_is_wrong(
     with pytest.raises(SystemExit, match="2"):
         main(["/proc/set", *arguments])
     assert message in capsys.readouterr().err
-
-
-def test_command_line_prints_what_it_made(made: Path, capsys: pytest.CaptureFixture[str]):
-    main([str(made), "--train-images", "24", "--val-images", "10"])
-    printed = capsys.readouterr().out
-    annotations = content(made, "train")["annotations"]
-    trees = sum(one["category_id"] == 13 for one in annotations)
-    small = sum(one["area"] < 32**2 for one in annotations)
-    for figure in ("train: 24 images", f"{len(annotations)} boxes", f"{trees} tree,", f"{small} small,"):
-        assert figure in printed

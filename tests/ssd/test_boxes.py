@@ -138,43 +138,6 @@ def test_match_and_encode_equal_dalis_box_encoder_where_ious_tie():
         torch.testing.assert_close(offsets, dali_offsets, rtol=1e-5, atol=1e-5)
 
 
-QUARTERS_CXCYWH = [[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]]
-# The last is half of the one before.
-HALF_CXCYWH = [[0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5], [0.25, 0.125, 0.5, 0.25]]
-
-
-@pytest.mark.parametrize(
-    ("defaults_cxcywh", "boxes_ltrb", "threshold", "expected"),
-    [
-        (QUARTERS_CXCYWH, [[0.6, 0.6, 0.7, 0.7]], 0.5, [0, 1, 0]),
-        (QUARTERS_CXCYWH, [[0.25, 0.0, 0.75, 0.5]], 0.5, [0, 0, 1]),
-        (QUARTERS_CXCYWH, [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.4, 0.4]], 0.5, [2, 0, 0]),
-        (HALF_CXCYWH, [[0.0, 0.0, 0.5, 0.25]], 0.5, [0, 0, 1]),
-        (HALF_CXCYWH, [[0.0, 0.0, 0.5, 0.25]], 0.499, [0, 1, 1]),
-    ],
-    ids=[
-        "a box claims its best default box below the threshold",
-        "a tie goes to the last default box",
-        "the later of two boxes that claim one default box wins",
-        "an IoU of exactly the threshold is no match",
-        "an IoU above it is one",
-    ],
-)
-def test_match_of_boxes_worked_by_hand(
-    defaults_cxcywh: list[list[float]], boxes_ltrb: list[list[float]], threshold: float, expected: list[int]
-):
-    labels = torch.arange(1, len(boxes_ltrb) + 1)
-    matched = match(torch.tensor(boxes_ltrb), labels, torch.tensor(defaults_cxcywh), threshold)
-    assert matched[1].tolist() == expected
-
-
-def test_without_ground_truth_all_is_background():
-    matched_cxcywh, labels = match(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), default_boxes())
-    assert torch.equal(matched_cxcywh, default_boxes())
-    assert labels.dtype == torch.int64
-    assert labels.tolist() == [0] * 8732
-
-
 def test_match_takes_int32_labels_and_leaves_its_inputs():
     boxes_ltrb, labels = ground_truth(2)
     inputs = (boxes_ltrb, labels.to(torch.int32), default_boxes())
