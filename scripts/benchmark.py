@@ -263,11 +263,11 @@ def make_set(data: DataConfig) -> None:
     rng = np.random.default_rng(0)
     polygons = [(rng.random(2 * (3 + int(n))) * 480).round(2).tolist() for n in rng.exponential(22, 4096)]
     categories = [{"supercategory": "thing", "id": key, "name": f"class {key}"} for key in range(1, 81)]
-    for split, images, with_boxes, boxes in (
-        ("train", 118_287, 117_266, 860_001),
-        ("val", 5_000, 4_952, 36_781),
-    ):
+    counts = ("train", 118_287, 117_266, 860_001), ("val", 5_000, 4_952, 36_781)
+    for split, images, with_boxes, boxes in counts:
         folder, file = data.locate(f"{split}_images"), data.locate(f"{split}_annotations")
+        if folder.exists():
+            raise UserError(f"{folder} exists; give a new folder, data.path=DIR")
         folder.mkdir(parents=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         picture = folder.absolute().with_suffix(".jpg")

@@ -71,14 +71,12 @@ class Categories:
         """
         ours = dict(zip(self.ids, self.names, strict=True))
         theirs = dict(zip(truth.ids, truth.names, strict=True))
-        unlike = {
-            key: (ours.get(key), theirs.get(key)) for key in ours | theirs if ours.get(key) != theirs.get(key)
-        }
-        if unlike:
-            key, (trained, found) = next(iter(unlike.items()))
+        differing = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        if differing:
+            first = differing[0]
             raise UserError(
-                f"{annotation_file}: {len(unlike)} categories differ from those trained on; id {key}, say, "
-                f"is {trained!r} in training and {found!r} there; give annotations with the same categories"
+                f"{annotation_file}: {len(differing)} categories differ from those trained on; id {first}, say, is "
+                f"{ours.get(first)!r} in training and {theirs.get(first)!r} there; give the categories trained on"
             )
 
 

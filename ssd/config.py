@@ -356,8 +356,8 @@ class EvaluateConfig:
         fix = f"the checkpoint is a {weights.backbone}; leave the key out"
         require(named == weights.backbone, "model.backbone", named, fix)
         trained = weights.config["data"] if weights.config else {}
-        as_trained = {"batch_size": trained["batch_size"]} if "batch_size" in trained else {}
-        return DataConfig(**as_trained | _given(self.data)), self.runtime.filled_from(weights)
+        values = {"batch_size": trained.get("batch_size", DataConfig.batch_size)} | _given(self.data)
+        return DataConfig(**values), self.runtime.filled_from(weights)
 
 
 @dataclass

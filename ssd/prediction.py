@@ -71,7 +71,7 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     """Find the pictures of files, folders and globs, sorted by name, but not what was drawn in `out` before.
 
     A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
-    hidden ones; folders are searched through and through, links to folders not followed.
+    hidden ones; folders are searched recursively, links to folders not followed.
     Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
     """
     drawn = out.resolve()

@@ -84,7 +84,7 @@ def test_finetuning_without_a_checkpoint_says_what_to_give():
         load_weights(Path(checkpoint))
 
 
-def test_what_is_learned_by_heart_is_what_is_scored():
+def test_overfitting_scores_what_it_trains_on():
     data = train_config("debug=overfit", "data.path=coco").data
     for kind in ("images", "annotations"):
         assert data.locate(f"val_{kind}") == data.locate(f"train_{kind}")
