@@ -75,8 +75,8 @@ class Categories:
         if differing:
             first = differing[0]
             raise UserError(
-                f"{annotation_file}: {len(differing)} categories differ from those trained on; id {first}, say, is "
-                f"{ours.get(first)!r} in training and {theirs.get(first)!r} there; give the categories trained on"
+                f"{annotation_file}: {len(differing)} categories differ from those trained on; id {first} "
+                f"was {ours.get(first)!r} and is {theirs.get(first)!r} there; give the categories trained on"
             )
 
 
