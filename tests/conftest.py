@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder of real photographs in COCO layout: SSD_TEST_DATA, or shared/data beside the clone."""
-    folder = Path(os.environ.get("SSD_TEST_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("SSD_TEST_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"needs real photographs: no folder {folder} (set SSD_TEST_DATA)")
     return folder

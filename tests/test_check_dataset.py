@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from scripts.check_dataset import main
 from ssd.config import CheckDataConfig, CheckDatasetConfig, Split
 from ssd.errors import UserError
 from tests.conftest import ROOT
@@ -23,7 +23,7 @@ def check_dataset(*overrides: str) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["check_dataset.py", *overrides])
         try:
-            main()
+            runpy.run_path(str(ROOT / "scripts/check_dataset.py"), run_name="__main__")
         except SystemExit as ended:
             return ended.code
     return 0
