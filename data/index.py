@@ -1,7 +1,7 @@
 """What of an annotation file is used: a Selection of it → a CocoIndex, boxes relative to the image.
 
 The parsed file is kept in data.cache: the first process of all ranks parses it, the others wait and map what
-it wrote. write_entry and map_entry keep any arrays so that damage to them is noticed.
+it wrote. Damage to what is kept is noticed.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -33,8 +33,6 @@ CLOCK_TICK_S = 0.05
 OUTDATED_AFTER_S = 3600.0
 """An older entry of a file that has changed is deleted. A younger one may be in use: machines that share a
 cache, but not the annotation file, each have one of their own."""
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 @contextmanager
-def naming_cache(folder: Path) -> Iterator[None]:
+def _naming_cache(folder: Path) -> Iterator[None]:
     """Raise UserError naming data.cache for what the system refuses in its folder."""
     try:
         yield
@@ -242,7 +240,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
 
     An entry is replaced as a whole, so reading takes no lock. Raises UserError.
     """
-    with naming_cache(cache):
+    with _naming_cache(cache):
         entry = _entry(source, cache)
         annotations = _map(entry)
         if annotations is None:
@@ -263,56 +261,6 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
     return annotations
 
 
-def find_kept(source: Source, cache: Path) -> Annotations | None:
-    """Return what open_annotations would map, None where it would parse the file. Raises UserError."""
-    with naming_cache(cache):
-        return _map(_entry(source, cache))
-
-
-def write_entry(folder: Path, about: dict[str, Any], arrays: Arrays) -> None:
-    """Write plain values and arrays into a folder, which appears whole or not at all.
-
-    An older folder of that name goes. Of several processes one alone may write it. Raises OSError.
-    """
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
-    try:
-        temporary.mkdir()
-        (temporary / "about.json").write_bytes(msgspec.json.encode(about))
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
-        (temporary / "checksums.json").write_bytes(msgspec.json.encode(checksums))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def map_entry(folder: Path) -> tuple[dict[str, Any], Arrays] | None:
-    """Return what write_entry wrote, arrays read-only in mapped memory; None for no entry or a damaged one.
-
-    Raises OSError where there is an entry that can't be read.
-    """
-    try:
-        checksums = msgspec.json.decode((folder / "checksums.json").read_bytes(), type=dict[str, int])
-        # Of all bytes, since what was damaged must not become wrong boxes; it checks gigabytes a second.
-        if any(_checksum(folder / name) != checksum for name, checksum in checksums.items()):
-            return None
-        about = msgspec.json.decode((folder / "about.json").read_bytes(), type=dict[str, Any])
-        return about, {
-            name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r")
-            for name in checksums
-            if name.endswith(".npy")
-        }
-    except (FileNotFoundError, ValueError, msgspec.DecodeError):
-        return None
-
-
-def _checksum(file: Path) -> int:
-    return zlib.crc32(np.memmap(file, dtype=np.uint8, mode="r").data)
-
-
 def _entry(source: Source, cache: Path) -> Path:
     """Return the folder in the cache that belongs to the annotation file in its present state."""
     path = os.path.realpath(source.annotation_file)
@@ -324,22 +272,44 @@ def _entry(source: Source, cache: Path) -> Path:
     return cache / f"{name}-{state.st_size}-{state.st_mtime_ns}.v{FORMAT}"
 
 
-_PACKED = ("categories", "file_names")  # fields of Annotations that are no arrays
-
-
 def _write(entry: Path, annotations: Annotations) -> None:
-    arrays = {name: value for name, value in vars(annotations).items() if name not in _PACKED}
-    names = {
-        "file_name_bytes": annotations.file_names.utf8,
-        "file_name_starts": annotations.file_names.starts,
-    }
-    write_entry(entry, annotations.categories.as_plain(), arrays | names)
+    """Write an entry, which appears whole or not at all. Of several processes one alone may write it."""
+    arrays = {name: value for name, value in vars(annotations).items() if isinstance(value, np.ndarray)}
+    arrays["file_name_bytes"] = annotations.file_names.utf8
+    arrays["file_name_starts"] = annotations.file_names.starts
+    temporary = entry.with_name(f"{entry.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+    try:
+        temporary.mkdir()
+        (temporary / "about.json").write_bytes(msgspec.json.encode(annotations.categories.as_plain()))
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+        (temporary / "checksums.json").write_bytes(msgspec.json.encode(checksums))
+        shutil.rmtree(entry, ignore_errors=True)
+        temporary.rename(entry)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _map(entry: Path) -> Annotations | None:
-    content = map_entry(entry)
-    if content is None:
+    """Return what _write wrote, arrays read-only in mapped memory; None for no entry or a damaged one."""
+    try:
+        checksums = msgspec.json.decode((entry / "checksums.json").read_bytes(), type=dict[str, int])
+        # Of all bytes, since what was damaged must not become wrong boxes; it checks gigabytes a second.
+        if any(_checksum(entry / name) != checksum for name, checksum in checksums.items()):
+            return None
+        categories = Categories.from_plain(msgspec.json.decode((entry / "about.json").read_bytes()))
+        arrays = {
+            name.removesuffix(".npy"): np.load(entry / name, mmap_mode="r")
+            for name in checksums
+            if name.endswith(".npy")
+        }
+    except (FileNotFoundError, ValueError, msgspec.DecodeError):
         return None
-    about, arrays = content
     names = FileNames(arrays.pop("file_name_bytes"), arrays.pop("file_name_starts"))
-    return Annotations(Categories.from_plain(about), names, **arrays)
+    return Annotations(categories, names, **arrays)
+
+
+def _checksum(file: Path) -> int:
+    return zlib.crc32(np.memmap(file, dtype=np.uint8, mode="r").data)

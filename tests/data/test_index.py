@@ -20,11 +20,8 @@ from data.index import (
     Selection,
     Source,
     cache_folder,
-    find_kept,
-    map_entry,
     open_annotations,
     read_index,
-    write_entry,
 )
 from ssd.annotations import Annotations, read_annotations
 from ssd.categories import Categories
@@ -220,13 +217,14 @@ def entries(cache: Path) -> list[Path]:
 
 
 def test_later_starts_do_not_parse(folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_kept(source(folder), cache) is None
-    assert not cache.exists()
     opened = open_annotations(source(folder), cache)
     monkeypatch.setattr(data.index, "read_annotations", lambda *_: pytest.fail("the file was parsed"))
-    kept = find_kept(source(folder), cache)
-    assert kept is not None
-    assert np.array_equal(kept.boxes_ltwh_px, opened.boxes_ltwh_px)
+    kept = open_annotations(source(folder), cache)
+    for name, array in vars(opened).items():
+        if isinstance(array, np.ndarray):
+            assert np.array_equal(getattr(kept, name), array), name
+            assert not getattr(kept, name).flags.writeable
+    assert [*kept.file_names] == [*opened.file_names]
     link = folder.folder / "link.json"
     link.symlink_to(folder.annotation_file)
     assert open_annotations(replace(source(folder), annotation_file=link), cache).labels.tolist() == [1, 2, 3]
@@ -236,16 +234,14 @@ def test_file_that_changed_or_has_gone_has_no_entry(folder: CocoFolder, cache: P
     open_annotations(source(folder), cache)
     folder.categories.append({"id": 4, "name": "new"})
     folder.write()
-    assert find_kept(source(folder), cache) is None
     assert open_annotations(source(folder), cache).categories.names[-1] == "new"
     folder.annotation_file.write_text("{")
     with pytest.raises(UserError, match="breaks off"):
         open_annotations(source(folder), cache)
     assert len(entries(cache)) == 2
     folder.annotation_file.unlink()
-    for read in (find_kept, open_annotations):
-        with pytest.raises(UserError, match=r"data.train_annotations=.*No such file"):
-            read(source(folder), cache)
+    with pytest.raises(UserError, match=r"data.train_annotations=.*No such file"):
+        open_annotations(source(folder), cache)
 
 
 def test_file_is_not_parsed_while_a_change_could_still_carry_the_same_time(
@@ -327,41 +323,31 @@ def test_format_is_counted_up_when_entries_change(folder: CocoFolder, cache: Pat
     assert (FORMAT, digest) == (2, "b5f7ebcfaaff263b")
 
 
-def test_what_is_written_is_mapped_and_damage_anywhere_is_noticed(tmp_path: Path) -> None:
-    entry, about = tmp_path / "entry", {"names": ["é", "b"], "count": 2**62}
-    arrays = {"labels": np.arange(5)[::2], "none": np.zeros((0, 4), np.float32)}
-    assert map_entry(entry) is None
-    (tmp_path / "entry.tmp").mkdir()  # a killed process left it
-    for _ in ("new", "in place of another"):
-        write_entry(entry, about, arrays)
-        content = map_entry(entry)
-        assert content is not None
-        assert content[0] == about
-        for name, expected in arrays.items():
-            assert isinstance(content[1][name], np.memmap)
-            assert not content[1][name].flags.writeable
-            assert content[1][name].dtype == expected.dtype
-            assert np.array_equal(content[1][name], expected)
-    assert [*tmp_path.iterdir()] == [entry]
-    for file in [*entry.iterdir()]:
+def test_an_entry_damaged_anywhere_is_replaced(
+    folder: CocoFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+
+    def parse(path: Path, key: str) -> Annotations:
+        parsed.append(path)
+        return read_annotations(path, key)
+
+    monkeypatch.setattr(data.index, "read_annotations", parse)
+    assert labels(folder, cache) == [1, 2, 3]
+    (entry,) = entries(cache)
+    (entry.with_name(f"{entry.name}.tmp")).mkdir()  # a killed process left it
+    for file in sorted(entry.iterdir()):
         sound = file.read_bytes()
-        for place in range(len(sound)):
+        for place in {0, len(sound) // 2, len(sound) - 1}:
             for damaged in (sound[:place] + bytes([sound[place] ^ 0x40]) + sound[place + 1 :], sound[:place]):
                 file.write_bytes(damaged)
-                assert map_entry(entry) is None, (file, place)
+                parsed.clear()
+                assert labels(folder, cache) == [1, 2, 3]
+                assert parsed, (file, place)
+                assert file.read_bytes() == sound
         file.unlink()
-        assert map_entry(entry) is None
-        file.write_bytes(sound)
-    assert map_entry(entry) is not None
-
-
-def test_damaged_entry_is_replaced(folder: CocoFolder, cache: Path) -> None:
-    open_annotations(source(folder), cache)
-    (entry,) = entries(cache)
-    sound = (entry / "labels.npy").read_bytes()
-    (entry / "labels.npy").write_bytes(sound[:-1] + b"x")
-    assert labels(folder, cache) == [1, 2, 3]
-    assert (entry / "labels.npy").read_bytes() == sound
+        assert labels(folder, cache) == [1, 2, 3]
+    assert entries(cache) == [entry]
 
 
 def test_of_several_processes_one_parses_and_the_others_wait(
