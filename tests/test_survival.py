@@ -70,6 +70,13 @@ def test_whatever_ends_it_a_run_of_two_ranks_goes_on_and_ends_as_if_nothing_had(
     assert hang_up([*command, "logging.every_steps=1"], bench.checkpoint(name, 1)) != 0
     assert_preempted(bench, name, signal.SIGHUP, 1)
 
+    # What a scheduler sends to torchrun, which passes it on to the ranks.
+    process = start(command)
+    wait_for(bench.checkpoint(name, 4), process)
+    process.terminate()
+    assert process.wait(LIMIT_S) != 0
+    assert_preempted(bench, name, signal.SIGTERM, 4)
+
     # A picture that one rank can't read in the evaluation. Batches of two: the third one is rank 1's.
     images = json.loads((bench.data / "annotations" / "instances_val2017.json").read_text())["images"]
     path = bench.data / "val2017" / images[2]["file_name"]
