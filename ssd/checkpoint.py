@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import warnings
+from collections import OrderedDict
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -28,8 +29,7 @@ PLAIN = (int, float, str, bool, type(None), Tensor)
 # of zip files passes over: data and checksum are one file and become visible by one rename.
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
-_ZIP_END = b"PK\x05\x06"
-_ZIP_END_SIZE = 22
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22
 
 
 class CheckpointError(UserError):
@@ -60,7 +60,7 @@ def check_plain(value: object, key: str = "checkpoint") -> None:
 
     That is: values of PLAIN, lists and dicts of these; no subclasses, as numpy's and OmegaConf's values are.
     """
-    if type(value) is dict or (isinstance(value, dict) and type(value).__name__ == "OrderedDict"):
+    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
         for name, entry in value.items():
             check_plain(entry, f"{key}[{name!r}]")
     elif type(value) is list:

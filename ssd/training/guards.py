@@ -95,9 +95,8 @@ class NonFinitePolicy:
         )
         images = loader.contents(step)
         share = len(images) // self._ranks.world_size
-        ids = [
-            str(each["image_id"]) for rank in culprits for each in images[rank * share : (rank + 1) * share]
-        ]
+        shares = [images[rank * share : (rank + 1) * share] for rank in culprits]
+        ids = [str(image["image_id"]) for share_of_rank in shares for image in share_of_rank]
         named = ", ".join(ids[:NAMED_IMAGES]) + (", …" if len(ids) > NAMED_IMAGES else "")
         written = self._write_down(step, losses, images) if self._ranks.is_main else ""
         message = (

@@ -73,9 +73,8 @@ def own_folder(folder: Path) -> Iterator[None]:
         try:
             lock = FileLock(folder / ".lock").acquire(timeout=LOCK_WAIT_S)
         except Timeout as error:
-            raise UserError(
-                f"{folder}: another process trains there; stop it, or give another name=…"
-            ) from error
+            fix = "stop it, or give another name=…"
+            raise UserError(f"{folder}: another process trains there; {fix}") from error
     with lock:
         yield
 

@@ -50,7 +50,6 @@ def test_the_first_weights_follow_from_the_seed():
 
 
 def test_an_imagenet_backbone_comes_from_a_file(tmp_path: Path):
-    torch.manual_seed(5)
     resnet = torchvision.models.resnet18()
     torch.save(resnet.state_dict(), tmp_path / "imagenet.pth")
     network, _ = build_network(config(weights=str(tmp_path / "imagenet.pth")), CATEGORIES, seed=0)
@@ -186,13 +185,8 @@ def test_ranks_that_cannot_share_the_global_batch_are_told_which_numbers_can(wor
 def train_state(momentum: float = 0.9, growth_interval: int = 2000) -> TrainState:
     network = torch.nn.Linear(2, 2)
     scaler = torch.amp.GradScaler("cpu", growth_interval=growth_interval)
-    return TrainState(
-        network,
-        build_optimizer(network, OptimizerConfig(momentum=momentum)),
-        scaler,
-        LossMeter(CPU),
-        Ranks(CPU),
-    )
+    optimizer = build_optimizer(network, OptimizerConfig(momentum=momentum))
+    return TrainState(network, optimizer, scaler, LossMeter(CPU), Ranks(CPU))
 
 
 def step_of(state: TrainState, overflows: bool = False) -> float:

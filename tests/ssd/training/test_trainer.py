@@ -169,13 +169,7 @@ class FullDisk:
     ],
 )
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_is_reported(
-    on_error: str,
-    message: str,
-    gone_on: int,
-    demo: Path,
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    on_error: str, message: str, gone_on: int, demo: Path, session: Session, monkeypatch: Any, capsys: Any
 ):
     FullDisk(monkeypatch)
     with pytest.raises(CheckpointError, match=message):
@@ -373,11 +367,7 @@ def test_an_overridden_key_counts_from_the_next_step_on(demo: Path, session: Ses
     ],
 )
 def test_the_best_is_that_which_is_on_disk(
-    evaluations: list[tuple[float, str]],
-    best: dict[str, Any],
-    demo: Path,
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
+    evaluations: list[Any], best: dict[str, Any], demo: Path, session: Session, monkeypatch: Any
 ):
     disk = FullDisk(monkeypatch)
     trainer = open_trainer(config(demo, GOING_ON), session)
