@@ -47,7 +47,7 @@ def test_sound_set_ends_with_status_0(folder: Path) -> None:
         "val: reading the annotation file",
     ]
     assert ended.stdout.splitlines()[-2:] == [
-        "fit for training (nothing is wrong)",
+        "fit for training: nothing is wrong",
         "all of it: dataset_report.json",
     ]
     report = json.loads((folder / "dataset_report.json").read_text())

@@ -94,7 +94,8 @@ class DatasetReport:
         numbers = ", ".join(
             f"{counts[each]} {word}{'s'[: counts[each] != 1]}" for each, word in words.items() if counts[each]
         )
-        return f"{'' if self.is_fit else 'not '}fit for training ({numbers or 'nothing is wrong'})"
+        fit = "fit for training" if self.is_fit else "not fit for training"
+        return f"{fit} ({numbers})" if numbers else f"{fit}: nothing is wrong"
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
