@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.doctor.findings import IMAGE_DEFECTS, Finding, Kind, Severity
-from data.doctor.report import DatasetReport, SplitReport, TruthScore
-from data.doctor.statistics import describe
+from data.doctor.findings import Finding, Kind, Severity
+from data.doctor.report import NOTHING, DatasetReport, SplitReport, TruthScore, describe
 from data.index import CocoIndex, Selection, Source, select
 from data.pictures import UPRIGHT, Level, inspect_all, orientation
-from ssd.annotations import Annotations, FileNames, examine_annotations, inside_px
+from ssd.annotations import Annotations, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
 from ssd.config import CheckDatasetConfig, DataConfig, Split, default_threads
@@ -31,29 +30,18 @@ from ssd.evaluation.evaluator import result_rows
 SCORED_IMAGES = 5000
 """Of a larger set as many are scored, at equal distances; COCO's validation split is scored whole."""
 
-NOTHING = Annotations(
-    categories=Categories((), ()),
-    file_names=FileNames.of(()),
-    image_ids=np.empty(0, np.int64),
-    sizes_px=np.empty((0, 2), np.int64),
-    box_starts=np.zeros(1, np.int64),
-    boxes_ltwh_px=np.empty((0, 4)),
-    labels=np.empty(0, np.int32),
-    crowd=np.empty(0, np.bool_),
-    positions=np.empty(0, np.int64),
-    ids=np.empty(0, np.int64),
-)
-"""What a file holds that is no annotation file."""
-
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
 
 
 @dataclass(frozen=True)
 class _Split:
-    """A split whose annotation file was examined. paths: N, of its images; "" where the file names none."""
+    """A split whose annotation file was examined; annotations: None where it has no image.
+
+    paths: N, of its images; "" where the file names none.
+    """
 
     report: SplitReport
-    annotations: Annotations
+    annotations: Annotations | None
     paths: list[str]
     findings: list[Finding]
 
@@ -73,7 +61,7 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
         for split in splits
         for finding in chain(split.findings, _examine_pictures(split, listed, workers, console))
     ]
-    categories = {split.report.split: split.annotations.categories for split in splits}
+    categories = {each.report.split: each.annotations.categories for each in splits if each.annotations}
     if len(categories) == len(Split):
         between = compare_categories(categories[Split.train], categories[Split.val])
         findings += [("both", finding) for finding in between]
@@ -89,14 +77,17 @@ def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole
     source = Source(file, folder, split.value)
     console.say(f"{split.value}: reading the annotation file")
     annotations, defects = examine_annotations(file)
-    annotations = NOTHING if annotations is None else annotations
     findings = [Finding(Kind[defect.kind], defect.where, defect.detail) for defect in defects]
+    if not annotations:
+        findings.append(Finding(Kind.truth_unscored, str(file), "training does not open the file"))
+        return _Split(SplitReport(split, file, folder, NOTHING, None), None, [], findings)
     used, of_boxes = _judge_boxes(annotations, data.min_box_px)
     statistics = describe(annotations, used)
-    without_boxes = [name for name, count in statistics.boxes_of_class.items() if count == 0]
     findings += of_boxes
     findings += [
-        Finding(Kind.category_without_boxes, f"category {name!r}", "no box is used") for name in without_boxes
+        Finding(Kind.category_without_boxes, f"category {name!r}", "no box is used")
+        for name, count in statistics.boxes_of_class.items()
+        if count == 0
     ]
     truth = None
     if all(finding.kind.severity is not Severity.error for finding in findings):
@@ -195,10 +186,13 @@ def _examine_pictures(
     split: _Split, listed: set[str], threads: int, console: RunConsole
 ) -> Iterator[Finding]:
     """Yield what is wrong with the image files. listed: normalised paths of files that belong there."""
-    folder, sizes_px = split.report.image_folder, split.annotations.sizes_px
+    folder = split.report.image_folder
     if not folder.is_dir():
         yield Finding(Kind.folder_missing, str(folder), "there is no such folder")
         return
+    if split.annotations is None:
+        return
+    sizes_px = split.annotations.sizes_px
     yield from _links_out_of(folder, split.paths)
     # What has no size in the annotation file is an error already, and there is nothing to compare it with.
     images = [image for image, path in enumerate(split.paths) if path and sizes_px[image].all()]
@@ -207,7 +201,8 @@ def _examine_pictures(
         defects = inspect_all(paths, sizes_px[images], Level.full, threads, count)
     for number, (image, path) in enumerate(zip(images, paths, strict=True)):
         if defect := defects.get(number):
-            yield Finding(IMAGE_DEFECTS[defect.kind], path, f"images[{image}]: {defect.detail}")
+            kind = Kind[defect.kind.replace(" ", "_")]
+            yield Finding(kind, path, f"images[{image}]: {defect.detail}")
         else:
             yield from _look_beside_pixels(path, f"images[{image}]")
     found = [
@@ -244,8 +239,7 @@ def _look_beside_pixels(path: str, entry: str) -> Iterator[Finding]:
     if moves:
         yield Finding(Kind.animated, path, f"{entry}: it has {frames} frames")
     if held != UPRIGHT:
-        detail = f"{entry}: orientation {held} of 1 to 8, where 1 is upright"
-        yield Finding(Kind.exif_rotation, path, detail)
+        yield Finding(Kind.exif_rotation, path, f"{entry}: orientation {held} of 1 to 8, where 1 is upright")
 
 
 def compare_categories(train: Categories, val: Categories) -> Iterator[Finding]:

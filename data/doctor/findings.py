@@ -47,15 +47,16 @@ class Kind(Enum):
     category_renamed = "category named differently", _ERROR, "give an id the same name in both"
     category_renumbered = "category numbered differently", _ERROR, "give a name the same id in both"
     category_without_boxes = "category without a box", _INFO, "nothing is learned of it"
-    # images and their files
+    # images and their files; of a picture that DALI refuses, under the names of data.pictures.ImageDefect
     image_size = "image size out of range", _ERROR, "write the picture's size"
     path_leaves_folder = "path leaves the folder", _ERROR, "write it relative to the folder"
     link_leaves_folder = "link leaves the folder", _WARNING, "the set can't be moved or copied"
     file_name_duplicate = "file listed twice", _WARNING, "each entry trains with half the boxes"
     folder_missing = "image folder missing", _ERROR, "name another with data.…_images="
-    file_missing = "file missing", _ERROR, "add it or remove its entries"
-    file_unreadable = "file unreadable", _ERROR, "check its permissions"
-    file_empty = "file of 0 bytes", _ERROR, _FETCH
+    missing = "file missing", _ERROR, "add it or remove its entries"
+    unreadable = "file unreadable", _ERROR, "check its permissions"
+    no_file = unreadable
+    empty = "file of 0 bytes", _ERROR, _FETCH
     not_an_image = "not an image", _ERROR, _FETCH
     unsupported_format = "format that DALI does not read", _ERROR, "save it as JPEG or PNG"
     too_many_pixels = "absurd dimensions", _ERROR, "make it smaller, or remove its entries"
@@ -84,20 +85,6 @@ class Kind(Enum):
         self.title = title
         self.severity = severity
         self.fix = fix
-
-
-IMAGE_DEFECTS = {
-    "missing": Kind.file_missing,
-    "no file": Kind.file_unreadable,
-    "unreadable": Kind.file_unreadable,
-    "empty": Kind.file_empty,
-    "not an image": Kind.not_an_image,
-    "unsupported format": Kind.unsupported_format,
-    "too many pixels": Kind.too_many_pixels,
-    "size unlike": Kind.size_unlike,
-    "undecodable": Kind.undecodable,
-}
-"""By ImageDefect.kind: what makes training fail, or leave the image out with data.on_bad_image=quarantine."""
 
 
 @dataclass(frozen=True)

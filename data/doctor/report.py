@@ -1,25 +1,59 @@
-"""What was found out about a data set, as json and as a person reads it in the terminal."""
+"""What was found out about a data set: its figures, as json and as a person reads them in the terminal."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.doctor.findings import IMAGE_DEFECTS, Finding, Severity
-from data.doctor.statistics import Statistics
+from data.doctor.findings import Finding, Severity
 from data.graph import MATCH_IOU
-from ssd.boxes import IMAGE_SIZE
+from ssd.annotations import Annotations, inside_px
+from ssd.boxes import BOXES_PER_CELL, IMAGE_SIZE, MAP_SIZES, SCALES_PX, default_boxes
 from ssd.config import Split
 
 SHOWN_FINDINGS = 5  # of a kind; the json has all
 SHOWN_CLASSES = 20  # those with most boxes
 STYLES = {Severity.error: "bold red", Severity.warning: "yellow", Severity.info: "cyan"}
+SIZE_LIMITS_PX = (0, *SCALES_PX)  # of the default boxes (RECIPE 2); the last class holds all that are larger
+
+
+@dataclass(frozen=True)
+class SizeClass:
+    """Boxes whose side, the root of their area at 300×300 pixels, lies in from_px ≤ side < to_px."""
+
+    from_px: float
+    to_px: float
+    boxes: int
+    unmatched: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a split holds that training uses. boxes and the rest count used boxes, crowd ones included.
+
+    boxes_of_class: category name → boxes, in the order of the file.
+    unmatched: boxes that no default box overlaps with an IoU above 0.5; each still claims its best one.
+    """
+
+    images: int
+    images_without_boxes: int
+    boxes: int
+    crowd_boxes: int
+    boxes_of_class: dict[str, int]
+    sizes: list[SizeClass]
+    unmatched: int
+
+
+NOTHING = Statistics(0, 0, 0, 0, {}, [SizeClass(*limits, 0, 0) for limits in pairwise(SIZE_LIMITS_PX)], 0)
+"""The figures of a split whose annotation file can't be read."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +85,17 @@ class DatasetReport:
     @property
     def is_fit(self) -> bool:
         """Whether training takes all of it."""
-        return not self._errors()
+        return all(finding.kind.severity is not Severity.error for _, finding in self.findings)
 
     def verdict(self) -> str:
         """Say in one line whether it can be trained on."""
         counts = Counter(finding.kind.severity for _, finding in self.findings)
         words = {Severity.error: "error", Severity.warning: "warning", Severity.info: "note"}
         numbers = ", ".join(
-            f"{counts[severity]} {word}{'' if counts[severity] == 1 else 's'}"
-            for severity, word in words.items()
-            if counts[severity]
+            f"{counts[each]} {word}{'s'[: counts[each] != 1]}" for each, word in words.items() if counts[each]
         )
-        if self.is_fit:
-            return f"fit for training{f' ({numbers})' if numbers else ': nothing is wrong'}"
-        quarantine = "; data.on_bad_image=quarantine would train without these images"
-        return f"not fit for training ({numbers}){quarantine if self._quarantine_helps() else ''}"
+        fit = "fit for training" if self.is_fit else "not fit for training"
+        return f"{fit} ({numbers})" if numbers else f"{fit}: nothing is wrong"
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
@@ -109,20 +139,6 @@ class DatasetReport:
                 console.print(f"    and {len(findings) - SHOWN_FINDINGS} more")
         console.print(self.verdict(), style="bold green" if self.is_fit else "bold red")
 
-    def _errors(self) -> list[tuple[str, Finding]]:
-        return [each for each in self.findings if each[1].kind.severity is Severity.error]
-
-    def _quarantine_helps(self) -> bool:
-        """Tell whether training would begin without the bad images: an evaluation leaves none out."""
-        errors = self._errors()
-        if any(
-            split != Split.train.value or finding.kind not in IMAGE_DEFECTS.values()
-            for split, finding in errors
-        ):
-            return False
-        train = next(report.statistics for report in self.splits if report.split is Split.train)
-        return len(errors) < train.images - train.images_without_boxes  # else perhaps none is left
-
     def _table(self, title: str, rows: Iterable[tuple[str, list[str]]]) -> Table:
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column()
@@ -165,3 +181,54 @@ def _shown_truth(report: SplitReport) -> str:
         return "–"
     part = f" (on {truth.images} images)" if truth.images < report.statistics.images else ""
     return f"{truth.ap:.3f}{part}"
+
+
+def describe(annotations: Annotations, used: NDArray[np.bool_]) -> Statistics:
+    """Count the boxes that training uses: B. Boxes of two categories with one name are counted together."""
+    images, labels = annotations.images[used], annotations.labels[used]
+    ltwh_px, sizes_px = annotations.boxes_ltwh_px[used], annotations.sizes_px[images]
+    inside = inside_px(ltwh_px, sizes_px)
+    centers = np.maximum(ltwh_px[:, :2], 0) + inside / 2
+    boxes_cxcywh = np.concatenate((centers, inside), axis=1) / np.tile(sizes_px, 2)
+    names = annotations.categories.names
+    boxes_of_class = dict.fromkeys(names, 0)
+    for name, count in zip(names, np.bincount(labels, minlength=len(names) + 1)[1:].tolist(), strict=True):
+        boxes_of_class[name] += count
+    unmatched = best_ious(boxes_cxcywh) <= MATCH_IOU
+    sides_px = IMAGE_SIZE * np.sqrt(boxes_cxcywh[:, 2:].prod(axis=1))
+    sizes = np.searchsorted(SIZE_LIMITS_PX[1:-1], sides_px, side="right")
+    counts = np.bincount(sizes, minlength=len(SCALES_PX)).tolist()
+    counts_unmatched = np.bincount(sizes[unmatched], minlength=len(SCALES_PX)).tolist()
+    return Statistics(
+        images=len(annotations),
+        images_without_boxes=len(annotations) - len(np.unique(images)),
+        boxes=len(labels),
+        crowd_boxes=int(annotations.crowd[used].sum()),
+        boxes_of_class=boxes_of_class,
+        sizes=[*map(SizeClass, SIZE_LIMITS_PX[:-1], SIZE_LIMITS_PX[1:], counts, counts_unmatched)],
+        unmatched=int(unmatched.sum()),
+    )
+
+
+def best_ious(boxes_cxcywh: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the highest IoU of each box B×4, relative to the image, with any default box.
+
+    A default box of one shape overlaps most where its center is nearest, in each axis by itself: so only one
+    of each shape's cells is looked at, 30 boxes instead of 8732.
+    """
+    centers, sizes = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
+    best = np.zeros(len(boxes_cxcywh))
+    defaults, start = default_boxes().double().numpy(), 0
+    for cells, shapes in zip(MAP_SIZES, BOXES_PER_CELL, strict=True):
+        grid_cxcywh = defaults[start : start + shapes * cells**2].reshape(shapes, cells, cells, 4)
+        start += shapes * cells**2
+        for shape in grid_cxcywh:
+            xs, ys, size = shape[0, :, 0], shape[:, 0, 1], shape[0, 0, 2:]
+            column = np.searchsorted((xs[:-1] + xs[1:]) / 2, centers[:, 0])
+            row = np.searchsorted((ys[:-1] + ys[1:]) / 2, centers[:, 1])
+            nearest = shape[row, column, :2]
+            right_bottom = np.minimum(centers + sizes / 2, nearest + size / 2)
+            left_top = np.maximum(centers - sizes / 2, nearest - size / 2)
+            shared = np.maximum(right_bottom - left_top, 0).prod(axis=1)
+            best = np.maximum(best, shared / (sizes.prod(axis=1) + size.prod() - shared))
+    return best

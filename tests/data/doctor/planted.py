@@ -130,9 +130,9 @@ def plant_all(root: Path) -> Expected:
 
 
 def plant_files(split: Split) -> None:
-    split.file(Kind.file_missing, Path.unlink)
-    split.file(Kind.file_missing, dangle)
-    split.file(Kind.file_empty, lambda path: path.write_bytes(b"") and None)
+    split.file(Kind.missing, Path.unlink)
+    split.file(Kind.missing, dangle)
+    split.file(Kind.empty, lambda path: path.write_bytes(b"") and None)
     split.file(Kind.undecodable, lambda path: cut(path, path.stat().st_size // 2))
     split.file(Kind.undecodable, lambda path: cut(path, -1))
     split.file(Kind.undecodable, lambda path: cut(path, -2))
@@ -146,7 +146,7 @@ def plant_files(split: Split) -> None:
         split.file(Kind.exif_rotation, lambda path, kind=picture_format: rotate(path, kind))
     split.file(Kind.exif_unreadable, damage_exif)
     split.file(Kind.too_many_pixels, claim_absurd_size)
-    split.file(Kind.file_unreadable, replace_by_folder)
+    split.file(Kind.unreadable, replace_by_folder)
     split.file(Kind.link_leaves_folder, link_outside)
     entry = split.next_image()
     split.expect(Kind.size_unlike, os.path.abspath(split.folder / entry["file_name"]))

@@ -1,5 +1,6 @@
 """The figures of a report against slow literal ones, and how they are shown."""
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -8,33 +9,31 @@ import pytest
 import torch
 from rich.console import Console
 
-from data.doctor.findings import Finding, Kind
-from data.doctor.report import DatasetReport, SplitReport, TruthScore
-from data.doctor.statistics import Statistics, best_ious, describe
-from ssd.annotations import Annotations, FileNames
+from data.doctor.report import DatasetReport, SplitReport, Statistics, TruthScore, best_ious, describe
+from ssd.annotations import read_annotations
 from ssd.boxes import cxcywh_to_ltrb, default_boxes, pairwise_iou
-from ssd.categories import Categories
 from ssd.config import Split
 
 pytestmark = pytest.mark.unit
 
 
-def statistics_of(boxes_ltwh_px: list[tuple[float, ...]], crowd: tuple[int, ...] = ()) -> Statistics:
+def statistics_of(
+    boxes_ltwh_px: list[tuple[float, ...]], file: Path, crowd: tuple[int, ...] = ()
+) -> Statistics:
     """Statistics of boxes of a cat and a dog by turns, two an image of 300×300 pixels; there are no eels."""
-    number, images = np.arange(len(boxes_ltwh_px)), len(boxes_ltwh_px)
-    annotations = Annotations(
-        categories=Categories((1, 2, 3), ("cat", "dog", "eel")),
-        file_names=FileNames.of(["x.jpg"] * images),
-        image_ids=np.arange(images),
-        sizes_px=np.full((images, 2), 300),
-        box_starts=np.minimum(2 * np.arange(images + 1), images),
-        boxes_ltwh_px=np.array(boxes_ltwh_px, dtype=np.float64).reshape(-1, 4),
-        labels=(number % 2 + 1).astype(np.int32),
-        crowd=np.isin(number, crowd),
-        positions=number,
-        ids=number,
-    )
-    return describe(annotations, np.ones(images, dtype=np.bool_))
+    numbers = range(max(len(boxes_ltwh_px), 1))
+    boxes = [
+        {"id": n, "image_id": n // 2, "category_id": 1 + n % 2, "bbox": box, "iscrowd": int(n in crowd)}
+        for n, box in enumerate(boxes_ltwh_px)
+    ]
+    document = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 300, "height": 300} for n in numbers],
+        "categories": [{"id": 1 + n, "name": name} for n, name in enumerate(("cat", "dog", "eel"))],
+        "annotations": boxes,
+    }
+    file.write_text(json.dumps(document))
+    annotations = read_annotations(file, "data.train_annotations")
+    return describe(annotations, np.ones(len(boxes), dtype=np.bool_))
 
 
 def test_best_iou_is_that_over_all_default_boxes() -> None:
@@ -49,10 +48,9 @@ def test_best_iou_is_that_over_all_default_boxes() -> None:
     np.testing.assert_allclose(best_ious(default_boxes().double().numpy()), 1, rtol=0, atol=1e-12)
 
 
-def test_figures_count_what_they_say() -> None:
-    figures = statistics_of(
-        [(0, 0, 300, 300), (0, 0, 4, 4), (10, 10, 21, 21), (5, 5, 100, 3), (0, 0, 20, 20)], crowd=(1, 4)
-    )
+def test_figures_count_what_they_say(tmp_path: Path) -> None:
+    boxes_ltwh_px = [(0, 0, 300, 300), (0, 0, 4, 4), (10, 10, 21, 21), (5, 5, 100, 3), (0, 0, 20, 20)]
+    figures = statistics_of(boxes_ltwh_px, tmp_path / "a.json", crowd=(1, 4))
     assert (figures.images, figures.images_without_boxes) == (5, 2)
     assert (figures.boxes, figures.crowd_boxes) == (5, 2)
     assert figures.boxes_of_class == {"cat": 3, "dog": 2, "eel": 0}
@@ -60,29 +58,13 @@ def test_figures_count_what_they_say() -> None:
     assert figures.unmatched == sum(size.unmatched for size in figures.sizes) == 2  # 4×4 and 100×3
 
 
-def test_only_the_part_inside_the_image_counts() -> None:
-    assert statistics_of([(-200, -200, 204, 204)]).sizes[0].boxes == 1
+def test_only_the_part_inside_the_image_counts(tmp_path: Path) -> None:
+    assert statistics_of([(-200, -200, 204, 204)], tmp_path / "a.json").sizes[0].boxes == 1
 
 
-def test_no_boxes_have_figures_too() -> None:
-    figures = statistics_of([])
-    assert (figures.boxes, figures.unmatched, figures.images_without_boxes) == (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("findings", "proposed"),
-    [
-        ([("train", Kind.undecodable), ("val", Kind.box_small)], True),
-        ([("train", Kind.undecodable)] * 10, False),  # no image with a box is left
-        ([("train", Kind.undecodable), ("val", Kind.file_missing)], False),  # an evaluation leaves none out
-        ([("train", Kind.undecodable), ("train", Kind.unknown_image)], False),
-    ],
-)
-def test_quarantine_is_proposed_where_it_helps(findings: list[tuple[str, Kind]], proposed: bool) -> None:
-    figures = Statistics(12, 2, 10, 0, {"ant": 10}, [], 0)
-    splits = [SplitReport(split, Path(), Path(), figures, None) for split in Split]
-    report = DatasetReport(splits, [(split, Finding(kind, "", "")) for split, kind in findings])
-    assert ("quarantine" in report.verdict()) == proposed
+def test_no_boxes_have_figures_too(tmp_path: Path) -> None:
+    figures = statistics_of([], tmp_path / "a.json")
+    assert (figures.boxes, figures.unmatched, figures.images_without_boxes) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(
