@@ -1,6 +1,5 @@
 """How is a network evaluated? Every image once, on any number of ranks; then numbers, a report, pictures."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +16,6 @@ from ssd.batches import EvaluationBatch, EvaluationLoader
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
 from ssd.checkpoint import package_versions
-from ssd.cli import writing
 from ssd.console import RunConsole
 from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCORE, Detections, detect
 from ssd.distributed import Ranks
@@ -141,14 +139,6 @@ def evaluation_report(
         "device": runtime.device.type,
         "versions": package_versions(),
     }
-
-
-def write_report(given: str, key: str, report: dict[str, Any]) -> None:
-    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
-    path = Path(given)
-    with writing(path, key):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
