@@ -147,7 +147,7 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
     if not finite.all():
         entry = finite.argmin()
         values = f"the bbox {boxes_ltwh_px[entry].tolist()} and the score {scores[entry]}"
-        raise UserError(f"{source}: entry {entry} has {values}, which must be finite")
+        raise UserError(f"{source}: entry {entry} has {values}; look for NaN in the model's weights")
     images = find_places(image_ids, annotated.image_ids)
     categories = find_places(category_ids, annotated.category_ids)
     for field, ids, positions, fix in (
