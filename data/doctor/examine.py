@@ -18,7 +18,7 @@ from data.doctor.report import DatasetReport, SplitReport, TruthScore
 from data.doctor.statistics import describe
 from data.index import CocoIndex, Selection, Source, select
 from data.pictures import UPRIGHT, Level, inspect_all, orientation
-from ssd.annotations import Annotations, FileNames, examine_annotations, inside_px
+from ssd.annotations import Annotations, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
 from ssd.config import CheckDatasetConfig, DataConfig, Split, default_threads
@@ -30,20 +30,6 @@ from ssd.evaluation.evaluator import result_rows
 
 SCORED_IMAGES = 5000
 """Of a larger set as many are scored, at equal distances; COCO's validation split is scored whole."""
-
-NOTHING = Annotations(
-    categories=Categories((), ()),
-    file_names=FileNames.of(()),
-    image_ids=np.empty(0, np.int64),
-    sizes_px=np.empty((0, 2), np.int64),
-    box_starts=np.zeros(1, np.int64),
-    boxes_ltwh_px=np.empty((0, 4)),
-    labels=np.empty(0, np.int32),
-    crowd=np.empty(0, np.bool_),
-    positions=np.empty(0, np.int64),
-    ids=np.empty(0, np.int64),
-)
-"""What a file holds that is no annotation file."""
 
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
 
@@ -89,7 +75,6 @@ def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole
     source = Source(file, folder, split.value)
     console.say(f"{split.value}: reading the annotation file")
     annotations, defects = examine_annotations(file)
-    annotations = NOTHING if annotations is None else annotations
     findings = [Finding(Kind[defect.kind], defect.where, defect.detail) for defect in defects]
     used, of_boxes = _judge_boxes(annotations, data.min_box_px)
     statistics = describe(annotations, used)

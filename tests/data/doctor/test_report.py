@@ -11,7 +11,7 @@ from rich.console import Console
 from data.doctor.findings import Finding, Kind
 from data.doctor.report import DatasetReport, SplitReport, TruthScore
 from data.doctor.statistics import Statistics, best_ious, describe
-from ssd.annotations import Annotations, FileNames
+from ssd.annotations import Annotations
 from ssd.boxes import cxcywh_to_ltrb, default_boxes, pairwise_iou
 from ssd.categories import Categories
 from ssd.config import Split
@@ -24,7 +24,7 @@ def statistics_of(boxes_ltwh_px: list[tuple[float, ...]], crowd: tuple[int, ...]
     number, images = np.arange(len(boxes_ltwh_px)), len(boxes_ltwh_px)
     annotations = Annotations(
         categories=Categories((1, 2, 3), ("cat", "dog", "eel")),
-        file_names=FileNames.of(["x.jpg"] * images),
+        file_names=("x.jpg",) * images,
         image_ids=np.arange(images),
         sizes_px=np.full((images, 2), 300),
         box_starts=np.minimum(2 * np.arange(images + 1), images),
