@@ -32,10 +32,10 @@ docs: .venv/made ## Make the docs' pictures of a run three times as long as the 
 	$(BIN)/python scripts/make_docs.py runs/docs docs
 
 quick: lint types ## Lint, types and unit tests: under 90 seconds on two cores
-	$(BIN)/python -m pytest -m unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
 
 test: lint types ## Lint, types and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: .venv/made ## 100 random SIGKILLs and 40 signals to stop over real runs; about an hour on two cores
 	$(BIN)/python scripts/chaos.py

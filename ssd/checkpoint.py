@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import warnings
+from collections import OrderedDict
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -28,8 +29,7 @@ PLAIN = (int, float, str, bool, type(None), Tensor)
 # of zip files passes over: data and checksum are one file and become visible by one rename.
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
-_ZIP_END = b"PK\x05\x06"
-_ZIP_END_SIZE = 22
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22
 
 
 class CheckpointError(UserError):
@@ -47,23 +47,20 @@ def saved_steps(folder: Path) -> list[Path]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what shapes a trajectory, of the packages installed."""
+    """Return the versions of what shapes a trajectory; of the two DALI builds one is installed."""
     found: dict[str, str] = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:  # one DALI build of the two is installed, never both
-            continue
     return found
 
 
 def check_plain(value: object, key: str = "checkpoint") -> None:
     """Raise TypeError, naming the key, unless torch.load(weights_only=True) will read the value back.
 
-    That is: int, float, str, bool, None, tensors, and lists and dicts of these; no subclasses, which numpy's
-    and OmegaConf's values would smuggle in.
+    That is: values of PLAIN, lists and dicts of these; no subclasses, as numpy's and OmegaConf's values are.
     """
-    if type(value) is dict or (isinstance(value, dict) and type(value).__name__ == "OrderedDict"):
+    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
         for name, entry in value.items():
             check_plain(entry, f"{key}[{name!r}]")
     elif type(value) is list:
@@ -81,23 +78,9 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """
     check_plain(state)
     # In memory first: torch.save into a file that can't grow raises no OSError.
-    content = BytesIO()
-    torch.save(state, content)
-    _publish(_sealed(content.getbuffer()), path)
-
-
-def _sealed(archive: memoryview) -> bytes:
-    """Append the checksum of everything before it as the zip archive's comment."""
-    assert archive[-_ZIP_END_SIZE:][: len(_ZIP_END)] == _ZIP_END, "torch.save wrote no plain zip archive"
-    announced = bytes(archive[:-2]) + struct.pack("<H", _SEAL_SIZE)  # the comment's length
-    return announced + _SEAL + _checksum(announced)
-
-
-def _checksum(content: bytes | memoryview) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode()
-
-
-def _publish(content: bytes, path: Path) -> None:
+    archive = BytesIO()
+    torch.save(state, archive)
+    content = _sealed(archive.getbuffer())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -114,9 +97,19 @@ def _publish(content: bytes, path: Path) -> None:
         finally:
             os.close(folder)
     finally:
-        # The failure that led here is the one to be told.
-        with suppress(OSError):
+        with suppress(OSError):  # the failure that led here is the one to be told
             temporary.unlink(missing_ok=True)
+
+
+def _sealed(archive: memoryview) -> bytes:
+    """Append the checksum of everything before it as the zip archive's comment."""
+    assert archive[-_ZIP_END_SIZE:][: len(_ZIP_END)] == _ZIP_END, "torch.save wrote no plain zip archive"
+    announced = bytes(archive[:-2]) + struct.pack("<H", _SEAL_SIZE)  # the comment's length
+    return announced + _SEAL + _checksum(announced)
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def keep_newest(folder: Path, keep: int) -> None:
@@ -181,12 +174,10 @@ def load_file(path: Path) -> dict[str, Any]:
             f"{named}, and reading that could run code; give another file"
         ) from None
     except Exception as error:  # a broken file may raise anything at all out of torch
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise CheckpointError(f"checkpoint {path} can't be read ({reason}); give another file") from error
     if not isinstance(state, dict):
-        raise CheckpointError(
-            f"checkpoint {path} holds a {type(state).__name__}, not a dict; give another file"
-        )
+        raise CheckpointError(f"checkpoint {path} is a {type(state).__name__}, not a dict; give another file")
     if state.get("format") == FORMAT and not sealed:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
     return state

@@ -26,8 +26,8 @@ ANOTHER_RANK_FAILED = "another rank can't go on; its message says why"
 class Ranks:
     """This process among those of the run; with one process every exchange is the identity.
 
-    store is None where the run is one process. cpu_group, beside NCCL, exchanges Python objects over gloo, so
-    that no such exchange waits for a device; None is the default group, gloo's own where the run is on CPUs.
+    store: None where the run is one process. cpu_group: gloo beside NCCL, for Python objects, so that no such
+    exchange waits for a device; None is the default group, gloo's own where the run is on CPUs.
     """
 
     device: torch.device
@@ -86,10 +86,10 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def on_main(self, work: Callable[[], Value], timeout: timedelta) -> Value:
-        """Run long host work on rank 0 while the others wait for its result on the rendezvous store.
+        """Run long host work on rank 0 while the others wait for its result, plain json, on the store.
 
-        The wait is in no collective: its timeout is its own, no device's watchdog sees it. The result must
-        be plain json. Raises torch.distributed.DistStoreError on a waiting rank after `timeout`.
+        The wait is in no collective: its timeout is its own, no device's watchdog sees it. Raises
+        torch.distributed.DistStoreError on a waiting rank after `timeout`.
         """
         if self.store is None:
             return work()

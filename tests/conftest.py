@@ -16,8 +16,9 @@ from tests.bench import IMAGES, Bench
 
 ROOT = Path(__file__).parent.parent
 
-# The tests' tensors are small: a second thread costs more in waiting than it brings.
+# The tests' tensors are small: a second thread costs more in waiting than it brings, in launched runs too.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,17 @@ def hang_up(command: list[str], file: Path) -> int:
     return os.waitpid(child, 0)[1]
 
 
+@contextmanager
+def cut_short(path: Path) -> Iterator[None]:
+    """Leave only the beginning of a file there for a while."""
+    content = path.read_bytes()
+    path.write_bytes(content[:200])
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
 def test_whatever_ends_it_a_run_of_two_ranks_goes_on_and_ends_as_if_nothing_had(bench: Bench, name: str):
     """One life of a run: each launch goes on where the one before was ended."""
     command = bench.train_command(name, *SAVING, ranks=2)
@@ -80,12 +92,8 @@ def test_whatever_ends_it_a_run_of_two_ranks_goes_on_and_ends_as_if_nothing_had(
     # A picture that one rank can't read in the evaluation. Batches of two: the third one is rank 1's.
     images = json.loads((bench.data / "annotations" / "instances_val2017.json").read_text())["images"]
     path = bench.data / "val2017" / images[2]["file_name"]
-    content = path.read_bytes()
-    path.write_bytes(content[:200])
-    try:
+    with cut_short(path):
         result = run([*command, "data.check=off"])
-    finally:
-        path.write_bytes(content)
     assert result.returncode != 0
     assert str(path) in result.stderr
     assert "error: another rank can't go on; its message says why" in result.stderr

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,12 @@ _STANDARD_ERROR = 2
 class BadSteps:
     """What a rank saw since it last looked: how many bad steps, and of the first of them two things.
 
-    first: optimizer steps before it. localization, confidence: the loss's parts on that rank.
+    first: optimizer steps before it. parts: of its loss on that rank, localisation and confidence.
     """
 
     count: int
     first: int
-    localization: float
-    confidence: float
+    parts: list[float]
 
 
 class FiniteGuard:
@@ -62,9 +61,8 @@ class FiniteGuard:
         count = int(self._count)
         if not count:
             return None
-        localization, confidence = self._parts.tolist()
         self._count.zero_()
-        return BadSteps(count, int(self._first), localization, confidence)
+        return BadSteps(count, int(self._first), self._parts.tolist())
 
 
 class NonFinitePolicy:
@@ -80,15 +78,31 @@ class NonFinitePolicy:
     def check(self, guard: FiniteGuard, loader: TrainLoader, schedule: Schedule) -> str | None:
         """Return a line about what any rank met since the last check, None if nothing; every rank calls this.
 
-        Raises UserError on all of them where training is not to go on.
+        What the first bad step consisted of is left in the run's folder. Raises UserError on all ranks where
+        training is not to go on.
         """
         met = {rank: bad for rank, bad in enumerate(self._ranks.gather(guard.read())) if bad}
         if not met:
             return None
         self.count += max(bad.count for bad in met.values())
         step = min(bad.first for bad in met.values())
-        message = self._report(step, {rank: bad for rank, bad in met.items() if bad.first == step}, loader)
-        message += f"; learning rate {schedule(step, step // loader.steps_per_epoch):.3e}"
+        first = {rank: bad for rank, bad in met.items() if bad.first == step}
+        # Where one rank's loss is not finite all ranks' gradients are NaN: the others have no part in it.
+        culprits = {rank: bad for rank, bad in first.items() if not math.isfinite(sum(bad.parts))} or first
+        losses = "; ".join(
+            f"rank {rank}: localisation {bad.parts[0]}, confidence {bad.parts[1]}"
+            for rank, bad in culprits.items()
+        )
+        images = loader.contents(step)
+        share = len(images) // self._ranks.world_size
+        shares = [images[rank * share : (rank + 1) * share] for rank in culprits]
+        ids = [str(image["image_id"]) for share_of_rank in shares for image in share_of_rank]
+        named = ", ".join(ids[:NAMED_IMAGES]) + (", …" if len(ids) > NAMED_IMAGES else "")
+        written = self._write_down(step, losses, images) if self._ranks.is_main else ""
+        message = (
+            f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; image ids "
+            f"{named}{written}); learning rate {schedule(step, step // loader.steps_per_epoch):.3e}"
+        )
         fix = "Look at these boxes, or give a lower optimizer.learning_rate or more schedule.warmup_steps"
         if self._config.on_nonfinite is OnNonfinite.stop:
             raise UserError(f"{message}. Nothing was saved since. {fix}")
@@ -97,35 +111,15 @@ class NonFinitePolicy:
             raise UserError(f"{message}. {self.count} such steps are more than {limit}. {fix}")
         return message
 
-    def _report(self, step: int, met: dict[int, BadSteps], loader: TrainLoader) -> str:
-        """Write what the step consisted of into the run's folder, on rank 0, and return a line about it."""
-        images = loader.contents(step)
-        # Where one rank's loss is not finite all ranks' gradients are NaN: the others have no part in it.
-        culprits = [rank for rank, b in met.items() if not math.isfinite(b.localization + b.confidence)]
-        culprits = culprits or list(met)
-        losses = "; ".join(
-            f"rank {rank}: localisation {met[rank].localization}, confidence {met[rank].confidence}"
-            for rank in culprits
-        )
-        share = len(images) // self._ranks.world_size
-        suspects = [images[rank * share + i]["image_id"] for rank in culprits for i in range(share)]
-        named = ", ".join(map(str, suspects[:NAMED_IMAGES]))
-        if len(suspects) > NAMED_IMAGES:
-            named += f" and {len(suspects) - NAMED_IMAGES} more"
-        where = ""
-        if self._ranks.is_main:
-            path = self._folder / "nonfinite" / f"step_{step:08d}.json"
-            content = {"step": step, "losses": losses, "images": images}
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-                where = f"; their boxes are in {path}"
-            except OSError as error:  # the step's own message matters more
-                where = f"; their boxes could not be written to {path}: {error.strerror}"
-        return (
-            f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
-            f"image ids {named}{where})"
-        )
+    def _write_down(self, step: int, losses: str, images: list[dict[str, Any]]) -> str:
+        path = self._folder / "nonfinite" / f"step_{step:08d}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({"step": step, "losses": losses, "images": images}, indent=1)
+            path.write_text(content + "\n", encoding="utf-8")
+        except OSError as error:  # the step's own message matters more
+            return f"; their boxes could not be written to {path}: {error.strerror}"
+        return f"; their boxes are in {path}"
 
 
 def check_loss_scale(scaler: torch.amp.GradScaler) -> None:
@@ -154,9 +148,8 @@ def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
         differing = [str(rank) for rank, value in enumerate(values) if value != values[0]]
         if differing:
             raise UserError(
-                f"the replicas are out of sync: {name} of rank {', '.join(differing)} differs from "
-                "rank 0's. A GPU or its memory is faulty, or the network between the machines; find out "
-                "which, then start again: the run resumes from its newest checkpoint"
+                f"the replicas are out of sync: {name} of rank {', '.join(differing)} differs from rank 0's. "
+                "A GPU, memory or network is faulty; replace it, then start again from the newest checkpoint"
             )
 
 

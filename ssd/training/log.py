@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD, TrainBatch
 from ssd.boxes import IMAGE_SIZE, cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.categories import Categories
+from ssd.cli import writing
 from ssd.config import OnError
 from ssd.console import RunConsole
 from ssd.errors import UserError
@@ -39,11 +40,8 @@ class RunLog:
     ) -> None:
         self._folder, self._first_step, self._on_error, self._console = folder, first_step, on_error, console
         self._board: SummaryWriter | None = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder, "hydra.run.dir"):
             self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
-        except OSError as error:
-            raise UserError(f"{folder}: nothing can be written there ({error.strerror or error})") from error
 
     def config(self, text: str) -> None:
         """Write the config that the run goes on with."""
@@ -64,8 +62,7 @@ class RunLog:
         path = self._folder / "pictures" / f"step_{step:08d}" / f"{name}.jpg"
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
-            picture.save(path, quality=90, subsampling=0)
+            picture.save(path, quality=90, subsampling=0)  # subsampled colours would bleed out of thin lines
         with self._writing(), self._tensorboard() as board:
             board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
 
@@ -80,9 +77,8 @@ class RunLog:
     def _tensorboard(self) -> Iterator[SummaryWriter]:
         """Give TensorBoard's writer; one that fails, maybe in its own thread, is replaced the next time."""
         board, self._board = self._board, None
-        if board is None:
-            purge = self._first_step + 1 if self._first_step else None
-            board = SummaryWriter(str(self._folder), purge_step=purge)
+        purge = self._first_step + 1 if self._first_step else None
+        board = board or SummaryWriter(str(self._folder), purge_step=purge)
         yield board
         self._board = board
 
@@ -93,8 +89,7 @@ class RunLog:
         except OSError as error:
             message = f"{self._folder}: records can't be written ({error.strerror or error})"
             if self._on_error is OnError["fail"]:
-                fix = "make room, or let training go on without by checkpoint.on_error=continue"
-                raise UserError(f"{message}; {fix}") from error
+                raise UserError(f"{message}; make room, or give checkpoint.on_error=continue") from error
             self._console.say(f"{message}; training goes on (checkpoint.on_error=continue)")
 
 
@@ -104,7 +99,7 @@ class MetricsFile:
     def __init__(self, path: Path, first_step: int, redo_evaluation: bool = False) -> None:
         """Open the file to go on after `first_step` steps; records that will be written again are cut off.
 
-        These are those of later steps and, with redo_evaluation, that step's evaluation. A last line that a
+        These are those of later steps and, with redo_evaluation, that step's evaluation; a last line that a
         killed process left half written goes too. Raises UserError naming a line before it that is no record.
         """
         content = path.read_bytes() if path.exists() else b""
@@ -118,9 +113,8 @@ class MetricsFile:
                 if step > first_step or (step == first_step and redo_evaluation and "AP" in record):
                     break
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}: line {number} is no record of a step ({line[:40]!r}…); correct or remove it"
-                ) from error
+                fix = f"is no record of a step ({line[:40]!r}…); correct or remove it"
+                raise UserError(f"{path}: line {number} {fix}") from error
             self._size += len(line)
         if self._size < len(content):
             temporary = path.with_name(path.name + ".tmp")
@@ -151,31 +145,18 @@ class MetricsFile:
 
 
 class LossMeter:
-    """Sums the loss's parts of the steps taken, on the device; only reading makes the host wait for them.
+    """Sums of both parts of the loss and the number of steps they are over, for steps taken; on the device.
 
-    Its state goes into checkpoints, so that a resumed run writes the records of an uninterrupted one.
+    sums: 3, float32. They go into checkpoints: a resumed run writes the records of an uninterrupted one.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, device=device)  # localisation, confidence, steps
+        self.sums = torch.zeros(3, device=device)
 
     def add(self, parts: Tensor, taken: Tensor) -> None:
         """Count one step. parts: 2, localisation and confidence. taken: a bool on the device."""
         counted = torch.cat([parts, torch.ones_like(parts[:1])])
-        self._sums += torch.where(taken, counted, 0.0)
-
-    def read(self) -> list[float]:
-        """Wait for the device and return the sums of both parts and the number of steps they are over."""
-        sums: list[float] = self._sums.tolist()
-        return sums
-
-    def set(self, sums: list[float]) -> None:
-        """Go on with these sums."""
-        self._sums.copy_(torch.tensor(sums))
-
-    def reset(self) -> None:
-        """Start a new interval."""
-        self._sums.zero_()
+        self.sums += torch.where(taken, counted, 0.0)
 
 
 class Stopwatch:
@@ -199,7 +180,7 @@ class Stopwatch:
     def read(self) -> tuple[float, float]:
         """Return seconds a step and the share of them that went into waiting for data."""
         elapsed = time.perf_counter() - self._start
-        return elapsed / max(self._steps, 1), self._waited / elapsed if elapsed else 0.0
+        return elapsed / self._steps, self._waited / elapsed
 
 
 def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> Image.Image:
@@ -207,9 +188,8 @@ def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> I
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     boxes = default_boxes()
     pictures = []
-    for image, offsets, labels in zip(
-        batch.images[:most].cpu(), batch.target_offsets[:most].cpu(), batch.labels[:most].cpu(), strict=True
-    ):
+    first = (each[:most].cpu() for each in (batch.images, batch.target_offsets, batch.labels))
+    for image, offsets, labels in zip(*first, strict=True):
         pixels = ((image.float() * std + mean) * 255).round().clamp(0, 255).byte()  # 3×300×300
         picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         positive = labels > 0
@@ -224,10 +204,10 @@ def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> I
 
 
 def _distinct(boxes_ltrb_px: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep of boxes K×4 with labels K the first of each that differ by the rounding of their offsets alone.
+    """Keep of boxes K×4 with labels K one of each; many default boxes share a ground-truth box.
 
-    Many default boxes share a ground-truth box. Its decoded copies are compared with each other: rounded to a
-    grid, an edge near one of its lines could fall to both sides.
+    Its decoded copies differ by rounding. They are compared with each other: rounded to a grid, an edge near
+    one of its lines could fall to both sides.
     """
     apart_px = (boxes_ltrb_px[:, None] - boxes_ltrb_px).abs().amax(dim=2)  # K×K
     same = (apart_px < SAME_BOX_PX) & (labels[:, None] == labels)

@@ -10,6 +10,8 @@ from ssd.config import CheckpointConfig, OnError
 from ssd.training.session import Session
 from ssd.training.state import SavedRun
 
+LOST = "the steps since the checkpoint before are lost"
+
 
 class CheckpointSaver:
     """Saves a run: every rank calls, rank 0 writes, one checkpoint at a time.
@@ -38,47 +40,37 @@ class CheckpointSaver:
 
     def wait(self) -> None:
         """Wait until what was begun is on disk or has failed."""
-        if self._writing is None:
-            return
-        try:
-            self._writing.result()
-        except Exception as error:  # told by `check`, on all ranks
+        writing, self._writing = self._writing, None
+        error = writing.exception() if writing else None
+        if error:  # told by `check`, on all ranks
             reason = (error.strerror if isinstance(error, OSError) else None) or repr(error)
             self._failure = f"{self._folder}: {reason}"
-        self._writing = None
 
-    def check(self) -> None:
+    def check(self, final: bool = False) -> None:
         """Tell all ranks what went wrong since the last time, without waiting for a write that goes on.
 
-        Raises CheckpointError on all of them where checkpoint.on_error=fail.
+        final: no later checkpoint follows, so the last one is waited for. Raises CheckpointError on all ranks
+        where it isn't on disk then and, with checkpoint.on_error=fail, at any failure.
         """
-        for failure in self._failures():
-            if self._config.on_error is OnError["fail"]:
-                raise CheckpointError(f"{failure}; checkpoint.on_error=continue would train on without")
-            self._session.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
-
-    def finish(self) -> None:
-        """Wait for the last checkpoint; raise CheckpointError on all ranks where it isn't on disk."""
-        self.wait()
-        self._session.watchdog.alive()
-        for failure in self._failures():
-            raise CheckpointError(f"{failure}; the steps since the checkpoint before are lost")
+        if final or (self._writing and self._writing.done()):
+            self.wait()
+            self._session.watchdog.alive()
+        failure, self._failure = self._session.ranks.gather(self._failure)[0], None
+        if failure is None:
+            return
+        self.step = None
+        if final:
+            raise CheckpointError(f"{failure}; {LOST}")
+        if self._config.on_error is OnError["fail"]:
+            raise CheckpointError(f"{failure}; checkpoint.on_error=continue would train on without")
+        self._session.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
 
     def close(self) -> None:
         """Let what was begun be finished, whatever ends the run; the rank that wrote says what went wrong."""
         self.wait()
         self._thread.shutdown()
         if self._failure:
-            self._session.console.say(f"{self._failure}; the steps since the checkpoint before are lost")
-
-    def _failures(self) -> list[str]:
-        if self._writing is not None and self._writing.done():
-            self.wait()
-        own, self._failure = self._failure, None
-        failures = [failure for failure in self._session.ranks.gather(own) if failure]
-        if failures:
-            self.step = None
-        return failures
+            self._session.console.say(f"{self._failure}; {LOST}")
 
     def _write(self, step: int, state: dict[str, Any], is_best: bool) -> None:
         # best.pt first: should the process die between the two, the step's older file still lacks the

@@ -1,6 +1,5 @@
 """What a run has around it on this process, opened and closed as one."""
 
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -8,10 +7,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from tempfile import mkstemp
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from ssd.cli import writing
 from ssd.config import MINUTES_A_YEAR, TrainConfig
 from ssd.console import RunConsole
 from ssd.distributed import Ranks, open_ranks
@@ -68,20 +68,15 @@ def own_folder(folder: Path) -> Iterator[None]:
 
     Raises UserError where another process has held it for LOCK_WAIT_S, or where it can't be written.
     """
-    try:
+    with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=LOCK_WAIT_S)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"{folder}: another process trains there; stop it, or give name=… for a run of another folder"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{folder} can't be written ({error.strerror}); give hydra.run.dir=…") from error
-    try:
+        try:
+            lock = FileLock(folder / ".lock").acquire(timeout=LOCK_WAIT_S)
+        except Timeout as error:
+            fix = "stop it, or give another name=…"
+            raise UserError(f"{folder}: another process trains there; {fix}") from error
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
@@ -92,10 +87,9 @@ def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
     """
 
     def leave_token() -> str:
-        """Make a file of a name that was never there before."""
-        open_file, path = mkstemp(prefix=".seen_by_all_", dir=folder)
-        os.close(open_file)
-        return path
+        token = folder / f".seen_by_all_{uuid4().hex}"  # a name that no machine's cache can know
+        token.touch()
+        return str(token)
 
     token = Path(ranks.on_main(leave_token, TOKEN_TIMEOUT))
     deadline = time.monotonic() + TOKEN_WAIT_S

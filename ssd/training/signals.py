@@ -1,9 +1,8 @@
 """Ending a run early when a signal asks for it, and telling whoever starts it again.
 
-A signal of SIGNALS to any rank: before training it ends the process at once; from then on it is noted, the
-trainer's loop asks for it before each step and between the batches of an evaluation, all ranks save the same
-step and exit with status 75. Rank 0 leaves a file `preempted` in the run's folder, since torchrun turns every
-failure's status into 1.
+A signal of SIGNALS to any rank ends the process at once before training. From then on it is noted, and the
+trainer's loop asks: all ranks save the same step and exit with status 75. Rank 0 leaves a file `preempted` in
+the run's folder, since torchrun turns every failure's status into 1.
 """
 
 import ctypes
@@ -85,9 +84,8 @@ class StopSignals:
 def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
     """Raise Preempted on all ranks that the torchrun they were preempted under starts again; else forget it.
 
-    torchrun restarts a rank that exits with 75 like one that crashed, if it has restarts left. Any other
-    start is meant to go on. The torchrun that counts is the one of rank 0's host, which may be another
-    rank's after the restart.
+    torchrun restarts a rank that exits with 75 like one that crashed; any other start is meant to go on. The
+    torchrun that counts is the one of rank 0's host, which may be another rank's after the restart.
     """
     path = folder / PREEMPTED_FILE
 

@@ -25,6 +25,7 @@ from ssd.training.session import Session
 CHOOSING_TIMEOUT = timedelta(minutes=10)
 STATE = ("model", "optimizer", "scaler", "ranks")  # a checkpoint's keys that are TrainState's
 
+# What shapes the trajectory. All other keys may change when a run resumes.
 MUST_STAY = (
     "seed",
     *(f"data.{key}" for key in ("batch_size", "augment", "limit", "crowd", "min_box_px")),
@@ -33,7 +34,6 @@ MUST_STAY = (
     *(f"schedule.{key}" for key in ("milestones", "warmup_steps")),
     *(f"runtime.{key}" for key in ("precision", "tf32", "channels_last", "compile", "deterministic")),
 )
-"""Keys whose values shape the trajectory. All others may change when a run resumes."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +65,23 @@ class SavedRun:
 
     def as_plain(self) -> dict[str, Any]:
         """Return the checkpoint as the file holds it, `model` among its keys."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        del plain["state"]
-        return plain | {"format": FORMAT, "categories": self.categories.as_plain()} | self.state
+        run = {key: value for key, value in vars(self).items() if key != "state"}
+        return run | {"format": FORMAT, "categories": self.categories.as_plain()} | self.state
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a checkpoint. Raises CheckpointError where it can't be read or lacks a key."""
         plain = load_run(path)
-        names = {field.name for field in fields(cls)} - {"state"}
-        missing = sorted(key for key in names.union(STATE) if key not in plain)
+        keys = {field.name for field in fields(cls)} - {"state"}
+        missing = sorted({*keys, *STATE} - plain.keys())
         if missing:
             raise CheckpointError(
                 f"checkpoint {path} lacks {', '.join(missing)}: another version of this trainer wrote it. "
                 "Go on with that one, or begin a run from its weights: name=… model.checkpoint=…"
             )
-        values = {name: plain[name] for name in names} | {
-            "categories": Categories.from_plain(plain["categories"]),
-            "state": {key: plain[key] for key in STATE},
-        }
-        return cls(**values)
+        run = {key: plain[key] for key in keys}
+        run["categories"] = Categories.from_plain(plain["categories"])
+        return cls(**run, state={key: plain[key] for key in STATE})
 
 
 def load_newest(session: Session) -> SavedRun | None:
@@ -95,11 +92,11 @@ def load_newest(session: Session) -> SavedRun | None:
 
     def choose() -> tuple[str | None, list[str]]:
         path, damaged = newest_checkpoint(session.folder / "checkpoints")
-        return (None if path is None else str(path)), damaged
+        return str(path) if path else None, damaged
 
     path, damaged = session.ranks.on_main(choose, CHOOSING_TIMEOUT)
     session.console.say(*damaged)
-    if path is not None:
+    if path:
         return SavedRun.load(Path(path))
     if damaged:
         raise CheckpointError(
@@ -178,7 +175,7 @@ class TrainState:
         of_rank = {
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(self.ranks.device) if on_gpu else None,
-            "loss_sums": self.meter.read(),
+            "loss_sums": self.meter.sums.tolist(),
         }
         return {
             "model": dict(self.network.state_dict()),
@@ -200,12 +197,14 @@ class TrainState:
         """Put everything back on every rank, of which there may be another number now."""
         self.restore_learned(state)
         of_ranks = state["ranks"]
-        own = of_ranks[self.ranks.rank if len(of_ranks) == self.ranks.world_size else 0]
-        sums = own["loss_sums"]
-        if len(of_ranks) != self.ranks.world_size:
-            each = zip(*(of_rank["loss_sums"] for of_rank in of_ranks), strict=True)
-            sums = [sum(values) / len(of_ranks) for values in each]
-        self.meter.set(sums)
+        if len(of_ranks) == self.ranks.world_size:
+            own = of_ranks[self.ranks.rank]
+            sums = own["loss_sums"]
+        else:
+            own = of_ranks[0]
+            all_sums = zip(*(each["loss_sums"] for each in of_ranks), strict=True)
+            sums = [sum(values) / len(of_ranks) for values in all_sums]
+        self.meter.sums.copy_(torch.tensor(sums))
         torch.set_rng_state(own["rng_cpu"])
         if self.ranks.device.type == "cuda" and own["rng_cuda"] is not None:
             torch.cuda.set_rng_state(own["rng_cuda"], self.ranks.device)
@@ -217,11 +216,11 @@ def build_network(config: ModelConfig, categories: Categories, seed: int) -> tup
     Returns it and a sentence on where its weights come from.
     Raises UserError where weights don't exist or don't fit, CheckpointError where a file can't be read.
     """
-    network = blank_network(config, categories.num_classes, seed)
+    network, backbone = blank_network(config, categories.num_classes, seed), config.backbone.value
     if config.checkpoint is not None:
-        return network, _load_detector(network, config, categories)
+        return network, _load_detector(network, backbone, Path(config.checkpoint), categories)
     if config.weights is not None:
-        _load_imagenet(network, config.backbone.value, config.weights)
+        _load_imagenet(network, backbone, config.weights)
         return network, f"{config.weights} (backbone), the rest random, seed {seed}"
     return network, f"random, seed {seed}"
 
@@ -238,11 +237,8 @@ def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
 def _load_imagenet(network: SSD300, backbone: str, name: str) -> None:
     """Load model.weights, one of torchvision's names or else a file, into the backbone."""
     known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
-    if name not in known and not Path(name).is_file():
-        choice = f"give {' or '.join(known)}, a file, or null to train from scratch"
-        raise UserError(
-            f"model.weights={name}: {backbone} has no such weights and there is no such file; {choice}"
-        )
+    fix = f"{backbone} has {' or '.join(known)}; give that, a file that exists, or null to train from scratch"
+    require(name in known or Path(name).is_file(), "model.weights", name, fix)
     try:
         if name in known:
             weights = known[name].get_state_dict(progress=False, check_hash=True)
@@ -256,15 +252,13 @@ def _load_imagenet(network: SSD300, backbone: str, name: str) -> None:
         raise UserError(f"model.weights={name}: {error}") from error
 
 
-def _load_detector(network: SSD300, config: ModelConfig, categories: Categories) -> str:
+def _load_detector(network: SSD300, backbone: str, path: Path, categories: Categories) -> str:
     """Load model.checkpoint, without its class heads where it knows other classes; say what was taken.
 
     Classes are the same if their names are, in order. A published checkpoint of 81 classes knows COCO's; of
     another one only the number can be compared.
     """
-    path = Path(str(config.checkpoint))
     weights = load_weights(path)
-    backbone = config.backbone.value
     require(weights.backbone == backbone, "model.backbone", backbone, f"{path} is a {weights.backbone}")
     trained = weights.categories or (COCO if weights.num_classes == COCO.num_classes else None)
     same_number = weights.num_classes == categories.num_classes
@@ -273,7 +267,4 @@ def _load_detector(network: SSD300, config: ModelConfig, categories: Categories)
         return str(path)
     kept = {key: value for key, value in weights.model.items() if not key.startswith("logit_heads.")}
     network.load_state_dict(kept, strict=False)  # all but these heads: `weights` has exactly an SSD300's keys
-    return (
-        f"{path}, but for the class heads, which are new: it tells {weights.num_classes - 1} classes apart, "
-        f"and the {len(categories.ids)} of the data set are others"
-    )
+    return f"{path}, but for the class heads, which are new: its classes are not those of the data set"

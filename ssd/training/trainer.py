@@ -24,14 +24,7 @@ from ssd.training.log import LossMeter, RunLog, Stopwatch, batch_picture
 from ssd.training.optimizer import build_optimizer, build_schedule
 from ssd.training.saver import CheckpointSaver
 from ssd.training.session import Session
-from ssd.training.state import (
-    SavedRun,
-    TrainState,
-    blank_network,
-    build_network,
-    check_same_run,
-    load_newest,
-)
+from ssd.training.state import SavedRun, TrainState, blank_network, build_network, check_same_run, load_newest
 from ssd.training.step import TrainStep, compile_and_share
 
 
@@ -69,22 +62,22 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, network: SSD300, task: Task, session: Session) -> None:
         self.config, self.task, self.session = config, task, session
-        self.runtime, self.ranks, self.console = session.runtime, session.ranks, session.console
-        device, is_fp16 = self.runtime.device, self.runtime.precision is Precision.fp16
-        self.network = self.runtime.place(network)
+        self.ranks, self.console, runtime = session.ranks, session.console, session.runtime
+        self.network = runtime.place(network)
         optimizer = build_optimizer(self.network, config.optimizer)
-        scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
-        self.meter, self.stopwatch, self.guard = LossMeter(device), Stopwatch(), FiniteGuard(device)
+        scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision is Precision.fp16)
+        self.meter, self.stopwatch = LossMeter(runtime.device), Stopwatch()
+        self.guard = FiniteGuard(runtime.device)
         self.state = TrainState(self.network, optimizer, scaler, self.meter, self.ranks)
         model = compile_and_share(self.network, config.runtime, self.ranks)
-        self.train_step = TrainStep(model, optimizer, scaler, self.guard, self.runtime, MultiBoxLoss())
+        self.train_step = TrainStep(model, optimizer, scaler, self.guard, runtime, MultiBoxLoss())
         self.global_batch = task.batch_size * self.ranks.world_size
         self.schedule = build_schedule(config.optimizer, config.schedule, self.global_batch)
         self.saver = CheckpointSaver(config.checkpoint, session)
         self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
         self.step = 0
         self._known_bad: set[int] = set()  # ids of images replaced while training
-        self._evaluation_missing = False  # `step` is saved, its evaluation is still to be done
+        self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
         self._log: RunLog | None = None  # rank 0's, while training
 
     @property
@@ -130,7 +123,7 @@ class Trainer:
             while self.step < self.last_step:
                 self.take_step(batches)
                 self._do_what_is_due()
-            self.saver.finish()
+            self.saver.check(final=True)
         finally:
             self.saver.close()
             if self._log:
@@ -159,8 +152,8 @@ class Trainer:
                 batch = next(batches)
         except UserError as own_error:
             error = own_error
-        own = Status.got_signal if self.session.signals.received else Status.has_batch
-        highest = self.ranks.highest(Status.failed if batch is None else own)
+        status = Status.got_signal if self.session.signals.received else Status.has_batch
+        highest = self.ranks.highest(Status.failed if batch is None else status)
         if highest == Status.got_signal:
             self._leave()
         if batch is None or highest == Status.failed:
@@ -175,9 +168,15 @@ class Trainer:
             self._save_unless_saved()
         self.session.signals.leave(self.step, number)
 
+    def _save_unless_saved(self) -> None:
+        """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""
+        if self.saver.step != self.step:
+            self.save()
+        self.saver.check(final=True)
+
     def _do_what_is_due(self) -> None:
         every = self.config.training.compare_replicas_every
-        if every is not None and self.step % every == 0 and self.ranks.world_size > 1:
+        if every and self.step % every == 0 and self.ranks.world_size > 1:
             compare_replicas(self.network, self.state.optimizer, self.ranks)
         if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
             self._record()
@@ -191,7 +190,7 @@ class Trainer:
     def _record(self) -> None:
         """Read the losses off the device, which is where training waits for it, check and record them."""
         self._check_health()
-        sums = torch.tensor(self.ranks.gather(self.meter.read()), dtype=torch.float64).sum(dim=0)
+        sums = torch.tensor(self.ranks.gather(self.meter.sums.tolist()), dtype=torch.float64).sum(dim=0)
         localization, confidence = (sums[:2] / sums[2]).tolist()
         seconds, waited = self.stopwatch.read()
         record = {
@@ -208,11 +207,11 @@ class Trainer:
             self._log.record("train", record)
         self.console.figures(self.step, record, seconds * (self.last_step - self.step))
         if self.step % self.config.logging.every_steps == 0:  # else a longer run's record spans this step too
-            self.meter.reset()
+            self.meter.sums.zero_()
         self.stopwatch.restart()
 
     def _check_health(self) -> None:
-        """Tell all ranks what any of them met since the last time, and do what the config says about it."""
+        """Tell all ranks what went wrong on any since the last time, and do what the config says about it."""
         nonfinite = self.nonfinite.check(self.guard, self.task.loader, self.schedule)
         if nonfinite:
             if self.config.training.on_nonfinite is OnNonfinite.rollback:
@@ -249,17 +248,15 @@ class Trainer:
         scoring = timedelta(minutes=self.config.evaluation.timeout_minutes)
         self.session.watchdog.alive(scoring)
         evaluator, rows = self.task.evaluator, []
-        for found in evaluator.detect(self.network, self.runtime, self.ranks, self.console):
+        for found in evaluator.detect(self.network, self.session.runtime, self.ranks, self.console):
             rows.append(found)
             self.session.watchdog.alive(scoring)
             if self.ranks.highest(self.session.signals.received):
                 self._leave()
         result = evaluator.score(rows, self.ranks)
-        self._evaluation_missing = False
         if self._log:
-            self._log.record(
-                "evaluation", {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
-            )
+            record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
+            self._log.record("evaluation", record)
             pictures = example_pictures(self.task.examples, result.detections, self.task.categories)
             for name, picture in pictures.items():
                 self._log.picture("validation", name, picture, self.step)
@@ -291,12 +288,6 @@ class Trainer:
                 state=self.state.collect(),
             )
         )
-
-    def _save_unless_saved(self) -> None:
-        """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""
-        if self.saver.step != self.step:
-            self.save()
-        self.saver.finish()
 
     def _evaluation_is_due(self) -> bool:
         epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)
@@ -333,32 +324,20 @@ def start_or_resume(
 def derived_numbers(trainer: Trainer, origin: str) -> dict[str, str]:
     """Return what follows from config, data and machine, for the start-up table."""
     config, schedule, batch_size = trainer.config, trainer.schedule, trainer.task.batch_size
-    steps, last_step = trainer.task.loader.steps_per_epoch, trainer.last_step
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     scaled = "scaled from" if config.optimizer.scale_learning_rate else "as given, not scaled:"
     given = config.data.batch_size
     kept = "" if batch_size == given else f" (the run's; data.batch_size={given} is not used)"
     milestones = ", ".join(map(str, schedule.milestones)) or "none"
+    steps_per_epoch, last_step = trainer.task.loader.steps_per_epoch, trainer.last_step
     return {
         "network": f"SSD300, {config.model.backbone.value}, {parameters / 1e6:.1f} M parameters, "
         f"{trainer.network.num_classes} classes with background",
         "weights from": origin,
-        "runs on": trainer.runtime.describe(),
+        "runs on": trainer.session.runtime.describe(),
         "global batch": f"{trainer.global_batch}: {trainer.ranks.world_size} × {batch_size}{kept}",
         "learning rate": f"{schedule.base:.4g} ({scaled} {config.optimizer.learning_rate:g} for 32 images), "
         f"warmup {schedule.warmup_steps} steps, × 0.1 before epochs {milestones}",
-        "steps": f"{steps} an epoch, {last_step} in all, {trainer.step} done",
-        **never_reached(config, steps, last_step),
+        "steps": f"{steps_per_epoch} an epoch, {last_step} in all (epochs 0 to "
+        f"{(last_step - 1) // steps_per_epoch}), {trainer.step} done",
     }
-
-
-def never_reached(config: TrainConfig, steps_per_epoch: int, last_step: int) -> dict[str, str]:
-    """Name the listed epochs that a run won't come to: a smaller schedule.epochs leaves them behind."""
-    milestones, evaluations = config.schedule.milestones, config.evaluation.epochs
-    beyond = {
-        "schedule.milestones": [epoch for epoch in milestones if epoch * steps_per_epoch >= last_step],
-        "evaluation.epochs": [epoch for epoch in evaluations if (epoch + 1) * steps_per_epoch > last_step],
-    }
-    named = [f"{key} {', '.join(map(str, epochs))}" for key, epochs in beyond.items() if epochs]
-    end = f"the run ends in epoch {(last_step - 1) // steps_per_epoch}"
-    return {"never reached": f"{'; '.join(named)}: {end}"} if named else {}

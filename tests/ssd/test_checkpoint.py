@@ -11,7 +11,6 @@ from ssd.checkpoint import (
     CheckpointError,
     check_plain,
     keep_newest,
-    load_file,
     load_run,
     newest_checkpoint,
     saved_steps,
@@ -31,16 +30,26 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.pt"]
 
 
-def test_a_write_that_the_disk_refuses_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def no_room(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "fault", "message"),
+    [
+        (os, "fsync", no_room, "No space"),
+        (Path, "read_bytes", lambda _: b"other", "reads back other than it was written"),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_file(
+    module: object, name: str, fault: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "x.pt"
     write(path, {"format": 1, "step": 1})
-
-    def full_disk(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write(path, {"format": 1, "step": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fault)
+        with pytest.raises(OSError, match=message):
+            write(path, {"format": 1, "step": 2})
     assert load_run(path)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
@@ -79,22 +88,28 @@ def test_only_the_newest_are_kept_and_the_best(tmp_path: Path):
     assert (tmp_path / "best.pt").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
-def test_a_broken_file_is_named(content: bytes, tmp_path: Path):
-    (tmp_path / "broken.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"broken\.pt can't be read"):
-        load_file(tmp_path / "broken.pt")
-
-
-def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"gone\.pt does not exist"):
-        load_file(tmp_path / "gone.pt")
-
-
-def test_another_programs_checkpoint_is_no_run(tmp_path: Path):
-    torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint of this trainer"):
-        load_run(tmp_path / "other.pt")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"x\.pt does not exist"),
+        (b"", r"x\.pt can't be read"),
+        (b"no checkpoint", r"x\.pt can't be read"),
+        (b"PK\x03\x04 cut off", r"x\.pt can't be read"),
+        ([1], r"x\.pt is a list, not a dict"),
+        ({"a": Path("x")}, r"x\.pt .*it names pathlib\.\S+\), and reading that could run code"),
+        ({"model": {}}, r"x\.pt is not a checkpoint of this trainer"),
+        ({"format": 1}, r"x\.pt is damaged: its checksum is missing"),
+    ],
+)
+def test_a_file_that_is_no_whole_checkpoint_of_ours_is_refused_by_name(
+    content: object, message: str, tmp_path: Path
+):
+    if isinstance(content, bytes):
+        (tmp_path / "x.pt").write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_run(tmp_path / "x.pt")
 
 
 @pytest.fixture
@@ -110,40 +125,18 @@ def test_torch_and_zip_read_a_sealed_file_like_any_other(written: Path):
         assert archive.testzip() is None
 
 
-def test_every_flipped_bit_is_noticed(written: Path):
-    content = written.read_bytes()
-    for bit in random.Random(0).sample(range(8 * len(content)), 1000):
+def test_every_flipped_bit_and_every_truncation_is_noticed(written: Path):
+    content, draws = written.read_bytes(), random.Random(0)
+    for bit in draws.sample(range(8 * len(content)), 1000):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         written.write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"x\.pt"):
             load_run(written)
-    written.write_bytes(content)
-    assert load_run(written)["step"] == 7
-
-
-def test_every_truncation_is_noticed(written: Path):
-    content = written.read_bytes()
-    for length in [*random.Random(0).sample(range(len(content)), 200), len(content) - 1]:
+    for length in [*draws.sample(range(len(content)), 200), len(content) - 1]:
         written.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match=r"x\.pt"):
             load_run(written)
-
-
-def test_one_of_ours_saved_again_without_its_checksum_is_refused(written: Path):
-    torch.save(load_run(written), written)
-    with pytest.raises(CheckpointError, match="its checksum is missing"):
-        load_run(written)
-
-
-def test_what_reads_back_wrong_does_not_take_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "x.pt"
-    write(path, {"format": 1, "step": 1})
-    monkeypatch.setattr(Path, "read_bytes", lambda _: b"other")
-    with pytest.raises(OSError, match="reads back other than it was written"):
-        write(path, {"format": 1, "step": 2})
-    monkeypatch.undo()
-    assert load_run(path)["step"] == 1
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,11 @@ def test_records_that_will_be_written_again_are_cut(
     records: tuple[Any, ...], first_step: int, redo_evaluation: bool, kept: list[int], tmp_path: Path
 ):
     path = written(tmp_path / "metrics.jsonl", *records)
+    path.write_text(path.read_text() + '{"step": 1')  # as a killed process leaves it
     metrics = MetricsFile(path, first_step, redo_evaluation)
     assert steps(path) == kept
     metrics.write({"step": 99})
     assert steps(path) == [*kept, 99]
-
-
-def test_a_half_written_last_line_is_cut(tmp_path: Path):
-    path = written(tmp_path / "metrics.jsonl", 10, 20)
-    path.write_text(path.read_text()[:-3])
-    MetricsFile(path, first_step=20).close()
-    assert steps(path) == [10]
 
 
 @pytest.mark.parametrize(
@@ -89,27 +83,32 @@ class FullDisk:
         return self.file.write(text[:5])
 
 
+def full_disk(folder: Path, on_error: str, patch: pytest.MonkeyPatch) -> RunLog:
+    """Open a log that finds the disk full after its first record."""
+    run_log = RunLog(folder, 0, False, OnError[on_error], RunConsole(is_main=True))
+    run_log.record("train", {"step": 1})
+    patch.setattr(run_log._metrics, "_file", FullDisk(run_log._metrics._file))
+    return run_log
+
+
+def test_a_record_that_a_full_disk_refuses_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run_log = full_disk(tmp_path, "fail", monkeypatch)
+    with pytest.raises(UserError, match=r"records can't be written .*checkpoint\.on_error=continue"):
+        run_log.record("train", {"step": 2})
+
+
 def test_records_that_a_full_disk_refused_come_when_it_takes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    console = RunConsole(is_main=True)
-    tolerant = RunLog(tmp_path / "continue", 0, False, OnError["continue"], console)
-    strict = RunLog(tmp_path / "fail", 0, False, OnError["fail"], console)
-    path = tmp_path / "continue" / "metrics.jsonl"
-    for run_log in (tolerant, strict):
-        run_log.record("train", {"step": 1})
-        monkeypatch.setattr(run_log._metrics, "_file", FullDisk(run_log._metrics._file))
-    with pytest.raises(UserError, match=r"records can't be written .*checkpoint\.on_error=continue"):
-        strict.record("train", {"step": 2})
+    run_log = full_disk(tmp_path, "continue", monkeypatch)
     for step in (2, 3):
-        tolerant.record("train", {"step": step})
-        assert steps(path) == [1]
+        run_log.record("train", {"step": step})
+        assert steps(tmp_path / "metrics.jsonl") == [1]
     assert capsys.readouterr().out.count("training goes on") == 2
     monkeypatch.undo()
-    tolerant.record("train", {"step": 4})
-    assert steps(path) == [1, 2, 3, 4]
-    tolerant.close()
-    strict.close()
+    run_log.record("train", {"step": 4})
+    assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4]
+    run_log.close()
 
 
 def drawn(boxes_ltrb_px: list[list[float]], labels: list[int], patch: pytest.MonkeyPatch) -> list[str]:

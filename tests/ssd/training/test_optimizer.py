@@ -4,13 +4,7 @@ import torch
 from ssd.config import OptimizerConfig, ScheduleConfig
 from ssd.model import SSD300
 from ssd.published import to_published
-from ssd.training.optimizer import (
-    Schedule,
-    build_optimizer,
-    build_schedule,
-    fill_missing_momenta,
-    parameter_groups,
-)
+from ssd.training.optimizer import Schedule, build_optimizer, build_schedule, parameter_groups
 from tests.golden_inputs import golden_json
 
 pytestmark = pytest.mark.unit
@@ -56,13 +50,3 @@ def test_parameter_groups_equal_the_published_ones(backbone: str):
 def test_the_optimizer_decays_the_first_group_alone():
     groups = build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(weight_decay=0.5)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.5), (1, 0.0)]
-
-
-def test_momenta_begin_at_zero_where_there_are_none_and_nowhere_else():
-    network = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(network, OptimizerConfig(momentum=0.9))
-    optimizer.state[network.weight]["momentum_buffer"] += 1
-    optimizer.state[network.bias]["momentum_buffer"] = None
-    fill_missing_momenta(optimizer)
-    assert [float(state["momentum_buffer"].sum()) for state in optimizer.state.values()] == [4.0, 0.0]
-    assert not build_optimizer(network, OptimizerConfig(momentum=0.0)).state

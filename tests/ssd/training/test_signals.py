@@ -49,30 +49,18 @@ def test_a_signal_while_training_is_noted_and_nothing_else(number: signal.Signal
     assert not (tmp_path / PREEMPTED_FILE).exists()
 
 
-@pytest.mark.parametrize(
-    ("number", "is_main", "left"),
-    [
-        (signal.SIGUSR1, True, True),
-        (signal.SIGINT, True, True),
-        (signal.SIGHUP, True, True),
-        (signal.SIGQUIT, True, True),
-        (signal.SIGUSR1, False, False),
-        # torchrun ends all ranks with it when one of them fails: no preemption.
-        (signal.SIGTERM, True, False),
-    ],
-)
+@pytest.mark.parametrize("is_main", [True, False])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_training_ends_the_process_at_once(
-    number: signal.Signals, is_main: bool, left: bool, tmp_path: Path
+    number: signal.Signals, is_main: bool, tmp_path: Path
 ):
-    with (
-        StopSignals(tmp_path, is_main),
-        pytest.raises(SystemExit) as caught,
-    ):
+    with StopSignals(tmp_path, is_main), pytest.raises(SystemExit) as caught:
         os.kill(os.getpid(), number)
     assert caught.value.code == 75
+    # torchrun ends all ranks with SIGTERM when one of them fails: no preemption.
+    left = is_main and number != signal.SIGTERM
     assert (tmp_path / PREEMPTED_FILE).exists() == left
-    if left:
-        assert json.loads((tmp_path / PREEMPTED_FILE).read_text())["step"] is None
+    assert not left or json.loads((tmp_path / PREEMPTED_FILE).read_text())["step"] is None
 
 
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path: Path):
@@ -112,19 +100,14 @@ def torchrun_of(folder: Path) -> str:
     return torchrun
 
 
-def test_a_worker_that_the_same_torchrun_restarts_leaves_again(tmp_path: Path):
-    leave(tmp_path)
-    with pytest.raises(Preempted):
-        leave_if_preempted(tmp_path, MAIN)
-    assert (tmp_path / PREEMPTED_FILE).exists()
-
-
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_ranks_leave_where_the_torchrun_is_that_of_another_ranks_host(rank: int, tmp_path: Path):
+def test_workers_that_the_same_torchrun_restarts_leave_again(rank: int, tmp_path: Path):
+    """It counts where it is that of another rank's host, too."""
     leave(tmp_path)
-    for left, other in ((torchrun_of(tmp_path), False), ("of another host", True)):
+    theirs = TwoHosts(rank, torchrun_of(tmp_path), False)
+    for ranks in (MAIN, theirs, TwoHosts(rank, "of another host", True)):
         with pytest.raises(Preempted):
-            leave_if_preempted(tmp_path, TwoHosts(rank, left, other))
+            leave_if_preempted(tmp_path, ranks)
     assert (tmp_path / PREEMPTED_FILE).exists()
 
 

@@ -4,7 +4,7 @@ import errno
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,42 +13,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import ssd.training.saver
 from data.build import open_training
 from data.demo import generate
 from ssd.batches import TrainBatch
 from ssd.checkpoint import CheckpointError, load_run, saved_steps
-from ssd.config import (
-    Backbone,
-    CheckpointConfig,
-    DataConfig,
-    Device,
-    EvaluationConfig,
-    LoggingConfig,
-    ModelConfig,
-    OnBadImage,
-    OnError,
-    OnNonfinite,
-    OptimizerConfig,
-    Precision,
-    ResumeConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-    TrainConfig,
-    TrainingConfig,
-)
+from ssd.cli import parse
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.training.session import Session, open_session
 from ssd.training.signals import PREEMPTED_FILE, Preempted
 from ssd.training.state import load_newest
-from ssd.training.trainer import Trainer, never_reached, start_or_resume
+from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 STEPS = 3  # of most tests here; an epoch has four
+COMMON = (
+    "name=x model.backbone=resnet18 runtime.device=cpu runtime.precision=fp32 "
+    "data.batch_size=2 data.threads=1 "
+    f"optimizer.learning_rate=1e-3 schedule.epochs=1 schedule.max_steps={STEPS} "
+    "checkpoint.every_steps=1 checkpoint.keep=9 logging.every_steps=1"
+)
+TWO_EPOCHS = (
+    "schedule.epochs=2 schedule.max_steps=null evaluation.every=1 evaluation.pictures=1 "
+    "checkpoint.every_steps=2 logging.every_steps=3"
+)
+GOING_ON = "checkpoint.on_error=continue"
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +53,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(folder: Path, **given: Any) -> TrainConfig:
-    sections = {
-        "data": DataConfig(path=str(folder), batch_size=2, threads=1),
-        "schedule": ScheduleConfig(epochs=1, max_steps=STEPS),
-        "checkpoint": CheckpointConfig(every_steps=1, keep=9),
-        "logging": LoggingConfig(every_steps=1),
-        "optimizer": OptimizerConfig(learning_rate=1e-3),
-        "runtime": RuntimeConfig(device=Device.cpu, precision=Precision.fp32),
-    }
-    return TrainConfig(name="x", model=ModelConfig(backbone=Backbone.resnet18), **(sections | given))
+def config(demo: Path, *overrides: str) -> TrainConfig:
+    given = " ".join((COMMON, f"data.path={demo}", *overrides)).split()
+    return parse(TrainConfig, OmegaConf.from_dotlist(given))
 
 
 def open_trainer(config: TrainConfig, session: Session) -> Trainer:
@@ -84,15 +72,13 @@ def steps_saved(session: Session) -> list[int]:
     return [saved["step"] for saved in checkpoints(session)]
 
 
-def learned(saved: dict[str, Any]) -> dict[str, torch.Tensor]:
-    momenta = {
-        f"momentum {key}": each["momentum_buffer"] for key, each in saved["optimizer"]["state"].items()
-    }
-    return saved["model"] | momenta
+def learned(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    momenta = state["optimizer"]["state"].items()
+    return state["model"] | {f"momentum {key}": each["momentum_buffer"] for key, each in momenta}
 
 
-def same(saved: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(torch.equal(value, learned(other)[key]) for key, value in learned(saved).items())
+def same(state: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.equal(value, learned(other)[key]) for key, value in learned(state).items())
 
 
 def records(session: Session) -> list[dict[str, Any]]:
@@ -100,28 +86,18 @@ def records(session: Session) -> list[dict[str, Any]]:
     return without_times([json.loads(line) for line in lines])
 
 
-def two_epochs(demo: Path, **given: Any) -> TrainConfig:
-    sections = {
-        "schedule": ScheduleConfig(epochs=2),
-        "evaluation": EvaluationConfig(every=1, pictures=1),
-        "checkpoint": CheckpointConfig(every_steps=2),
-        "logging": LoggingConfig(every_steps=3),
-    }
-    return config(demo, **(sections | given))
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(
     demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The last checkpoint and the records of a run of two epochs that nothing happened to."""
-    whole = two_epochs(demo)
+    whole = config(demo, TWO_EPOCHS)
     with open_session(whole, tmp_path_factory.mktemp("uninterrupted") / "run") as session:
         open_trainer(whole, session).fit()
         return checkpoints(session)[-1], records(session)
 
 
-def before_step(trainer: Trainer, step: int, happens: Any) -> None:
+def before_step(trainer: Trainer, step: int, happens: Callable[[], None]) -> None:
     """Have something happen before a step is taken."""
     take_step = trainer.take_step
 
@@ -133,14 +109,14 @@ def before_step(trainer: Trainer, step: int, happens: Any) -> None:
     trainer.take_step = take  # type: ignore[method-assign]
 
 
-def crash() -> None:
+def crash(*_: object) -> None:
     raise ZeroDivisionError
 
 
 def test_crashed_at_several_steps_and_in_an_evaluation_it_ends_as_if_it_had_not(
     demo: Path, session: Session, uninterrupted: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    given = two_epochs(demo)
+    given = config(demo, TWO_EPOCHS)
     for step in (1, 3, 7):
         trainer = open_trainer(given, session)
         before_step(trainer, step, crash)
@@ -149,7 +125,7 @@ def test_crashed_at_several_steps_and_in_an_evaluation_it_ends_as_if_it_had_not(
         if step == 3:
             resumed = open_trainer(given, session)
             with monkeypatch.context() as patch:
-                patch.setattr(Evaluator, "score", lambda *_: crash())
+                patch.setattr(Evaluator, "score", crash)
                 with pytest.raises(ZeroDivisionError):
                     resumed.fit()
             assert steps_saved(session)[-1] == 4  # the epoch's last, without its evaluation
@@ -162,18 +138,10 @@ def test_crashed_at_several_steps_and_in_an_evaluation_it_ends_as_if_it_had_not(
 def test_stopped_after_any_step_logged_saved_and_evaluated_at_other_times_the_weights_are_the_same(
     demo: Path, session: Session, uninterrupted: Any, capsys: pytest.CaptureFixture[str]
 ):
-    other = two_epochs(
-        demo,
-        evaluation=EvaluationConfig(),
-        checkpoint=CheckpointConfig(every_steps=1),
-        logging=LoggingConfig(every_steps=1),
-        data=DataConfig(path=str(demo), batch_size=2, threads=2),
-    )
-    for last_step in (1, 4, 7, None):
-        schedule = ScheduleConfig(epochs=2, max_steps=last_step)
-        open_trainer(replace(other, schedule=schedule), session).fit()
+    other = "schedule.epochs=2 data.threads=2"
+    for last_step in (1, 4, 7, "null", "null"):
+        open_trainer(config(demo, other, f"schedule.max_steps={last_step}"), session).fit()
     assert same(checkpoints(session)[-1], uninterrupted[0])
-    open_trainer(other, session).fit()
     told = " ".join(capsys.readouterr().out.split())
     assert "is finished: 8 of 8 steps are done. A new name=… starts another" in told
 
@@ -193,24 +161,20 @@ class FullDisk:
         patch.setattr(ssd.training.saver, "write", attempt)
 
 
-GOING_ON = CheckpointConfig(every_steps=1, keep=9, on_error=OnError["continue"])
-
-
-def test_a_checkpoint_that_cannot_be_written_stops_the_run(
-    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("on_error", "message", "gone_on"),
+    [
+        ("fail", r"checkpoints: No space left .*checkpoint\.on_error=continue", 0),
+        ("continue", "the steps since the checkpoint before are lost", STEPS - 1),  # not without the last one
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_is_reported(
+    on_error: str, message: str, gone_on: int, demo: Path, session: Session, monkeypatch: Any, capsys: Any
 ):
     FullDisk(monkeypatch)
-    with pytest.raises(CheckpointError, match=r"checkpoints: No space left .*checkpoint\.on_error=continue"):
-        open_trainer(config(demo), session).fit()
-
-
-def test_training_goes_on_without_checkpoints_where_configured_but_not_without_the_last_one(
-    demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    FullDisk(monkeypatch)
-    with pytest.raises(CheckpointError, match="the steps since the checkpoint before are lost"):
-        open_trainer(config(demo, checkpoint=GOING_ON), session).fit()
-    assert capsys.readouterr().out.count("No space left on device; training goes on") == STEPS - 1
+    with pytest.raises(CheckpointError, match=message):
+        open_trainer(config(demo, f"checkpoint.on_error={on_error}"), session).fit()
+    assert capsys.readouterr().out.count("No space left on device; training goes on") == gone_on
 
 
 @contextmanager
@@ -231,25 +195,42 @@ def second_picture(trainer: Trainer, step: int) -> Path:
 def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(
     demo: Path, session: Session, uninterrupted: Any
 ):
-    trainer = open_trainer(two_epochs(demo), session)
+    given = config(demo, TWO_EPOCHS)
+    trainer = open_trainer(given, session)
     path = second_picture(trainer, 3)
     with broken(path), pytest.raises(UserError, match=rf"step 3: DALI cannot read {path}"):
         trainer.fit()
     assert steps_saved(session) == [2, 3]
-    open_trainer(two_epochs(demo), session).fit()
+    open_trainer(given, session).fit()
     assert same(checkpoints(session)[-1], uninterrupted[0])
 
 
 def test_an_image_that_turns_bad_is_named_replaced_and_remembered(
     demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ):
-    data = DataConfig(path=str(demo), batch_size=2, threads=1, on_bad_image=OnBadImage.quarantine)
-    trainer = open_trainer(config(demo, data=data), session)
+    trainer = open_trainer(config(demo, "data.on_bad_image=quarantine"), session)
     path = second_picture(trainer, 1)
     with broken(path):
         trainer.fit()
     assert capsys.readouterr().out.count(f"its place in the batch is taken by another: {path}") == 1
     assert len(checkpoints(session)[-1]["bad_images"]) == 1
+
+
+def test_quarantined_images_are_as_if_the_annotation_file_lacked_them(
+    demo: Path, session: Session, tmp_path: Path
+):
+    content = json.loads((demo / "annotations" / "instances_train2017.json").read_text())
+    bad = content["images"].pop(1)
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != bad["id"]]
+    (tmp_path / "without.json").write_text(json.dumps(content))
+    quarantined = config(demo, "data.on_bad_image=quarantine")
+    without = config(demo, f"data.train_annotations={tmp_path / 'without.json'}")
+    with broken(demo / "train2017" / bad["file_name"]):
+        ours, expected = (open_training(given, None, session)[0] for given in (quarantined, without))
+    assert (ours.excluded, ours.fingerprint) == ([bad["id"]], expected.fingerprint)
+    steps = zip(range(4), ours.loader.batches(0), expected.loader.batches(0), strict=False)
+    for _, batch, other in steps:
+        assert all(torch.equal(value, vars(other)[key]) for key, value in vars(batch).items())
 
 
 class Poisoned:
@@ -264,7 +245,7 @@ class Poisoned:
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
         for step, batch in enumerate(self._loader.batches(first_step), start=first_step):
             if step in self._steps:
-                batch = TrainBatch(batch.images.clone().fill_(np.nan), batch.target_offsets, batch.labels)
+                batch.images[:] = np.nan
             yield batch
 
 
@@ -275,18 +256,18 @@ def poisoned_trainer(config: TrainConfig, session: Session, steps: set[int]) -> 
 
 
 @pytest.mark.parametrize(
-    ("policy", "limit", "poisoned", "message"),
+    ("policy", "poisoned", "message"),
     [
-        (OnNonfinite.stop, 10, {1}, r"step after 1, which was not taken .*image ids \d+, \d+; "),
-        (OnNonfinite.skip, 1, {0, 1}, r"2 such steps are more than training\.nonfinite_limit=1"),
-        (OnNonfinite.rollback, 10, {0}, r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"),
+        ("stop", {1}, r"step after 1, which was not taken .*image ids \d+, \d+; "),
+        ("skip", {0, 1}, r"2 such steps are more than training\.nonfinite_limit=1"),
+        ("rollback", {0}, r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"),
     ],
 )
 def test_bad_steps_stop_the_run_and_their_images_and_boxes_are_left(
-    policy: OnNonfinite, limit: int, poisoned: set[int], message: str, demo: Path, session: Session
+    policy: str, poisoned: set[int], message: str, demo: Path, session: Session
 ):
-    training = TrainingConfig(on_nonfinite=policy, nonfinite_limit=limit)
-    trainer = poisoned_trainer(config(demo, training=training), session, poisoned)
+    given = config(demo, f"training.on_nonfinite={policy} training.nonfinite_limit=1")
+    trainer = poisoned_trainer(given, session, poisoned)
     with pytest.raises(UserError, match=message):
         trainer.fit()
     step = max(poisoned)
@@ -298,11 +279,11 @@ def test_bad_steps_stop_the_run_and_their_images_and_boxes_are_left(
     assert all(len(image["boxes_ltrb"]) == len(image["labels"]) for image in left["images"])
 
 
-def test_skipping_a_bad_step_leaves_the_weights_of_the_steps_around_it(
-    demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
+def test_a_run_goes_on_after_a_skipped_bad_step_as_if_it_had_not_been(
+    demo: Path, session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    skip = TrainingConfig(on_nonfinite=OnNonfinite.skip)
-    poisoned_trainer(config(demo, training=skip), session, {1}).fit()
+    given = config(demo, "training.on_nonfinite=skip")
+    poisoned_trainer(given, session, {1}).fit()
     before, after, last = checkpoints(session)
     assert same(before, after)
     assert last["nonfinite_steps"] == 1
@@ -310,45 +291,44 @@ def test_skipping_a_bad_step_leaves_the_weights_of_the_steps_around_it(
     # The bad step is in no mean; with one step a record its own record has none.
     assert [record["loss"] is None for record in records(session)] == [False, True, False]
 
+    expected = open_trainer(given, replace(session, folder=tmp_path / "without"))
+    expected.network.train()
+    for step, batch in zip(range(STEPS), expected.task.loader.batches(0), strict=False):
+        if step != 1:
+            expected.train_step(batch, step, expected.schedule(step, epoch=0))
+    assert same(last, expected.state.collect())
+
 
 def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
     demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ):
     """Step 3 is taken, step 4 is bad: the weights after it are those of the checkpoint after step 2."""
-    given = config(
-        demo,
-        training=TrainingConfig(on_nonfinite=OnNonfinite.rollback),
-        checkpoint=CheckpointConfig(every_steps=2, keep=9),
-        logging=LoggingConfig(every_steps=4),
-        schedule=ScheduleConfig(epochs=1, max_steps=4),
-    )
-    poisoned_trainer(given, session, {3}).fit()
+    rollback = "training.on_nonfinite=rollback checkpoint.every_steps=2 logging.every_steps=4"
+    poisoned_trainer(config(demo, rollback, "schedule.max_steps=4"), session, {3}).fit()
     before, after = checkpoints(session)
     assert (before["step"], after["step"]) == (2, 4)
     assert same(before, after)
     assert "weights and momenta are those after step 2 again; going on (1" in capsys.readouterr().out
 
 
+def preempted(session: Session) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((session.folder / PREEMPTED_FILE).read_text())
+    return content
+
+
 def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
-    never = CheckpointConfig(every_epochs=None, keep=9)
-    trainer = open_trainer(config(demo, checkpoint=never), session)
+    trainer = open_trainer(config(demo, "checkpoint.every_epochs=null checkpoint.every_steps=null"), session)
     before_step(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Preempted):
         trainer.fit()
-    assert steps_saved(session) == [2]
-    left = json.loads((session.folder / PREEMPTED_FILE).read_text())
-    assert (left["step"], left["signal"]) == (2, "SIGTERM")
+    assert steps_saved(session) == [preempted(session)["step"]] == [2]
+    assert preempted(session)["signal"] == "SIGTERM"
 
 
 def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
     demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ):
     disk, detect = FullDisk(monkeypatch), Evaluator.detect
-    given = config(
-        demo,
-        schedule=ScheduleConfig(epochs=1),
-        checkpoint=CheckpointConfig(every_epochs=None, on_error=OnError["continue"]),
-    )
 
     def room_and_a_signal(*arguments: Any) -> Iterator[Any]:
         for rows in detect(*arguments):
@@ -357,50 +337,45 @@ def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
             yield rows
 
     monkeypatch.setattr(Evaluator, "detect", room_and_a_signal)
-    trainer = open_trainer(given, session)
+    trainer = open_trainer(
+        config(demo, GOING_ON, "checkpoint.every_steps=null schedule.max_steps=4"), session
+    )
     with pytest.raises(Preempted):
         trainer.fit()
-    left = json.loads((session.folder / PREEMPTED_FILE).read_text())
-    assert steps_saved(session) == [left["step"]] == [trainer.last_step]
+    assert steps_saved(session) == [preempted(session)["step"]] == [4]
 
 
 def test_an_overridden_key_counts_from_the_next_step_on(demo: Path, session: Session):
-    open_trainer(config(demo, schedule=ScheduleConfig(epochs=1, max_steps=1)), session).fit()
-    decay = OptimizerConfig(learning_rate=1e-3, weight_decay=0.25, momentum=0.5)
+    open_trainer(config(demo, "schedule.max_steps=1"), session).fit()
+    changed = "optimizer.weight_decay=0.25 optimizer.momentum=0.5"
     with pytest.raises(CheckpointError, match=r"optimizer\.weight_decay: 0.0005 in the checkpoint, 0.25 now"):
-        open_trainer(config(demo, optimizer=decay), session)
-    override = ResumeConfig(override=["optimizer.weight_decay", "optimizer.momentum"])
-    trainer = open_trainer(config(demo, optimizer=decay, resume=override), session)
-    decayed, undecayed = trainer.state.optimizer.param_groups
-    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.25, 0.0)
-    assert decayed["momentum"] == undecayed["momentum"] == 0.5
+        open_trainer(config(demo, changed), session)
+    override = "resume.override=[optimizer.weight_decay,optimizer.momentum]"
+    trainer = open_trainer(config(demo, changed, override), session)
+    groups = trainer.state.optimizer.param_groups
+    assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.25, 0.5), (0.0, 0.5)]
 
 
 @pytest.mark.parametrize(
     ("evaluations", "best"),
     [
         # AP, and which file has no room
-        ([(0.2, ""), (0.3, "")], (0.3, 2)),
-        ([(0.9, ""), (0.3, "")], (0.9, 1)),
-        ([(0.2, ""), (0.9, "best.pt"), (0.3, "")], (0.3, 3)),  # better than what is on disk
-        ([(0.9, "step_00000001.pt"), (0.3, "")], (0.9, 1)),
+        ([(0.2, ""), (0.3, "")], {"AP": 0.3, "step": 2}),
+        ([(0.9, ""), (0.3, "")], {"AP": 0.9, "step": 1}),
+        ([(0.2, ""), (0.9, "best.pt"), (0.3, "")], {"AP": 0.3, "step": 3}),  # better than what is on disk
+        ([(0.9, "step_00000001.pt"), (0.3, "")], {"AP": 0.9, "step": 1}),
     ],
 )
 def test_the_best_is_that_which_is_on_disk(
-    evaluations: list[tuple[float, str]],
-    best: tuple[float, int],
-    demo: Path,
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
+    evaluations: list[Any], best: dict[str, Any], demo: Path, session: Session, monkeypatch: Any
 ):
     disk = FullDisk(monkeypatch)
-    trainer = open_trainer(config(demo, checkpoint=GOING_ON), session)
+    trainer = open_trainer(config(demo, GOING_ON), session)
     for trainer.step, (ap, disk.full) in enumerate(evaluations, start=1):
         trainer.save({"AP": ap})
         trainer.saver.wait()
-    expected = dict(zip(("AP", "step"), best, strict=True))
-    assert trainer.saver.best == checkpoints(session)[-1]["best"] == expected
-    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": best[0]}
+    assert trainer.saver.best == checkpoints(session)[-1]["best"] == best
+    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": best["AP"]}
 
 
 def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run_and_best_comes_first(
@@ -410,44 +385,17 @@ def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run_and_best_
     written, write = [], ssd.training.saver.write
 
     def slowly(path: Path, state: dict[str, Any]) -> None:
-        time.sleep(0.5)
+        time.sleep(0.2)
         write(path, state)
         written.append(path.name)
-
-    monkeypatch.setattr(ssd.training.saver, "write", slowly)
-    trainer = open_trainer(config(demo, logging=LoggingConfig(every_steps=2)), session)
 
     def save_and_crash() -> None:
         trainer.save({"AP": 0.2})
         crash()
 
+    monkeypatch.setattr(ssd.training.saver, "write", slowly)
+    trainer = open_trainer(config(demo, "logging.every_steps=2"), session)
     before_step(trainer, 1, save_and_crash)
     with pytest.raises(ZeroDivisionError):
         trainer.fit()
     assert written == ["step_00000001.pt", "best.pt", "step_00000001.pt"]
-
-
-@pytest.mark.parametrize(
-    ("milestones", "evaluated", "last_step", "told"),
-    [
-        (
-            [8, 10, 34],
-            [4, 9, 10],
-            60,
-            "schedule.milestones 10, 34; evaluation.epochs 10: the run ends in epoch 9",
-        ),
-        ([1], [0, 1], 7, "evaluation.epochs 1: the run ends in epoch 1"),
-        ([9], [0, 9], 60, None),
-        ([], [], 1, None),
-    ],
-)
-def test_milestones_and_evaluations_after_the_end_are_named(
-    milestones: list[int], evaluated: list[int], last_step: int, told: str | None
-):
-    given = TrainConfig(
-        name="x",
-        schedule=ScheduleConfig(milestones=milestones),
-        evaluation=EvaluationConfig(epochs=evaluated),
-    )
-    expected = {"never reached": told} if told else {}
-    assert never_reached(given, steps_per_epoch=6, last_step=last_step) == expected
