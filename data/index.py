@@ -9,8 +9,9 @@ import os
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ssd.annotations import Annotations, inside_px, read_annotations
+from ssd.annotations import Annotations, FileNames, inside_px, read_annotations
 from ssd.categories import Categories
 from ssd.errors import UserError
 
-FORMAT = 3
+FORMAT = 2
 """Of parsed files in the cache. Count it up whenever other arrays, or other values, follow from a file."""
 
 CLOCK_TICK_S = 0.05
@@ -74,6 +75,11 @@ class Selection:
     min_box_px: float = 1.0
     images_without_boxes: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse a limit that Python would count from the end of the file."""
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"data.limit={self.limit}: give at least 1 image, or null for all")
+
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
@@ -89,7 +95,7 @@ class CocoIndex:
 
     source: Source
     categories: Categories
-    file_names: tuple[str, ...]
+    file_names: FileNames
     image_ids: NDArray[np.int64]
     sizes_px: NDArray[np.int64]
     box_starts: NDArray[np.int64]
@@ -114,7 +120,7 @@ class CocoIndex:
         digest = hashlib.sha256()
         digest.update(repr(self.categories.ids).encode())
         digest.update(repr(self.categories.names).encode())
-        digest.update(repr(self.file_names).encode())
+        digest.update(repr(tuple(self.file_names)).encode())
         for array in (self.image_ids, self.sizes_px, self.box_starts, self.boxes_ltrb, self.labels):
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
@@ -157,7 +163,7 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
     return CocoIndex(
         source=source,
         categories=annotations.categories,
-        file_names=tuple(compress(annotations.file_names, kept)),
+        file_names=annotations.file_names.where(kept),
         image_ids=annotations.image_ids[kept],
         sizes_px=annotations.sizes_px[kept],
         box_starts=np.append(box_starts[:-1][kept[:images]], len(rows)),
@@ -202,25 +208,40 @@ def _relative_ltrb(boxes_px: NDArray[np.float64], sizes_px: NDArray[np.int64]) -
 def cache_folder(given: str | None) -> Path:
     """Return data.cache as given; where it is null, ssd-trainer in the user's cache folder.
 
-    Raises UserError where the user has no home, as in some containers.
+    Raises UserError where the user has no home.
     """
     if given is not None:
         return Path(given)
+    user_folder = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(user_folder):  # others are to be ignored, says the XDG specification
+        return Path(user_folder, "ssd-trainer")
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ssd-trainer")
+        return Path.home() / ".cache" / "ssd-trainer"
     except RuntimeError as error:
         raise UserError(
             "data.cache=null: there is no home folder to keep parsed annotation files in; give data.cache=DIR"
         ) from error
 
 
+@contextmanager
+def _naming_cache(folder: Path) -> Iterator[None]:
+    """Raise UserError naming data.cache for what the system refuses in its folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"data.cache={folder}: can't be used ({error.strerror or error}); "
+            "name a folder that can be written to with data.cache=DIR"
+        ) from error
+
+
 def open_annotations(source: Source, cache: Path) -> Annotations:
-    """Return read_annotations of the source, mapped from its entry in the cache, which a first call makes.
+    """Return read_annotations of the source in mapped memory; parse the file where the cache has no entry.
 
     An entry is replaced as a whole, so reading takes no lock. Raises UserError.
     """
-    entry = _entry(source, cache)
-    try:
+    with _naming_cache(cache):
+        entry = _entry(source, cache)
         annotations = _map(entry)
         if annotations is None:
             cache.mkdir(parents=True, exist_ok=True)
@@ -237,11 +258,6 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
                     annotations = _map(entry)  # from here on all ranks share the same memory
         if annotations is None:
             raise OSError("an entry reads back other than it was written")
-    except OSError as error:
-        raise UserError(
-            f"data.cache={cache}: can't be used ({error.strerror or error}); "
-            "name a folder that can be written to with data.cache=DIR"
-        ) from error
     return annotations
 
 
@@ -258,15 +274,16 @@ def _entry(source: Source, cache: Path) -> Path:
 
 def _write(entry: Path, annotations: Annotations) -> None:
     """Write an entry, which appears whole or not at all. Of several processes one alone may write it."""
-    lists = annotations.categories.as_plain() | {"file_names": annotations.file_names}
+    arrays = {name: value for name, value in vars(annotations).items() if isinstance(value, np.ndarray)}
+    arrays["file_name_bytes"] = annotations.file_names.utf8
+    arrays["file_name_starts"] = annotations.file_names.starts
     temporary = entry.with_name(f"{entry.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         temporary.mkdir()
-        (temporary / "lists.json").write_bytes(msgspec.json.encode(lists))
-        for name, value in vars(annotations).items():
-            if isinstance(value, np.ndarray):
-                np.save(temporary / f"{name}.npy", value)
+        (temporary / "about.json").write_bytes(msgspec.json.encode(annotations.categories.as_plain()))
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
         checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
         (temporary / "checksums.json").write_bytes(msgspec.json.encode(checksums))
         shutil.rmtree(entry, ignore_errors=True)
@@ -282,11 +299,16 @@ def _map(entry: Path) -> Annotations | None:
         # Of all bytes, since what was damaged must not become wrong boxes; it checks gigabytes a second.
         if any(_checksum(entry / name) != checksum for name, checksum in checksums.items()):
             return None
-        lists = msgspec.json.decode((entry / "lists.json").read_bytes())
-        arrays = {file.stem: np.load(file, mmap_mode="r") for file in entry.glob("*.npy")}
+        categories = Categories.from_plain(msgspec.json.decode((entry / "about.json").read_bytes()))
+        arrays = {
+            name.removesuffix(".npy"): np.load(entry / name, mmap_mode="r")
+            for name in checksums
+            if name.endswith(".npy")
+        }
     except (FileNotFoundError, ValueError, msgspec.DecodeError):
         return None
-    return Annotations(Categories.from_plain(lists), tuple(lists["file_names"]), **arrays)
+    names = FileNames(arrays.pop("file_name_bytes"), arrays.pop("file_name_starts"))
+    return Annotations(categories, names, **arrays)
 
 
 def _checksum(file: Path) -> int:

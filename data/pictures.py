@@ -27,7 +27,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache as memoized
-from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -202,7 +201,7 @@ def exclude(index: "CocoIndex", image_ids: Iterable[int]) -> "CocoIndex":
     kept_boxes = np.repeat(kept, boxes)
     return replace(
         index,
-        file_names=tuple(compress(index.file_names, kept)),
+        file_names=index.file_names.where(kept),
         image_ids=index.image_ids[kept],
         sizes_px=index.sizes_px[kept],
         box_starts=np.concatenate(([0], np.cumsum(boxes[kept]))),

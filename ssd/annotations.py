@@ -10,11 +10,11 @@ whether what they say holds together, and only where it doesn't a slow look at e
 
 import codecs
 import json
+import math
 import mmap
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,23 +32,32 @@ LARGEST_SIDE_PX = 2**20
 NO_ID = -(2**63)
 """In Annotations.ids: the annotation has no id."""
 
-WARNINGS = {
-    "id_negative",
-    "id_beyond_32_bits",
-    "annotation_id_large",
-    "annotation_id_duplicate",
-    "category_name_duplicate",
-    "file_name_duplicate",
-}
-"""Kinds of defects that training passes over; all others stop it."""
-
-_FIXES = {
+_EDIT = "correct or remove the entry"
+_WHOLE_ID = "number the entries with whole numbers, and what refers to them"
+FIXES = {
     "unreadable_file": "name the annotation file",
     "no_json": "download it again, or name a COCO annotation file",
     "no_standard_json": "write it as UTF-8 without NaN or Infinity",
     "no_list": "write the lists of a COCO file, or name another",
+    "no_object": _EDIT,
+    "field_missing": _EDIT,
+    "field_type": _EDIT,
+    "refused": _EDIT,
+    "id_text": _WHOLE_ID,
+    "id_fraction": _WHOLE_ID,
+    "id_type": _WHOLE_ID,
+    "id_beyond_64_bits": _WHOLE_ID,
+    "id_duplicate": "give each entry its own id",
+    "image_size": "write the picture's size into the file",
+    "path_leaves_folder": "write it relative to the image folder",
+    "unknown_image": "correct it, add the image or remove the annotation",
+    "unknown_category": "correct it, add the category or remove the annotation",
+    "box_length": "write left, top, width and height",
+    "box_not_finite": _EDIT,
 }
-_FIX_OF_AN_ENTRY = "correct the entry; scripts/check_dataset.py lists all that are wrong"
+"""What to do about each kind of defect that stops training. The other kinds are warnings: id_negative,
+id_beyond_32_bits, annotation_id_large, annotation_id_duplicate, category_name_duplicate, file_name_duplicate.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,42 @@ class Defect:
     where: str
     detail: str
 
-    @property
-    def stops_training(self) -> bool:
-        """Whether read_annotations refuses the file for it."""
-        return self.kind not in WARNINGS
+
+@dataclass(frozen=True, eq=False)
+class FileNames:
+    """File names in the memory of their letters: a million Python strings would take four times as much.
+
+    utf8: uint8, the bytes of all of them. starts: N + 1 int64; name i is utf8[starts[i] : starts[i + 1]].
+    """
+
+    utf8: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+
+    @staticmethod
+    def of(names: Iterable[str]) -> "FileNames":
+        """Pack names. Raises UnicodeEncodeError for a name that UTF-8 can't hold."""
+        encoded = [name.encode() for name in names]
+        starts = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(name) for name in encoded], out=starts[1:])
+        return FileNames(np.frombuffer(b"".join(encoded), dtype=np.uint8), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> str:
+        start, end = self.starts[row : row + 2]  # of a row that is none these are not two values
+        return self.utf8[start:end].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        text, starts = self.utf8.tobytes(), self.starts.tolist()
+        for row in range(len(self)):
+            yield text[starts[row] : starts[row + 1]].decode()
+
+    def where(self, kept: NDArray[np.bool_]) -> "FileNames":
+        """Return the names that are kept, in memory of their own."""
+        lengths = np.diff(self.starts)
+        starts = np.concatenate(([0], np.cumsum(lengths[kept])))
+        return FileNames(self.utf8[np.repeat(kept, lengths)], starts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +118,7 @@ class Annotations:
     """
 
     categories: Categories
-    file_names: tuple[str, ...]
+    file_names: FileNames
     image_ids: NDArray[np.int64]
     sizes_px: NDArray[np.int64]
     box_starts: NDArray[np.int64]
@@ -130,27 +171,28 @@ def read_annotations(path: Path, key: str) -> Annotations:
     except (OSError, *_REFUSALS) as error:
         _, defects = examine_annotations(path)
         unread = Defect("refused", str(path), str(error))  # where the file was repaired meanwhile
-        first = next((defect for defect in defects if defect.stops_training), unread)
-        raise _error(f"{key}={path}", path, first) from error
+        raise _error(f"{key}={path}", path, next(filter(_stops_training, defects), unread)) from error
 
 
-def examine_annotations(path: Path) -> tuple[Annotations, list[Defect]]:
+def examine_annotations(path: Path) -> tuple[Annotations | None, list[Defect]]:
     """Find everything that is wrong with a file; nothing in it makes this raise.
 
-    Where a defect stops training, read_annotations refuses the file, and the other way round; but for what
-    stops scoring alone: no `annotations`, and an `area` that is no number.
-    Of such a file the annotations hold a row for each entry of `images`, with the size 0×0, the name "" or
-    the id 0 where these can't be used, and the boxes of finite numbers in an image and a category that can.
-    They are empty where it is no annotation file at all.
+    Where a defect stops training (its kind is among FIXES), read_annotations refuses the file, and the other
+    way round; but for what stops scoring alone: no `annotations`, and an `area` that is no number.
+    Of such a file the annotations are None where it is no annotation file at all. Otherwise they hold a row
+    for each entry of `images`, with the size 0×0, the name "" or the id 0 where these can't be used, and the
+    boxes of finite numbers in an image and a category that can.
     """
-    file, defects = _parse_raw(path)
-    if file is None:
-        return _Look(_RawFile()).annotations(), defects
-    look = _Look(file)
-    annotations = look.annotations()
-    defects = look.defects + defects
-    del file, look  # of a large file a gigabyte
-    if not any(defect.stops_training for defect in defects):
+    try:
+        file, defects_of_text = _parse_raw(_map_text(path), str(path))
+    except OSError as error:
+        return None, [Defect("unreadable_file", str(path), f"it cannot be read ({error.strerror})")]
+    if not isinstance(file, _RawFile):
+        return None, defects_of_text
+    defects = [*_look(file), *defects_of_text]
+    annotations = _usable(file)
+    del file  # of a large one it is a gigabyte
+    if not any(map(_stops_training, defects)):
         try:
             annotations = _read_sound(path)
         except _REFUSALS as error:  # such as a key twice in an entry, of which the look sees the second
@@ -166,10 +208,17 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
     """
     named = f"annotation file {path}"
     try:
-        file = msgspec.json.decode(_map_text(path), type=_ScoredFile)
-    except (OSError, *_REFUSALS) as error:
-        _, defects = _parse_raw(path)
-        raise _error(named, path, *defects or [Defect("field_type", str(path), _at(error))]) from error
+        text = _map_text(path)
+    except OSError as error:
+        raise UserError(
+            f"{named} cannot be read ({error.strerror}); give data.val_annotations=FILE"
+        ) from error
+    try:
+        file = msgspec.json.decode(text, type=_ScoredFile)
+    except msgspec.ValidationError as error:
+        raise _error(named, path, Defect("field_type", str(path), _at(error))) from error
+    except _REFUSALS as error:
+        raise _error(named, path, Defect("no_json", str(path), _explain(text, error))) from error
     entries = file.annotations
     image_ids = np.unique(np.fromiter((image.id for image in file.images), np.int64))
     category_ids = np.unique(np.fromiter((category.id for category in file.categories), np.int64))
@@ -179,8 +228,10 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
     if unknown.any():
         place = int(unknown.argmax())
         field = "image_id" if images[place] < 0 else "category_id"
-        kind, detail = _unknown(field, getattr(entries[place], field))
-        raise _error(named, path, Defect(kind, f"annotations[{place}]", detail))
+        other, kind = _REFERENCES[field]
+        detail = f"no entry of `{other}` has its {field} {getattr(entries[place], field)}"
+        defect = Defect(kind, f"annotations[{place}]", detail)
+        raise _error(named, path, defect)
     boxes_ltwh_px = np.array([entry.bbox for entry in entries], dtype=np.float64).reshape(-1, 4)
     areas = np.array([entry.area for entry in entries], dtype=np.float64)  # None becomes NaN
     return GroundTruthFile(
@@ -307,7 +358,7 @@ def _read_sound(path: Path) -> Annotations:
     }
     return Annotations(
         categories=Categories(tuple(category_ids.tolist()), tuple(category.name for category in categories)),
-        file_names=tuple(names),
+        file_names=FileNames.of(names),
         image_ids=image_ids,
         sizes_px=sizes_px,
         **_by_image(columns, rows, len(images)),
@@ -339,8 +390,8 @@ class _RawEntry(msgspec.Struct, gc=False):
     image_id: Any = _ABSENT
     category_id: Any = _ABSENT
     bbox: Any = _ABSENT
-    iscrowd: Any = 0
-    area: Any = None
+    iscrowd: Any = _ABSENT
+    area: Any = _ABSENT
 
 
 _Scalar = str | int | float | bool | None
@@ -353,202 +404,194 @@ class _RawFile(msgspec.Struct):
     annotations: _Section = _ABSENT
 
 
-def _parse_raw(path: Path) -> tuple[_RawFile | None, list[Defect]]:
-    """Parse strictly as training does, or else as Python does, which takes NaN.
+_FIELDS = {
+    "images": ("id", "file_name", "width", "height"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "iscrowd", "area", "image_id", "category_id", "bbox"),
+}
+_REFERENCES = {"image_id": ("images", "unknown_image"), "category_id": ("categories", "unknown_category")}
+_REPEATED = {
+    "images.id": "id_duplicate",
+    "images.file_name": "file_name_duplicate",
+    "categories.id": "id_duplicate",
+    "categories.name": "category_name_duplicate",
+    "annotations.id": "annotation_id_duplicate",
+}
+"""Which kind of defect it is where two entries of a section have the same value."""
 
-    Returns None, and why, where it is no annotation file at all.
-    """
+
+def _parse_raw(text: memoryview, where: str) -> tuple[object, list[Defect]]:
+    """Parse strictly as training does, or else as Python does, which takes NaN."""
     kinds = _RawFile | list[Any] | _Scalar
     defects = []
     try:
-        text = _map_text(path)
         file = msgspec.json.decode(text, type=kinds)
-    except OSError as error:
-        return None, [Defect("unreadable_file", str(path), f"it cannot be read ({error.strerror})")]
     except _REFUSALS as error:
         detail = _explain(text, error)
         try:
             whole = "" if "truncated" in str(error) else bytes(text)
             file = msgspec.convert(json.loads(whole), type=kinds)
         except _REFUSALS:
-            return None, [Defect("no_json", str(path), detail)]
-        defects = [Defect("no_standard_json", str(path), detail)]
-    if isinstance(file, _RawFile):
-        return file, defects
-    detail = f"it holds {file!r:.60}, not an object with images, annotations and categories"
-    return None, [*defects, Defect("no_list", str(path), detail)]
+            return None, [Defect("no_json", where, detail)]
+        defects = [Defect("no_standard_json", where, detail)]
+    if not isinstance(file, _RawFile):
+        detail = f"it holds {file!r:.60}, not an object with images, annotations and categories"
+        defects.append(Defect("no_list", where, detail))
+    return file, defects
 
 
-class _Look:
-    """One pass through entries that may hold anything: what can be used of them, and their `defects`."""
+def _look(file: _RawFile) -> Iterator[Defect]:
+    """Yield what is wrong with each entry, and prepare the entries for _usable.
 
-    def __init__(self, file: _RawFile) -> None:
-        self.file = file
-        self.defects: list[Defect] = []
-        # Of the values that one entry of a section should have: value → place of the first that has it.
-        self.first: dict[tuple[str, str], dict[object, int]] = {column: {} for column in _REPEATED}
-
-    def annotations(self) -> Annotations:
-        """Go through the file; to be called once."""
-        file_names, image_ids, sizes_px = [], [], []
-        for image in self._entries("images"):
-            file_names.append(image["file_name"] or "")
-            image_ids.append(image["id"] or 0)
-            size_px = (image["width"], image["height"])
-            sizes_px.append((0, 0) if None in size_px else size_px)
-        category_ids, category_names = [], []
-        label_of = {}  # place in `categories` → label
-        for place, category in enumerate(self._entries("categories")):
-            if category["id"] is not None:
-                category_ids.append(category["id"])
-                category_names.append(category["name"] or "")
-                label_of[place] = len(category_ids)
-        boxes = []
-        for place, box in enumerate(self._entries("annotations")):
-            image_row, label = box["image_id"], label_of.get(box["category_id"])
-            if None not in (image_row, label, box["bbox"]) and sizes_px[image_row] != (0, 0):
-                id_ = box["id"] if isinstance(box["id"], int) else NO_ID
-                boxes.append((image_row, box["bbox"], label, bool(box["iscrowd"]), place, id_))
-        rows, boxes_ltwh_px, labels, crowd, positions, ids = zip(*boxes, strict=True) if boxes else [()] * 6
-        columns: dict[str, NDArray[Any]] = {
-            "boxes_ltwh_px": np.array(boxes_ltwh_px, dtype=np.float64).reshape(-1, 4),
-            "labels": np.array(labels, dtype=np.int32),
-            "crowd": np.array(crowd, dtype=np.bool_),
-            "positions": np.array(positions, dtype=np.int64),
-            "ids": np.array(ids, dtype=np.int64),
-        }
-        return Annotations(
-            categories=Categories(tuple(category_ids), tuple(category_names)),
-            file_names=tuple(file_names),
-            image_ids=np.array(image_ids, dtype=np.int64),
-            sizes_px=np.array(sizes_px, dtype=np.int64).reshape(-1, 2),
-            **_by_image(columns, np.array(rows, dtype=np.int64), len(image_ids)),
-        )
-
-    def _entries(self, section: str) -> Iterator[dict[str, Any]]:
-        """Yield each entry's values by field, as _value returns them."""
-        entries = getattr(self.file, section)
+    A field that can't be used becomes None, a reference the place of the entry that it means. Entries that
+    are no objects become empty ones, and lists that are none too.
+    """
+    first: dict[str, dict[object, int]] = {key: {} for key in _REPEATED}  # value → place
+    for section, fields in _FIELDS.items():
+        entries = getattr(file, section)
         if not isinstance(entries, list):
             detail = "the file has none" if entries is _ABSENT else f"it is {entries!r:.60}, not a list"
-            self.defects.append(Defect("no_list", section, detail))
-            return
-        if not entries and section != "annotations":
-            self.defects.append(Defect("no_list", section, "the list is empty"))
+            yield Defect("no_list", section, detail)
+            entries = []
+            setattr(file, section, entries)
+        elif not entries and section != "annotations":
+            yield Defect("no_list", section, "the list is empty")
         for place, entry in enumerate(entries):
-            if isinstance(entry, _RawEntry):
-                yield {field: self._value(section, place, entry, field) for field in _FAULTS[section]}
-            else:
-                detail = f"it is {entry!r:.60}, not an object"
-                self.defects.append(Defect("no_object", f"{section}[{place}]", detail))
-                yield dict.fromkeys(_FAULTS[section])
-
-    def _value(self, section: str, place: int, entry: _RawEntry, field: str) -> Any:
-        """Return a field's value, of a reference the place of what it means, None where it can't be used."""
-        value, column = getattr(entry, field), (section, field)
-        found, usable = [], True  # pairs of kind and detail
-        if fault := _FAULTS[section][field](value):
-            kind, detail = fault[0], f"{field} {value!r:.80} {fault[1]}"
-            found.append(("field_missing", f"no {field}") if value is _ABSENT else (kind, detail))
-            usable = kind in WARNINGS
-        # Entries can refer to each other by a value, be it what an id should be or not.
-        comparable = isinstance(value, int | float | str) and not isinstance(value, bool)
-        if comparable and column in _REPEATED and (usable or field == "id"):
-            same = os.path.normpath(value) if field == "file_name" else value
-            first = self.first[column].setdefault(same, place)
-            if first != place:
-                found.append((_REPEATED[column], f"{section}[{first}] has the {field} {value!r} too"))
-                usable = usable and _REPEATED[column] in WARNINGS
-        if field in _REFERENCES:
-            row = self.first[_REFERENCES[field][0], "id"].get(value) if comparable else None
-            if comparable and row is None:
-                found.append(_unknown(field, value))
-            value, usable = row, True
-        self.defects += [Defect(kind, entry_name(section, place, entry.id), detail) for kind, detail in found]
-        return value if usable else None
+            if not isinstance(entry, _RawEntry):
+                yield Defect("no_object", f"{section}[{place}]", f"it is {entry!r:.60}, not an object")
+                entries[place] = _RawEntry(*[None] * len(_RawEntry.__struct_fields__))
+                continue
+            where = entry_name(section, place, entry.id)
+            for field in fields:
+                yield from _look_at_field(entry, field, section, place, where, first)
 
 
-_REFERENCES = {"image_id": ("images", "unknown_image"), "category_id": ("categories", "unknown_category")}
-_REPEATED = {
-    ("images", "id"): "id_duplicate",
-    ("images", "file_name"): "file_name_duplicate",
-    ("categories", "id"): "id_duplicate",
-    ("categories", "name"): "category_name_duplicate",
-    ("annotations", "id"): "annotation_id_duplicate",
-}
-"""Which kind of defect it is where two entries of a section have the same value."""
+def _look_at_field(
+    entry: _RawEntry, field: str, section: str, place: int, where: str, first: dict[str, dict[object, int]]
+) -> Iterator[Defect]:
+    value = getattr(entry, field)
+    kind, detail = _fault(section, field, value)
+    if kind:
+        yield Defect(kind, where, detail)
+    usable = kind not in FIXES
+    # Entries can refer to each other by a value, be it what an id should be or not.
+    comparable = isinstance(value, int | float | str) and not isinstance(value, bool)
+    key = f"{section}.{field}"
+    if key in _REPEATED and comparable and (usable or field == "id"):
+        same = os.path.normpath(value) if field == "file_name" else value
+        earlier = first[key].setdefault(same, place)
+        if earlier != place:
+            yield Defect(_REPEATED[key], where, f"{section}[{earlier}] has the {field} {value!r} too")
+            usable = usable and _REPEATED[key] not in FIXES
+    if field in _REFERENCES:
+        other, unknown = _REFERENCES[field]
+        found = first[f"{other}.id"].get(value) if comparable else None
+        if comparable and found is None:
+            yield Defect(unknown, where, f"no entry of `{other}` has its {field} {value!r:.60}")
+        setattr(entry, field, found)
+    elif not usable:
+        setattr(entry, field, None)
 
 
-def _unknown(field: str, value: object) -> tuple[str, str]:
-    """Return kind and detail of the defect that no entry has the id that a reference names."""
-    section, kind = _REFERENCES[field]
-    return kind, f"no entry of `{section}` has its {field} {value!r:.60}"
-
-
-# What is wrong with a value, if anything: the kind of defect, and how its detail goes on after the value.
-_Fault = tuple[str, str] | None
-
-
-def _id_fault(id_: object) -> _Fault:
-    if type(id_) is not int:
-        kind = "id_text" if isinstance(id_, str) else "id_fraction" if isinstance(id_, float) else "id_type"
-        return kind, "is not a whole number"
-    if not -(2**63) <= id_ < 2**63:
-        return "id_beyond_64_bits", "needs more than 64 bits"
-    if id_ >= 2**31:
-        return "id_beyond_32_bits", "needs more than 32 bits"
-    return ("id_negative", "is negative") if id_ < 0 else None
-
-
-def _annotation_id_fault(id_: object) -> _Fault:
-    """It may be missing, as nothing refers to it, and COCO numbers its crowds beyond 32 bits."""
-    fault = None if id_ is None or id_ is _ABSENT else _id_fault(id_)
-    return ("annotation_id_large", fault[1]) if fault and fault[0] == "id_beyond_32_bits" else fault
-
-
-def _side_fault(side: object) -> _Fault:
-    if type(side) is not int:
-        return "field_type", "is not a whole number of pixels"
-    return None if 1 <= side <= LARGEST_SIDE_PX else ("image_size", f"is not 1 to {LARGEST_SIDE_PX}")
-
-
-def _text_fault(text: object) -> _Fault:
-    # Python's JSON reader takes half a surrogate pair, which can't be written.
-    is_text = isinstance(text, str) and text == text.encode(errors="ignore").decode()
-    return None if is_text else ("field_type", "is not text")
-
-
-def _file_name_fault(name: Any) -> _Fault:
-    if fault := _text_fault(name):
-        return fault
-    if leaves_folder(name):
-        return "path_leaves_folder", "is no path inside the image folder"
-    return ("field_type", "holds a NUL character, as no file's name can") if "\0" in name else None
-
-
-def _bbox_fault(bbox: object) -> _Fault:
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-        return "box_length", "is not 4 numbers"
-    # Whole numbers can lie beyond every float.
-    is_finite = all(abs(value) <= sys.float_info.max for value in bbox)
-    return None if is_finite else ("box_not_finite", "holds NaN or infinity")
+def _fault(section: str, field: str, value: object) -> tuple[str, str]:
+    """Return the kind of defect that a value is in its field, "" for none, and the detail."""
+    if type(value) is int and 0 <= value < 2**31 and _HOLDS[field] is _ID:
+        return "", ""  # nearly all ids are
+    own_id = section == "annotations" and field == "id"
+    if value is _ABSENT and not own_id and field not in ("iscrowd", "area"):
+        return "field_missing", f"no {field}"
+    if value is _ABSENT or (value is None and (own_id or field == "area")):
+        return "", ""
+    for kind, holds, what_it_is in _OWN_ID if own_id else _HOLDS[field]:
+        if not holds(value):
+            return kind, f"{field} {value!r:.80} {what_it_is}"
+    return "", ""
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_FAULTS: dict[str, dict[str, Callable[[Any], _Fault]]] = {
-    "images": {"id": _id_fault, "file_name": _file_name_fault, "width": _side_fault, "height": _side_fault},
-    "categories": {"id": _id_fault, "name": _text_fault},
-    "annotations": {
-        "id": _annotation_id_fault,
-        "iscrowd": lambda crowd: None if isinstance(crowd, int) else ("field_type", "is not 0 or 1"),
-        "area": lambda area: None if area is None or _is_number(area) else ("field_type", "is not a number"),
-        "image_id": _id_fault,
-        "category_id": _id_fault,
-        "bbox": _bbox_fault,
-    },
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
+def _is_text(value: object) -> bool:
+    """Tell whether it is text that can be written: Python's JSON reader takes half a surrogate pair."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+
+
+_Tests = tuple[tuple[str, Callable[[Any], bool], str], ...]
+
+_ID: _Tests = (
+    ("id_text", lambda id_: not isinstance(id_, str), "is text, not a whole number"),
+    ("id_fraction", lambda id_: not isinstance(id_, float), "is not a whole number"),
+    ("id_type", lambda id_: type(id_) is int, "is not a whole number"),
+    ("id_beyond_64_bits", lambda id_: -(2**63) <= id_ < 2**63, "needs more than 64 bits"),
+    ("id_negative", lambda id_: id_ >= 0, "is negative"),
+    ("id_beyond_32_bits", lambda id_: id_ < 2**31, "needs more than 32 bits"),
+)
+_OWN_ID = (*_ID[:-1], ("annotation_id_large", _ID[-1][1], "needs more than 32 bits"))
+"""An annotation's: nothing refers to it, and COCO numbers its crowds so."""
+_SIDE: _Tests = (
+    ("field_type", lambda side: type(side) is int, "is not a whole number of pixels"),
+    ("image_size", lambda side: 1 <= side <= LARGEST_SIDE_PX, f"is not 1 to {LARGEST_SIDE_PX}"),
+)
+_HOLDS: dict[str, _Tests] = {
+    "id": _ID,
+    "image_id": _ID,
+    "category_id": _ID,
+    "width": _SIDE,
+    "height": _SIDE,
+    "file_name": (
+        ("field_type", _is_text, "is not text"),
+        ("path_leaves_folder", lambda name: not leaves_folder(name), "is no path inside the image folder"),
+        ("field_type", lambda name: "\0" not in name, "holds a NUL character, as no file's name can"),
+    ),
+    "name": (("field_type", _is_text, "is not text"),),
+    "bbox": (
+        ("box_length", lambda box: isinstance(box, list) and len(box) == 4, "is not 4 numbers"),
+        ("box_length", lambda box: all(map(_is_number, box)), "is not 4 numbers"),
+        ("box_not_finite", lambda box: all(map(_is_finite, box)), "holds NaN or infinity"),
+    ),
+    "iscrowd": (("field_type", lambda crowd: isinstance(crowd, int), "is not 0 or 1"),),
+    "area": (("field_type", _is_number, "is not a number"),),
 }
+"""What must hold of a field's value, one after the other, and the kind of defect that it is otherwise."""
+
+
+def _usable(file: _RawFile) -> Annotations:
+    """Return what can be used of entries that _look has prepared."""
+    images, raw_categories, annotations = (getattr(file, section) for section in _FIELDS)
+    categories = {place: raw for place, raw in enumerate(raw_categories) if raw.id is not None}
+    label_of = {place: label for label, place in enumerate(categories, start=1)}
+    sizes_px = [(raw.width, raw.height) if raw.width and raw.height else (0, 0) for raw in images]
+    boxes = {
+        place: raw
+        for place, raw in enumerate(annotations)
+        if None not in (raw.image_id, raw.bbox) and raw.category_id in label_of and sizes_px[raw.image_id][0]
+    }
+    ids = [raw.id if isinstance(raw.id, int) else NO_ID for raw in boxes.values()]
+    columns: dict[str, NDArray[Any]] = {
+        "boxes_ltwh_px": np.array([raw.bbox for raw in boxes.values()], dtype=np.float64).reshape(-1, 4),
+        "labels": np.array([label_of[raw.category_id] for raw in boxes.values()], dtype=np.int32),
+        "crowd": np.array([raw.iscrowd not in (_ABSENT, None, 0) for raw in boxes.values()], dtype=np.bool_),
+        "positions": np.array([*boxes], dtype=np.int64),
+        "ids": np.array(ids, dtype=np.int64),
+    }
+    rows = np.array([raw.image_id for raw in boxes.values()], dtype=np.int64)
+    return Annotations(
+        categories=Categories(
+            tuple(raw.id for raw in categories.values()), tuple(raw.name or "" for raw in categories.values())
+        ),
+        file_names=FileNames.of(raw.file_name or "" for raw in images),
+        image_ids=np.array([raw.id or 0 for raw in images], dtype=np.int64),
+        sizes_px=np.array(sizes_px, dtype=np.int64).reshape(-1, 2),
+        **_by_image(columns, rows, len(images)),
+    )
 
 
 # ---- the text of a file
@@ -567,13 +610,21 @@ def _map_text(path: Path) -> memoryview:
 
 def _explain(text: memoryview, error: Exception) -> str:
     """Say why a text is no JSON."""
+    if not text:
+        return "the file is empty, 0 bytes"
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deeply for an annotation file"
     if "truncated" in str(error):
         return f"the JSON text breaks off after {len(text)} bytes, a download cut short perhaps"
+    if bytes(text[:2]) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "it is UTF-16 text, as some tools on Windows write, not UTF-8"
     byte = re.search(r"\(byte (\d+)\)", str(error))
     if byte is None:
         return f"it is no JSON text: {_at(error)}"
     place = int(byte[1])
     near = bytes(text[max(place - 20, 0) : place + 20]).decode(errors="replace")
+    if re.match(rb"NaN|Infinity", text[place:]):
+        return f"it holds NaN or Infinity, which is no JSON number, at byte {place} in {near!r}"
     return f"it is no JSON text, unexpected character at byte {place} in {near!r}"
 
 
@@ -583,6 +634,10 @@ def _at(error: Exception) -> str:
     return f"{place.strip('.`')}: {what}" if place.strip(".`") else what
 
 
+def _stops_training(defect: Defect) -> bool:
+    return defect.kind in FIXES
+
+
 def _error(named: str, path: Path, defect: Defect) -> UserError:
     where = "" if defect.where == str(path) else f"{defect.where}: "
-    return UserError(f"{named}: {where}{defect.detail}; {_FIXES.get(defect.kind, _FIX_OF_AN_ENTRY)}")
+    return UserError(f"{named}: {where}{defect.detail}; {FIXES[defect.kind]}")
