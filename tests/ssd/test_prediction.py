@@ -229,7 +229,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
 ):
     (tmp_path / "a.png").write_text("before")
 
-    def full(path: Path, _: bytes) -> None:
+    def full(path: Path, content: bytes) -> None:
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
