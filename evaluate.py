@@ -7,12 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from data.build import describe, open_evaluation
-from ssd.cli import check_file, run, write_report
+from ssd.cli import check_file, run
 from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.evaluation.coco import summary_lines
-from ssd.evaluation.evaluator import evaluation_report
+from ssd.evaluation.evaluator import evaluation_report, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
 

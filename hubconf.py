@@ -28,9 +28,9 @@ def nvidia_ssd(
     model_math: "fp32"; or "fp16", where convolutions compute in float16 (slow on CPUs without float16 units).
     force_reload: download the weights again, though they are in torch.hub's folder. torch.hub.load keeps this
         keyword to itself but passes on positions: torch.hub.load(REPO, "nvidia_ssd", True, "fp32", True).
-    weights: path or URL (file, http or https, whose #sha256=… is checked) of a published checkpoint or of
-        one made by this trainer, whose backbone and classes the network then has. By default the environment
-        variable NVIDIA_SSD_WEIGHTS names them, and without it they come from NVIDIA's NGC.
+    weights: path or URL (http, https, file; #sha256=… is checked) of a published checkpoint or of one made by
+        this trainer, whose backbone and classes the network then has. By default the environment variable
+        NVIDIA_SSD_WEIGHTS says so, and without it they come from NVIDIA's NGC.
 
     Returns a module in training mode: call .eval(). It takes images N×3×300×300, ImageNet-normalised, on any
     device, in any float format, and returns offsets N×4×8732 and class logits N×81×8732 for decode_results.

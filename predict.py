@@ -5,11 +5,11 @@ Leaves the pictures with boxes drawn, and detections.json. Keys and their values
 
 from pathlib import Path
 
-from ssd.cli import check_folder, run
-from ssd.config import PredictConfig
+from ssd.cli import run
+from ssd.config import PredictConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import choose_device
-from ssd.prediction import Predictor, find_pictures, predict_pictures
+from ssd.prediction import Output, Predictor, find_pictures, predict_pictures
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -22,12 +22,12 @@ def main(config: PredictConfig) -> None:
     labels = categories.labels_named(config.classes)
     runtime_config = config.runtime.filled_from(weights)
     runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))
-    network = runtime.place(weights.network()).eval()
-    predictor = Predictor(network, runtime, labels, config.threshold, config.max_detections)
-    check_folder(Path(config.out), "out")
+    predictor = Predictor(weights.network(), runtime, config.threshold, config.max_detections, labels)
+    output = Output(Path(config.out), files, categories)
     with RunConsole(is_main=True) as console:
         console.say(f"{config.checkpoint}, scores above {config.threshold}, {runtime.describe()}")
-        predict_pictures(files, predictor, categories, config, console)
+        threads = config.threads or default_threads()
+        predict_pictures(files, predictor, output, config.batch_size, threads, console)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,11 @@ from pycocotools.cocoeval import COCOeval
 
 from data.build import open_training
 from ssd.batches import TrainBatch
-from ssd.cli import check_file, run, write_report
+from ssd.cli import check_file, run
 from ssd.config import DataConfig, TrainConfig, require
 from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, coco_numbers
+from ssd.evaluation.evaluator import write_report
 from ssd.training.session import Session, open_session
 from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer

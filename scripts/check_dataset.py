@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from data.doctor.examine import examine
-from ssd.cli import check_file, run, write_report
+from ssd.cli import check_file, run
 from ssd.config import CheckDatasetConfig
 from ssd.console import RunConsole
+from ssd.evaluation.evaluator import write_report
 
 
 def main(config: CheckDatasetConfig) -> None:

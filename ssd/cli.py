@@ -1,8 +1,7 @@
 """From the shell to a checked config; a mistake is one line, and outputs are checked before the work."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -120,14 +119,6 @@ def check_file(given: str, key: str) -> None:
     if path.exists():
         with writing(path, key):
             path.open("ab").close()
-
-
-def write_report(given: str, key: str, report: Mapping[str, object]) -> None:
-    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
-    path = Path(given)
-    with writing(path, key):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:

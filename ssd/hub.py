@@ -96,9 +96,10 @@ def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
 
     img_uri: a path or URL. crop: take the middle of the picture whose short side is made 300; False squashes
     the whole picture, as in training (RECIPE 6), and boxes are then relative to it.
-    Raises PictureError where it can't be fetched or read.
+    Raises PictureError where it can't be fetched or read, UserError for a URL of another kind.
     """
-    picture = read_picture(_local(img_uri) or _fetched(str(img_uri)), str(img_uri))
+    file, _ = _parsed(img_uri)
+    picture = read_picture(file or _fetched(str(img_uri)), str(img_uri))
     picture = centre_crop(picture) if crop else squash(picture)
     return np.asarray(picture, dtype=np.float32) / 127.5 - 1
 
@@ -106,7 +107,8 @@ def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
 def prepare_tensor(inputs: Sequence[NDArray[np.float32]], fp16: bool = False) -> Tensor:
     """Stack what prepare_input gives into the network's input: N×3×300×300 on the CPU, ImageNet-normalised.
 
-    The published function left its values in [-1, 1], which the network was not trained on (RECIPE 1 and 9).
+    float32, or float16 with fp16; the hub's networks take either. (The published function left its values in
+    [-1, 1], which is not what the network was trained on, RECIPE 1 and 9.)
     Raises UserError where inputs are not N×300×300×3.
     """
     values = np.asarray(inputs, dtype=np.float32)
@@ -152,18 +154,22 @@ def _weights(argument: str, source: Source, force_reload: bool = False) -> Weigh
     if TorchVersion(torch.__version__) < "2.10.0a0":
         raise UserError(f"torch {torch.__version__} may run code that a file hides; install 2.10 or later")
     try:
-        file = _local(source)
-        return load_weights(file) if file else _downloaded(str(source), force_reload)
+        file, fragment = _parsed(source)
+        if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
+            raise UserError(f"#{fragment} must be #sha256= and 64 hex digits, or be left out")
+        sha256 = fragment.removeprefix("sha256=").lower()
+        if file is None:
+            return _downloaded(os.fspath(source), sha256, force_reload)
+        if sha256 and (found := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
+            raise UserError(f"the sha256 of {file} is {found}; get the file again or correct the URL")
+        return load_weights(file)
     except (UserError, OSError) as error:
         raise UserError(f"{argument}={source}: {error}") from error
 
 
-def _downloaded(url: str, force_reload: bool) -> Weights:
+def _downloaded(url: str, sha256: str, force_reload: bool) -> Weights:
     """Read what a http(s) URL gives. It stays in torch.hub's folder once it was whole and read."""
-    parts = urlsplit(url)
-    if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", parts.fragment):
-        raise UserError(f"#{parts.fragment} must be #sha256= and 64 hex digits, or be left out")
-    name = re.sub(r"[^\w.-]", "_", PurePosixPath(parts.path).stem)[:64]
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(url).path).stem)[:64]
     unique = hashlib.sha256(url.encode()).hexdigest()[:16]  # URLs of one file name don't share a file
     kept = Path(torch.hub.get_dir(), "checkpoints", f"{name}-{unique}.pt")
     if kept.is_file() and not force_reload:
@@ -171,7 +177,7 @@ def _downloaded(url: str, force_reload: bool) -> Weights:
     print(f"Downloading {url} to {kept}", file=sys.stderr)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="download-", dir=kept.parent) as folder:
-        arriving, sha256 = Path(folder, kept.name), parts.fragment.removeprefix("sha256=").lower()
+        arriving = Path(folder, kept.name)
         try:
             torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
         except (OSError, HTTPException, ValueError, RuntimeError) as error:  # the last: another sha256
@@ -191,14 +197,14 @@ def _fetched(url: str) -> BytesIO:
         raise PictureError(f"{url} can't be fetched ({error}); check URL and network") from error
 
 
-def _local(source: Source) -> Path | None:
-    """Return the file that a path or file: URL names, None for http(s). UserError for other URLs."""
+def _parsed(source: Source) -> tuple[Path | None, str]:
+    """Return the file that a path or file: URL names, None for http(s); and what stands behind a URL's #."""
     text = os.fspath(source)
     if "://" not in text and not text.startswith("file:"):
-        return Path(os.path.expanduser(text))  # Path.expanduser fails on a file called ~x
+        return Path(os.path.expanduser(text)), ""  # Path.expanduser fails on a file called ~x
     url = urlsplit(text)
     if url.scheme in ("http", "https"):
-        return None
-    if url.scheme == "file" and url.netloc in ("", "localhost") and not url.fragment:
-        return Path(url2pathname(url.path))
-    raise UserError(f"{text} can't be read; give http(s)://…, file:///… without #… or a path of this machine")
+        return None, url.fragment
+    if url.scheme == "file" and url.netloc in ("", "localhost"):
+        return Path(url2pathname(url.path)), url.fragment
+    raise UserError(f"{text} can't be read; give http(s)://…, file:///… or a path of this machine")

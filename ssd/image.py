@@ -38,9 +38,15 @@ def read_picture(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     try:
         with Image.open(file) as opened:
             if opened.mode == "F" or (opened.mode == "I" and opened.format not in _FORMATS_WITHOUT_32_BITS):
-                raise ValueError(f"32 bits a channel, mode {opened.mode}, have no range; save it with 8")
+                raise PictureError(
+                    f"{name}: its 32 bits a channel (mode {opened.mode}) have no range; save it with 8"
+                )
             opened.load()
             return _as_rgb(ImageOps.exif_transpose(opened))
+    except PictureError:
+        raise
+    except FileNotFoundError as error:
+        raise PictureError(f"{name} does not exist") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{name} is no picture of a known kind; save it as JPEG or PNG") from error
     # Pillow's decoders raise almost anything on a broken file, DecompressionBombError among it.
@@ -85,12 +91,13 @@ def normalize(pictures: NDArray[np.floating]) -> Tensor:
 
 
 Box = Sequence[float]  # left, top, right, bottom in pixels of the picture
+Colour = tuple[int, int, int]
 
 GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbouring labels get colours far apart
 LIGHTNESS = (0.5, 0.62, 0.74)  # in turn, for of 80 hues some are all but equal
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def class_colour(label: int) -> Colour:
     """Return the RGB colour of a label, the same in every picture."""
     lightness = LIGHTNESS[label % len(LIGHTNESS)]
     red, green, blue = colorsys.hls_to_rgb(label * GOLDEN_ANGLE % 1.0, lightness, 0.9)
@@ -100,29 +107,30 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence[int], texts: Sequence[str]
 ) -> None:
-    """Draw boxes, clipped to the picture, each below its text on a plate of the class's colour, in place.
+    """Draw boxes, clipped to the picture, each with its text on a plate of the class's colour, in place.
 
-    Boxes come best first: where they cross, the better one is on top. Plates lie on all boxes.
+    Boxes come best first: where they cross, the better one is on top, and its plate takes its place first.
     """
     draw = ImageDraw.Draw(picture)
     # Always large enough to read, and so on a large picture that is shown smaller too.
     text_px = round(10 + max(0, min(picture.size) - 300) / 60)
-    font = ImageFont.load_default(size=text_px)
-    height = draw.textbbox((0, 0), "Ag", font=font)[3] + 2  # of every plate, or a row of them looks ragged
     line = max(1, round(text_px / 7))
     rim = max(1, round(line / 3))  # dark, on both sides: shows a box on ground of its own colour
+    font = ImageFont.load_default(size=text_px)
     boxes = [_clip(box, picture.size) for box in boxes_ltrb_px]
-    worst_first = list(zip(boxes, map(class_colour, labels), texts, strict=True))[::-1]
-    for (left, top, right, bottom), colour, _ in worst_first:
+    colours = [class_colour(label) for label in labels]
+    for (left, top, right, bottom), colour in reversed(list(zip(boxes, colours, strict=True))):
         around = (left - rim, top - rim, right + rim, bottom + rim)
-        draw.rectangle(around, outline="black", width=line + 2 * rim)
+        draw.rectangle(around, outline=(0, 0, 0), width=line + 2 * rim)
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-    for (left, top, _, _), colour, text in worst_first:
-        width = draw.textlength(text, font=font) + 4
-        x, y = max(0, min(left, picture.width - width)), max(0, top - height)
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
+    # All of one height, or a row of plates would look ragged.
+    height = draw.textbbox((0, 0), "Ag", font=font)[3] + 2
+    sizes = [(draw.textlength(text, font=font) + 4, height) for text in texts]
+    plates = _place_plates(boxes, sizes, picture.size)
+    for plate, colour, text in reversed(list(zip(plates, colours, texts, strict=True))):
         luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-        draw.text((x + 2, y), text, fill="black" if luminance > 140 else "white", font=font)
+        draw.rectangle(plate, fill=colour)
+        draw.text((plate[0] + 2, plate[1]), text, fill="black" if luminance > 140 else "white", font=font)
 
 
 def outline(picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence[int]) -> None:
@@ -159,3 +167,34 @@ def _clip(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
     left, right = (min(max(x, 0), width - 1) for x in (box[0], box[2]))
     top, bottom = (min(max(y, 0), height - 1) for y in (box[1], box[3]))
     return left, top, max(left, right), max(top, bottom)
+
+
+def _place_plates(
+    boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
+) -> list[Box]:
+    """Place a plate of each size at its box: on the picture and, where there is room, off those before it."""
+    placed: list[Box] = []
+    for (left, top, right, bottom), (width, height) in zip(boxes, sizes, strict=True):
+        corners = [
+            (left, top - height),
+            (left, top),
+            (right - width, top - height),
+            (left, bottom),
+            (right - width, top),
+            (left, bottom - height),
+            (right - width, bottom),
+        ]
+        candidates = [_moved_inside(corner, (width, height), picture) for corner in corners]
+        placed.append(min(candidates, key=lambda plate: sum(_overlap(plate, other) for other in placed)))
+    return placed
+
+
+def _moved_inside(corner: tuple[float, float], size: tuple[float, float], picture: tuple[int, int]) -> Box:
+    left, top = (max(0, min(at, whole - own)) for at, own, whole in zip(corner, size, picture, strict=True))
+    return left, top, left + size[0], top + size[1]
+
+
+def _overlap(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0) * max(height, 0)

@@ -121,8 +121,10 @@ def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDAr
     positions = find_places(ids, annotated.image_ids)
     if (positions < 0).any():
         unknown = ids[positions < 0]
-        others = f"{unknown[0]} (nor {len(unknown) - 1} others)"
-        raise UserError(f"image_ids: {annotated.path} does not list {others}; give ids of its `images`")
+        raise UserError(
+            f"image_ids: {annotated.path} does not list {unknown[0]} (nor {len(unknown) - 1} others); "
+            "give ids of its `images`"
+        )
     return positions
 
 
@@ -146,8 +148,10 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
     finite = np.isfinite(boxes_ltwh_px).all(axis=1) & np.isfinite(scores)
     if not finite.all():
         entry = finite.argmin()
-        values = f"the bbox {boxes_ltwh_px[entry].tolist()} and the score {scores[entry]}"
-        raise UserError(f"{source}: entry {entry} has {values}; look for NaN in the model's weights")
+        raise UserError(
+            f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
+            f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
+        )
     images = find_places(image_ids, annotated.image_ids)
     categories = find_places(category_ids, annotated.category_ids)
     for field, ids, positions, fix in (
@@ -156,8 +160,10 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
     ):
         if (positions < 0).any():
             entry = positions.argmin()
-            unknown = f"the {field} {ids[entry]}, which {annotated.path} does not list; {fix}"
-            raise UserError(f"{source}: entry {entry} has {unknown}")
+            raise UserError(
+                f"{source}: entry {entry} has the {field} {ids[entry]}, which {annotated.path} does not "
+                f"list (the first of {np.count_nonzero(positions < 0)} such entries); {fix}"
+            )
     return _Found(categories * _IMAGES + images, boxes_ltwh_px, scores)
 
 
@@ -165,17 +171,23 @@ def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"detections {path} cannot be read ({error.strerror}); give {_SHAPE}") from error
+        raise UserError(
+            f"detections {path} cannot be read ({error.strerror}); name a json file of COCO's results"
+        ) from error
     except ValueError as error:
-        raise UserError(f"detections {path}: not valid JSON, or truncated ({error})") from error
+        raise UserError(
+            f"detections {path}: not valid JSON, or truncated ({error}); write it again"
+        ) from error
 
 
 def _columns_of_array(rows: NDArray[Any], source: str) -> list[NDArray[Any]]:
     if rows.shape == (0,):  # what numpy makes of an empty list
         rows = rows.reshape(0, len(_ARRAY_COLUMNS))
     if rows.ndim != 2 or rows.shape[1] != len(_ARRAY_COLUMNS) or rows.dtype.kind not in "fiu":
-        fix = f"give n×7 float64 numbers, the columns {', '.join(_ARRAY_COLUMNS)}"
-        raise UserError(f"{source}: an array of shape {rows.shape} and dtype {rows.dtype}; {fix}")
+        raise UserError(
+            f"{source}: an array of shape {rows.shape} and dtype {rows.dtype}; "
+            f"give n×7 float64 numbers, the columns {', '.join(_ARRAY_COLUMNS)}"
+        )
     rows = rows.astype(np.float64)
     return [rows[:, 0], rows[:, 6], rows[:, 1:5], rows[:, 5]]
 

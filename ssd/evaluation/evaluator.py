@@ -1,5 +1,6 @@
 """How is a network evaluated? Every image once, on any number of ranks; then numbers, a report, pictures."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,7 @@ from ssd.batches import EvaluationBatch, EvaluationLoader
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
 from ssd.checkpoint import package_versions
+from ssd.cli import writing
 from ssd.console import RunConsole
 from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCORE, Detections, detect
 from ssd.distributed import Ranks
@@ -37,8 +39,11 @@ class Evaluation:
     @property
     def notes(self) -> list[str]:
         """Say what a reader of the numbers should know."""
-        nothing = "No detection scored above 0.05, so every number is 0 (early in training it is like that)."
-        return [] if len(self.detections) else [nothing]
+        if max(self.numbers.values()) <= 0 and not len(self.detections):
+            return [
+                "No detection scored above 0.05, so every number is 0 (early in training it is like that)."
+            ]
+        return []
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,10 @@ class Evaluator:
         detections = np.concatenate([nothing, *gathered])
         # By image, so that equal scores stand in the same order whatever rank found them.
         detections = detections[np.argsort(detections[:, 0], kind="stable")]
-        scored = (self.annotation_file, detections, self.image_ids)
-        return Evaluation(ranks.on_main(lambda: coco_numbers(*scored), self.timeout), detections)
+        numbers = ranks.on_main(
+            lambda: coco_numbers(self.annotation_file, detections, self.image_ids), self.timeout
+        )
+        return Evaluation(numbers, detections)
 
 
 def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: Tensor) -> NDArray[np.float64]:
@@ -104,8 +111,9 @@ def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: T
     category_ids: by label, float64, on the CPU.
     """
     rows = [np.empty((0, 7))]
-    images = zip(batch.image_ids, batch.sizes_px, found, strict=True)
-    for image_id, size_px, (boxes_ltrb, scores, labels) in images:
+    for image_id, size_px, (boxes_ltrb, scores, labels) in zip(
+        batch.image_ids, batch.sizes_px, found, strict=True
+    ):
         ltrb_px = boxes_ltrb.cpu().double() * size_px.double().repeat(2)
         ltwh_px = torch.cat([ltrb_px[:, :2], ltrb_px[:, 2:] - ltrb_px[:, :2]], dim=1)
         image_column = torch.full((len(scores), 1), image_id, dtype=torch.float64)
@@ -133,6 +141,14 @@ def evaluation_report(
         "device": runtime.device.type,
         "versions": package_versions(),
     }
+
+
+def write_report(given: str, key: str, report: dict[str, Any]) -> None:
+    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
+    path = Path(given)
+    with writing(path, key):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

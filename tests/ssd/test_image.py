@@ -48,12 +48,15 @@ KINDS = [
     (plain("RGBA"), "PNG", {}, COLOUR),
     (plain("CMYK"), "JPEG", {"quality": 100}, COLOUR),
     (plain("CMYK"), "TIFF", {}, COLOUR),
+    (plain("YCbCr"), "TIFF", {}, COLOUR),
     (plain().quantize(4), "PNG", {}, COLOUR),
     (plain().quantize(4), "PNG", {"transparency": bytes([0, 128, 255])}, COLOUR),
     (plain().quantize(4), "GIF", {"transparency": 0}, COLOUR),
     (plain(), "PNG", {"transparency": COLOUR}, COLOUR),
+    (Image.new("RGBA", (7, 5), (*COLOUR, 0)), "PNG", {}, COLOUR),
     (Image.new("1", (7, 5), 1), "PNG", {}, (255,) * 3),
     (plain(), "WEBP", {"lossless": True}, COLOUR),
+    (plain(), "BMP", {}, COLOUR),
     # Of a moving picture the first frame; of 16 bits a channel the upper 8.
     (plain(), "PNG", {"save_all": True, "append_images": [Image.new("RGB", (7, 5), "blue")]}, COLOUR),
     (Image.fromarray(grey16()), "PNG", {}, (GREY,) * 3),
@@ -79,11 +82,11 @@ def test_16_bit_grey_that_pillow_opens_as_32_bit_integers(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_32_bits_a_channel_are_refused(kind: type):
     file = stored(Image.fromarray(np.full((5, 7), 70000, dtype=kind)), "TIFF")
-    with pytest.raises(PictureError, match=r"it can't be read .*32 bits a channel, mode [IF], have no range"):
+    with pytest.raises(PictureError, match=r"it: its 32 bits a channel \(mode [IF]\) have no range"):
         read_picture(file, "it")
 
 
-@pytest.mark.parametrize("picture", [plain(), plain("P"), Image.fromarray(grey16())])
+@pytest.mark.parametrize("picture", [plain(), plain("L"), plain("P"), Image.fromarray(grey16())])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_followed(picture: Image.Image, orientation: int):
     marked = picture.copy()
@@ -112,7 +115,7 @@ WHOLE_JPEG = stored(Image.effect_noise((300, 300), 50), "JPEG").read()
         ("truncated.jpg", WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "truncated"),
         ("text.jpg", b"no picture", "no picture of a known kind"),
         ("empty.jpg", b"", "no picture of a known kind"),
-        ("gone.jpg", None, "No such file"),
+        ("gone.jpg", None, "does not exist"),
         (".", None, "can't be read"),
     ],
 )
@@ -196,6 +199,15 @@ def test_of_crossing_boxes_the_better_one_is_on_top():
     picture = Image.new("RGB", (300, 300))
     draw_boxes(picture, [[50, 100, 250, 280], [100, 50, 200, 290]], [1, 2], ["", ""])
     assert picture.getpixel((100, 100)) == class_colour(1)
+
+
+def test_plates_of_boxes_at_one_place_do_not_cover_each_other():
+    picture = Image.new("RGB", (640, 480))
+    draw_boxes(picture, [[200, 200, 400, 300]] * 4, [1, 2, 3, 4], ["dog 0.98"] * 4)
+    pixels = np.asarray(picture).reshape(-1, 3)
+    areas = [int((pixels == class_colour(label)).all(axis=1).sum()) for label in (1, 2, 3, 4)]
+    assert min(areas[1:]) > 300
+    assert max(areas[1:]) < min(areas[1:]) * 1.5  # the first has its box's line besides
 
 
 @pytest.mark.parametrize("size", [(300, 300), (1, 1), (3, 900)])

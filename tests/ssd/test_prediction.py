@@ -1,5 +1,7 @@
 """Pictures found, detected in, drawn and written; predict.py as a whole: tests/test_predict.py."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +16,22 @@ from ssd.categories import Categories
 from ssd.config import Precision
 from ssd.errors import UserError
 from ssd.image import normalize
-from ssd.prediction import SUFFIXES, Found, PictureFile, Predictor, ReadPicture, find_pictures, write_picture
+from ssd.prediction import (
+    SUFFIXES,
+    Found,
+    Output,
+    PictureFile,
+    Predictor,
+    ReadPicture,
+    drawn_names,
+    find_pictures,
+)
 from ssd.runtime import Runtime
 
 pytestmark = pytest.mark.unit
 
 CATEGORIES = Categories((18, 90), ("dog", "[bold]tooth brush"))
+NOTHING = Found(np.empty((0, 4)), [], [])
 RUNTIME = Runtime(torch.device("cpu"), Precision.fp32, tf32=False, channels_last=True)
 BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
 
@@ -38,27 +50,26 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def names(*sources: object, out: Path = Path("elsewhere")) -> list[str]:
-    return [file.name for file in find_pictures([str(source) for source in sources], out)]
+def names(*places: object, out: Path = Path("elsewhere")) -> list[str]:
+    return [file.name for file in find_pictures([str(place) for place in places], out)]
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("place", "found"),
     [
         ("", ["a/b.png", "a/c/x.tif", "a/z.webp", "b.JPG"]),
         ("*", ["b.JPG"]),
         ("**/*", ["a/b.png", "a/c/x.tif", "a/z.webp", "b.JPG"]),
+        ("**/b.*", ["a/b.png", "b.JPG"]),
         ("a/[a-y].*", ["b.png"]),
         ("?/c/*.tif", ["a/c/x.tif"]),
         ("notes.txt", ["notes.txt"]),  # a file that is named is taken whatever it is called
         ("[1]*.dat", ["[1]*.dat"]),
     ],
 )
-def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(
-    source: str, found: list[str], photos: Path
-):
+def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(place: str, found: list[str], photos: Path):
     touch(photos, "._b.jpg", ".trash/old.jpg", "[1]*.dat")  # hidden files and folders are passed over
-    files = find_pictures([f"{photos}/{source}"], Path("elsewhere"))
+    files = find_pictures([f"{photos}/{place}"], Path("elsewhere"))
     assert [(file.image_id, file.name) for file in files] == [*enumerate(found, start=1)]
 
 
@@ -75,50 +86,43 @@ def test_paths_are_relative_to_the_working_folder_even_one_with_brackets_in_its_
     assert names(".") == names("**") == ["sub/x.jpg", "x.jpg"]
 
 
+def test_a_name_that_is_no_utf8_is_found_and_can_be_printed(tmp_path: Path):
+    (tmp_path / os.fsdecode(b"x\xff.jpg")).touch()
+    (file,) = find_pictures([str(tmp_path)], Path("elsewhere"))
+    assert file.path.exists()
+    str(file).encode("utf-8")
+
+
 def test_what_was_drawn_before_is_not_found_again(photos: Path):
     before = names(photos, out=photos / "predictions")
     touch(photos / "predictions", *before)
-    for source in (photos, f"{photos}/**", f"{photos}/**/*.*"):
-        assert names(source, out=photos / "predictions") == before
+    for place in (photos, f"{photos}/**", f"{photos}/**/*.*"):
+        assert names(place, out=photos / "predictions") == before
     assert names(photos / "a", out=photos) == ["b.png", "c/x.tif", "z.webp"]  # but in a folder that out holds
 
 
-@pytest.mark.parametrize("source", ["", "/b.JPG", "/*"])
-def test_out_is_not_the_folder_of_the_pictures(source: str, photos: Path):
+@pytest.mark.parametrize("place", ["", "/b.JPG", "/*"])
+def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
     link = photos.parent / "link"
     link.symlink_to(photos)
     for out in (photos, link, photos / "a" / ".."):
         with pytest.raises(UserError, match=r"^out=.*give another folder"):
-            names(f"{photos}{source}", out=out)
-
-
-def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
-    """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
-    folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
-    with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
-        names(folder, out=tmp_path)
+            names(f"{photos}{place}", out=out)
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("place", "message"),
     [
         ("missing.jpg", "missing.jpg is neither a file nor a folder.*needs quotes"),
-        ("*.jpeg", r"no picture in .*photos/\*\.jpeg.*\*\*/\*"),
+        ("*.jpeg", r"no picture in .*photos/\*\.jpeg.*\*\*/\*\.jpg"),
+        ("a/f*", "no picture in"),
         ("empty", "no picture in .*photos/empty;.*.webp"),
     ],
 )
-def test_a_source_without_pictures_is_named_even_beside_others(source: str, message: str, photos: Path):
+def test_a_place_without_pictures_is_named_even_beside_others(place: str, message: str, photos: Path):
     (photos / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        names(photos, photos / source)
-
-
-def test_jpeg_and_png_keep_their_names_others_become_jpegs_and_none_shares_its_own(tmp_path: Path):
-    others = {"a.webp": "a.webp.jpg.jpg.jpg", "a.tif": "a.tif.jpg", "a.b/c.gif": "a.b/c.gif.jpg"}
-    kept = ["a.jpg", "a.png", "s/A.JPEG", "a.jfif", "a.webp.jpg", "a.webp.jpg.jpg"]
-    files = find_pictures([str(touch(tmp_path / "photos", *kept, *others))], tmp_path / "out")
-    drawn = {file.name: file.drawn.relative_to(tmp_path / "out").as_posix() for file in files}
-    assert drawn == others | {name: name for name in kept}
+        names(photos, photos / place)
 
 
 def test_pillow_reads_every_suffix_that_is_looked_for():
@@ -141,22 +145,25 @@ class Seen(nn.Module):
         self.images = torch.empty(0)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert not self.training
         self.images = images
         return torch.zeros(len(images), 4, len(BOXES_LTRB)), self.logits.repeat(len(images), 1, 1)
 
 
 def predict(network: nn.Module, sizes_px: list[tuple[int, int]], **options: object) -> list[Found]:
-    given = {"labels": frozenset((1, 2, 3)), "threshold": 0.3, "max_detections": 200} | options
+    given = {"threshold": 0.3, "max_detections": 200, "labels": frozenset((1, 2, 3))} | options
     return Predictor(network, RUNTIME, **given)([Image.new("RGB", (300, 300))] * len(sizes_px), sizes_px)
 
 
 def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
     box = int(BOXES_LTRB.sum(1).argmin())
-    sizes = [(900, 50), (300, 300)]
-    for size, found in zip(sizes, predict(Seen([(box, 2, 0.9)]), sizes), strict=True):
+    for size, found in zip(
+        sizes := [(900, 50), (300, 300)], predict(Seen([(box, 2, 0.9)]), sizes), strict=True
+    ):
         expected = BOXES_LTRB[box].double().numpy() * np.tile(size, 2)
         assert expected.min() < 0
         np.testing.assert_allclose(found.boxes_ltrb_px, expected[None], rtol=1e-5)
+        assert found.boxes_ltrb_px.dtype == np.float64
         assert (found.labels, found.scores) == ([2], pytest.approx([0.9]))
 
 
@@ -176,13 +183,13 @@ def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
 def test_which_detections_are_kept(objects: list[tuple[int, int, float]], options: dict, labels: list[int]):
     (found,) = predict(Seen(objects), [(300, 300)], **options)
     assert found.labels == labels
-    assert len(found.boxes_ltrb_px) == len(labels)
+    assert found.boxes_ltrb_px.shape == (len(labels), 4)
 
 
 def test_the_network_sees_the_pictures_as_it_was_trained():
     values = np.random.default_rng(0).integers(0, 256, (2, 300, 300, 3), dtype=np.uint8)
     network = Seen([])
-    Predictor(network, RUNTIME, frozenset((1,)), 0.3, 200)([*map(Image.fromarray, values)], [(1, 1)] * 2)
+    Predictor(network, RUNTIME, 0.3, 200, frozenset((1,)))([*map(Image.fromarray, values)], [(1, 1)] * 2)
     assert torch.equal(network.images, normalize(values / np.float32(255)))
     assert network.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -198,30 +205,60 @@ def test_outputs_that_are_not_finite_are_an_error_not_an_empty_picture(value: fl
 # Drawing and writing
 
 
-def write(drawn: Path, picture: Image.Image, found: Found | None = None) -> list[dict]:
-    read = ReadPicture(PictureFile(7, Path("photos/a"), "s/a", drawn), picture, picture)
-    return write_picture(CATEGORIES, read, found or Found([], [], []))
+def write(folder: Path, name: str, picture: Image.Image | None = None, found: Found = NOTHING) -> list[dict]:
+    file = PictureFile(7, Path("photos") / name, name)
+    picture = picture or Image.new("RGB", (40, 30))
+    output = Output(folder, [file], CATEGORIES)
+    results = output.write_picture(ReadPicture(file, picture, picture), found)
+    output.write_json(results)
+    return results
 
 
-def test_what_was_found_is_drawn_and_returned_unclipped_in_cocos_format(tmp_path: Path):
-    found = Found([[-10.5, 100, 200, 320], [1, 2, 3, 4]], [0.75, 0.5], [1, 2])
-    dog = {"category_id": 18, "bbox": [-10.5, 100, 210.5, 220], "score": 0.75}
-    brush = {"category_id": 90, "bbox": [1, 2, 2, 2], "score": 0.5}
-    same = {"image_id": 7, "file_name": "s/a"}
-    for name, kind in (("A.JPEG", "JPEG"), ("new/folder/a.png", "PNG"), ("x" * 251 + ".png", "PNG")):
-        assert write(tmp_path / name, Image.new("RGB", (300, 200)), found) == [same | dog, same | brush]
-        with Image.open(tmp_path / name) as picture:
-            assert (picture.format, picture.mode, picture.size) == (kind, "RGB", (300, 200))
-            assert np.asarray(picture).any()
+@pytest.mark.parametrize(
+    ("name", "drawn", "kind"),
+    [
+        ("a.jpg", "a.jpg", "JPEG"),
+        ("s/A.JPEG", "s/A.JPEG", "JPEG"),
+        ("a.jfif", "a.jfif", "JPEG"),
+        ("a.PNG", "a.PNG", "PNG"),
+        ("a.webp", "a.webp.jpg", "JPEG"),
+        ("a.b/c", "a.b/c.jpg", "JPEG"),
+        ("x" * 251 + ".png", "x" * 251 + ".png", "PNG"),  # as long as names can be
+    ],
+)
+def test_jpeg_and_png_keep_their_names_and_others_become_jpegs(
+    name: str, drawn: str, kind: str, tmp_path: Path
+):
+    write(tmp_path / "new" / "out", name)
+    with Image.open(tmp_path / "new" / "out" / drawn) as picture:
+        assert (picture.format, picture.mode, picture.size) == (kind, "RGB", (40, 30))
 
 
-@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"CMYK", False)])
+def test_no_two_pictures_are_drawn_to_one_file():
+    names = ["a", "a.jpg", "a.png", "a.webp", "a.webp.jpg", "a.webp.jpg.jpg", "a.tif", "s/a.jpg"]
+    drawn = drawn_names(names)
+    assert set(drawn) == set(names)
+    assert len(set(drawn.values())) == len(names)
+    assert drawn["a.webp.jpg"] == "a.webp.jpg"
+
+
+@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"CMYK", False), (b"GRAY", False)])
 def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, space: bytes, kept: bool):
     picture = Image.new("RGB", (40, 30))
     picture.info["icc_profile"] = bytes(16) + space + bytes(108)
-    write(tmp_path / "a.jpg", picture)
+    write(tmp_path, "a.jpg", picture)
     with Image.open(tmp_path / "a.jpg") as drawn:
         assert ("icc_profile" in drawn.info) is kept
+
+
+def test_what_was_found_is_drawn_and_written_unclipped_in_cocos_format(tmp_path: Path):
+    found = Found(np.array([[-10.5, 100, 200, 320], [1, 2, 3, 4]]), [0.75, 0.5], [1, 2])
+    write(tmp_path, "s/a.png", Image.new("RGB", (300, 300)), found)
+    dog = {"category_id": 18, "bbox": [-10.5, 100, 210.5, 220], "score": 0.75}
+    brush = {"category_id": 90, "bbox": [1, 2, 2, 2], "score": 0.5}
+    same = {"image_id": 7, "file_name": "s/a.png"}
+    assert json.loads((tmp_path / "detections.json").read_text()) == [same | dog, same | brush]
+    assert np.asarray(Image.open(tmp_path / "s" / "a.png")).any()
 
 
 def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
@@ -229,11 +266,19 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
 ):
     (tmp_path / "a.png").write_text("before")
 
-    def full(path: Path, content: bytes) -> None:
+    def full(_picture: Image.Image, path: Path, **_options: object) -> None:
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(UserError, match=r"a\.png can't be written \(No space left on device\)"):
-        write(tmp_path / "a.png", Image.new("RGB", (40, 30)))
+        write(tmp_path, "a.png")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.png", "before")]
+
+
+def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
+    """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
+    folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
+    files = find_pictures([str(folder)], tmp_path)
+    with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
+        Output(tmp_path, files, CATEGORIES)
