@@ -31,7 +31,7 @@ docs: .venv/made ## Make the docs' pictures of a run three times as long as the 
 	$(BIN)/python train.py experiment=demo name=docs schedule.epochs=30 schedule.milestones=[20,26] evaluation.every=10
 	$(BIN)/python scripts/make_docs.py runs/docs docs
 
-quick: lint types ## Lint, types and unit tests: under 90 seconds on two cores
+quick: lint types ## Lint, types and unit tests: a few minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
 
 test: lint types ## Lint, types and tests
