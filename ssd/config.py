@@ -402,7 +402,7 @@ class Split(Enum):
 
 @dataclass
 class CheckDataConfig(DataPaths):
-    """The data set to check; the keys are train.py's and mean the same."""
+    """The data set to check; the keys are train.py's, so that its command line fits. cache is not used."""
 
     min_box_px: float = 1.0
     threads: int | None = None
