@@ -222,8 +222,8 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
     entries = file.annotations
     image_ids = np.unique(np.fromiter((image.id for image in file.images), np.int64))
     category_ids = np.unique(np.fromiter((category.id for category in file.categories), np.int64))
-    images = find_places(np.fromiter((entry.image_id for entry in entries), np.int64), image_ids)
-    categories = find_places(np.fromiter((entry.category_id for entry in entries), np.int64), category_ids)
+    images = find_positions(np.fromiter((entry.image_id for entry in entries), np.int64), image_ids)
+    categories = find_positions(np.fromiter((entry.category_id for entry in entries), np.int64), category_ids)
     unknown = (images < 0) | (categories < 0)
     if unknown.any():
         place = int(unknown.argmax())
@@ -246,13 +246,13 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
     )
 
 
-def find_places(ids: NDArray[np.int64], known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_positions(ids: NDArray[np.int64], known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return where each id stands among the known ones, −1 where it does not."""
     if not len(known_ids):
         return np.full(len(ids), -1)
     order = np.argsort(known_ids)
-    places = order[np.minimum(np.searchsorted(known_ids, ids, sorter=order), len(known_ids) - 1)]
-    return np.where(known_ids[places] == ids, places, -1)
+    positions = order[np.minimum(np.searchsorted(known_ids, ids, sorter=order), len(known_ids) - 1)]
+    return np.where(known_ids[positions] == ids, positions, -1)
 
 
 def inside_px(
@@ -338,8 +338,8 @@ def _read_sound(path: Path) -> Annotations:
     image_ids = np.fromiter((image.id for image in images), np.int64)
     category_ids = np.fromiter((category.id for category in categories), np.int64)
     sizes_px = np.array([(image.width, image.height) for image in images], dtype=np.int64).reshape(-1, 2)
-    rows = find_places(np.fromiter((box.image_id for box in boxes), np.int64), image_ids)
-    classes = find_places(np.fromiter((box.category_id for box in boxes), np.int64), category_ids)
+    rows = find_positions(np.fromiter((box.image_id for box in boxes), np.int64), image_ids)
+    classes = find_positions(np.fromiter((box.category_id for box in boxes), np.int64), category_ids)
     if not (
         0 < len(image_ids) == len(np.unique(image_ids))
         and 0 < len(category_ids) == len(np.unique(category_ids))

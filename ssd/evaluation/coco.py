@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from ssd.annotations import GroundTruthFile, find_places, read_ground_truth
+from ssd.annotations import GroundTruthFile, find_positions, read_ground_truth
 from ssd.errors import UserError
 
 Results = list[dict[str, Any]] | NDArray[np.float64] | str | Path
@@ -118,7 +118,7 @@ class _Found(NamedTuple):
 def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDArray[np.int64]:
     """Return the positions of these images in the annotation file."""
     ids = np.array(list(image_ids), dtype=np.int64)
-    positions = find_places(ids, annotated.image_ids)
+    positions = find_positions(ids, annotated.image_ids)
     if (positions < 0).any():
         unknown = ids[positions < 0]
         raise UserError(
@@ -152,8 +152,8 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
             f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
             f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
         )
-    images = find_places(image_ids, annotated.image_ids)
-    categories = find_places(category_ids, annotated.category_ids)
+    images = find_positions(image_ids, annotated.image_ids)
+    categories = find_positions(category_ids, annotated.category_ids)
     for field, ids, positions, fix in (
         ("image_id", image_ids, images, "give the file that lists these images"),
         ("category_id", category_ids, categories, "write that file's ids, not the labels 1 to K"),
