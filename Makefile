@@ -19,7 +19,7 @@ help: ## Show this list
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -e .
 	touch $@
 
-demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, draw pictures (under 5 minutes)
+demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, draw pictures (3 to 6 minutes)
 	$(BIN)/python -m data.demo demo
 	$(BIN)/python train.py experiment=demo
 	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/best.pt data.path=demo out=runs/demo/evaluation.json
