@@ -1,10 +1,12 @@
 """What a person sees of a run in the terminal: the start-up table, progress, COCO's lines."""
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,12 +15,47 @@ from rich.table import Table
 Item = TypeVar("Item")
 
 
+class _Output:
+    """Standard output for as long as it takes what is printed: a run doesn't end for want of a reader."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+        self._stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # for terminals without × or →
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with self._or_nowhere():
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._or_nowhere():
+            self._stream.flush()
+
+    @contextmanager
+    def _or_nowhere(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
+            with suppress(OSError):
+                print(f"standard output is lost ({error.strerror}); going on without it", file=sys.stderr)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
+            os.close(nowhere)
+
+
+def plain_console(quiet: bool = False) -> Console:
+    """Make a console that shows names of files and classes as they are: [x] is no style, :car: no emoji."""
+    output = cast(IO[str], _Output())
+    return Console(file=output, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
 class RunConsole:
     """Prints on rank 0, a live progress bar in a terminal, plain lines elsewhere; other ranks are silent."""
 
     def __init__(self, is_main: bool) -> None:
-        # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
-        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console = plain_console(quiet=not is_main)
         columns = (
             TextColumn("{task.fields[what]}"),
             BarColumn(),

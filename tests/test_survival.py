@@ -127,7 +127,7 @@ def test_whatever_ends_it_a_run_of_two_ranks_goes_on_and_ends_as_if_nothing_had(
 
 def test_killed_at_once_with_all_its_processes_a_run_goes_on(bench: Bench, name: str):
     command = bench.train_command(name, "checkpoint.every_steps=2")
-    process = start(command)
+    process = start(command, Path("/dev/full"))  # that its output can't be written is no matter
     wait_for(bench.checkpoint(name, 8), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

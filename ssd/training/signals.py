@@ -6,13 +6,12 @@ the run's folder, since torchrun turns every failure's status into 1.
 """
 
 import ctypes
-import errno
 import json
 import os
 import signal
 import socket
 import sys
-import termios
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -56,12 +55,12 @@ class StopSignals:
             try:
                 path.write_text(json.dumps(content) + "\n", encoding="utf-8")
             except OSError as error:
-                print(f"{path} can't be written ({error.strerror}): launchers won't know", file=sys.stderr)
+                message = f"{path} can't be written ({error.strerror}): launchers won't know"
+                with suppress(OSError):  # the terminal may have gone
+                    print(message, file=sys.stderr)
         raise Preempted
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            _let_go_of_lost_terminal()
         # A second one changes nothing: torchrun passes on what its ranks have had from the terminal already.
         if self._noting:
             self.received = self.received or number
@@ -108,18 +107,6 @@ def end_with_parent() -> None:
     if _torchrun() is not None:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-def _let_go_of_lost_terminal() -> None:
-    """Print to nowhere instead of to a terminal that has gone: that fails, in the middle of saving too."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # standard output and error
-        try:
-            termios.tcgetattr(stream)
-        except termios.error as error:
-            if error.args[0] == errno.EIO:  # else it is no terminal: a file or a pipe stays
-                os.dup2(nowhere, stream)
-    os.close(nowhere)
 
 
 def _torchrun() -> str | None:
