@@ -145,15 +145,20 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How long, and how the learning rate moves; milestones are epochs counted from 0."""
+    """How long, and how the learning rate moves.
+
+    milestones: epochs counted from 0; null becomes two thirds and five sixths of all, about the recipe's.
+    """
 
     epochs: int = 65
     max_steps: int | None = None
-    milestones: list[int] = field(default_factory=list)
+    milestones: list[int] | None = field(default_factory=list)
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         _require_at_least(self, "schedule.", epochs=1, max_steps=1, warmup_steps=0)
+        if self.milestones is None:
+            self.milestones = sorted({max(self.epochs * 2 // 3, 1), math.ceil(self.epochs * 5 / 6)})
         rising = all(a < b for a, b in zip([0, *self.milestones], self.milestones, strict=False))
         require(rising, "schedule.milestones", self.milestones, "give rising epochs from 1 on")
 

@@ -111,6 +111,10 @@ def test_published_rows_have_the_recipes_learning_rate_and_warmup(gpus: int, ima
         (["checkpoint.on_error=continue"], "checkpoint", "on_error", OnError["continue"]),
         (["training.hang_timeout_minutes=null"], "training", "hang_timeout_minutes", None),
         (["experiment=coco_8x128", "runtime=tf32"], "runtime", "tf32", True),
+        (["experiment=own_data"], "schedule", "milestones", [26, 34]),
+        (["experiment=finetune"], "schedule", "milestones", [13, 17]),
+        (["experiment=own_data", "schedule.epochs=2"], "schedule", "milestones", [1, 2]),
+        (["experiment=own_data", "schedule.epochs=1"], "schedule", "milestones", [1]),
     ],
 )
 def test_values_are_taken(overrides: list[str], section: str, key: str, value: object):

@@ -41,7 +41,7 @@ def build_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig, global_
     base = optimizer.learning_rate
     if optimizer.scale_learning_rate:
         base *= global_batch / REFERENCE_BATCH
-    return Schedule(base, schedule.warmup_steps, tuple(schedule.milestones))
+    return Schedule(base, schedule.warmup_steps, tuple(schedule.milestones or ()))
 
 
 def parameter_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
