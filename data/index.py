@@ -249,7 +249,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
             with FileLock(cache / f"{name}.lock"):
                 annotations = _map(entry)  # another process may have been first
                 if annotations is None:
-                    age = time.time() - source.annotation_file.stat().st_mtime
+                    age = time.time() - source.annotation_file.stat().st_ctime
                     time.sleep(min(max(CLOCK_TICK_S - age, 0), CLOCK_TICK_S))
                     _write(entry, read_annotations(source.annotation_file, source.annotations_key))
                     for other in cache.glob(f"{name}-*"):
@@ -269,7 +269,9 @@ def _entry(source: Source, cache: Path) -> Path:
     except OSError as error:
         raise source.error(f"it cannot be read ({error.strerror}); name the annotation file") from error
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return cache / f"{name}-{state.st_size}-{state.st_mtime_ns}.v{FORMAT}"
+    # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
+    times = f"{state.st_mtime_ns}-{state.st_ctime_ns}"
+    return cache / f"{name}-{state.st_size}-{times}-{state.st_ino}.v{FORMAT}"
 
 
 def _write(entry: Path, annotations: Annotations) -> None:
