@@ -13,7 +13,7 @@ from ssd.evaluation import coco_numbers
 pytestmark = pytest.mark.unit
 
 TRUTH = {
-    "images": [{"id": 10}, {"id": 20}],
+    "images": [{"id": 10}, {"id": 20}, {"id": 2**60}],
     "categories": [{"id": 2, "name": "two"}, {"id": 5, "name": "five"}],
     "annotations": [
         {"id": 1, "image_id": 10, "category_id": 5, "bbox": [10, 10, 50, 40], "area": 2000, "iscrowd": 0},
@@ -107,6 +107,8 @@ def test_bad_entry_of_a_list_or_a_file(truth_file: Path, change: dict[str, Any],
         (np.array([ROW, (10, 1, np.inf, 3, 4, 0.5, 5)]), "entry 1 .*inf.* must be finite"),
         (np.array([ROW, (10.5, 1, 2, 3, 4, 0.5, 5)]), r"entry 1 has the image_id 10\.5, which"),
         (np.array([ROW, (10, 1, 2, 3, 4, 0.5, 1e300)]), r"entry 1 has the category_id 1e\+300, which"),
+        (np.array([ROW, (2.0**60, 1, 2, 3, 4, 0.5, 5)]), "entry 1 has .*; give ids of that size as integers"),
+        ([GOOD, GOOD | {"image_id": 2.0**60}], "entry 1 has .*; give ids of that size as integers"),
     ],
 )
 def test_bad_results(truth_file: Path, results: Any, said: str) -> None:

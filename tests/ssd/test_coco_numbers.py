@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssd.evaluation.coco import NAMES, coco_numbers
+from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
 
 pytestmark = pytest.mark.unit
 
@@ -34,6 +34,12 @@ def pycocotools_numbers(
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
+
+
+def with_large_ids(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to images' and categories' ids what float64 can't add without rounding."""
+    fields = {"image_id", "category_id"} if "image_id" in entries[0] else {"id"}
+    return [entry | {field: entry[field] + 2**60 for field in fields} for entry in entries]
 
 
 def as_array(results: list[dict[str, Any]]) -> NDArray[np.float64]:
@@ -181,6 +187,26 @@ def test_array_list_and_file_give_the_same_numbers_and_are_left_as_they_were(tmp
     assert coco_numbers(file, results_file) == coco_numbers(file, str(results_file)) == numbers
     assert given == results
     assert np.array_equal(rows, as_array(results))
+
+
+@pytest.mark.parametrize("form", ["list", "file", "array"])
+def test_ids_of_any_size_give_the_same_numbers(tmp_path: Path, form: str) -> None:
+    draws = np.random.default_rng(0)
+    truth = random_annotations(SCENES["ordinary"], draws)
+    given = random_results(SCENES["ordinary"], truth, draws)
+    numbers = coco_numbers(write(tmp_path, truth), given)
+    large = with_large_ids(given)
+    file = write(tmp_path, {key: value and with_large_ids(value) for key, value in truth.items()})
+    results: Any = large
+    if form == "file":
+        results = tmp_path / "results.json"
+        results.write_text(json.dumps(large))
+    elif form == "array":
+        results = np.array([tuple(entry[field] for field in RESULT.names or ()) for entry in large], RESULT)
+    assert coco_numbers(file, results) == numbers
+    some = [image["id"] for image in truth["images"][::3]]
+    of_some = coco_numbers(file, results, image_ids=[number + 2**60 for number in some])
+    assert of_some == coco_numbers(write(tmp_path, truth), given, image_ids=some)
 
 
 def test_numpy_scalars_in_a_list_count_as_numbers(tmp_path: Path) -> None:
