@@ -31,15 +31,9 @@ from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, index_of, noise_
 pytestmark = pytest.mark.unit
 
 
-LONG_AGO = 1_600_000_000
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> CocoFolder:
-    """Three pictures, in a file that has not changed for long, so that nobody waits for the clock."""
-    folder = three_pictures(tmp_path).write()
-    os.utime(folder.annotation_file, (LONG_AGO, LONG_AGO))
-    return folder
+    return three_pictures(tmp_path).write()
 
 
 @pytest.fixture
