@@ -63,7 +63,7 @@ class Selection:
     """Which images and boxes of an annotation file are used; the defaults are for training.
 
     split: "train" or "val", the override keys that errors name.
-    limit: use only the first images of the file, this many; None uses all.
+    limit: use only the first images of the file, this many, at least 1; None uses all.
     crowd_boxes: use boxes marked iscrowd (RECIPE 6).
     min_box_px: drop boxes that are narrower or lower than this inside the image, in pixels (RECIPE 9).
     images_without_boxes: keep them; an evaluation needs every image of the file (RECIPE 9).
@@ -74,11 +74,6 @@ class Selection:
     crowd_boxes: bool = True
     min_box_px: float = 1.0
     images_without_boxes: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a limit that Python would count from the end of the file."""
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"data.limit={self.limit}: give at least 1 image, or null for all")
 
 
 @dataclass(frozen=True, eq=False)

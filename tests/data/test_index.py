@@ -129,12 +129,6 @@ def test_selection_says_what_is_used_and_a_cached_file_gives_the_same(
             assert array is None or not isinstance(array, memoryview)
 
 
-@pytest.mark.parametrize("limit", [0, -1])
-def test_limit_below_one_is_refused(limit: int) -> None:
-    with pytest.raises(UserError, match=f"data.limit={limit}: give at least 1"):
-        Selection(limit=limit)
-
-
 CHANGES: dict[str, Callable[[CocoFolder], None]] = {
     "box": lambda data: data.annotations[0].update(bbox=[20, 10, 100, 51]),
     "label": lambda data: data.annotations[0].update(category_id=3),
