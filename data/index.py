@@ -63,7 +63,7 @@ class Selection:
     """Which images and boxes of an annotation file are used; the defaults are for training.
 
     split: "train" or "val", the override keys that errors name.
-    limit: use only the first images of the file, this many; None uses all.
+    limit: use only the first images of the file, this many, at least 1; None uses all.
     crowd_boxes: use boxes marked iscrowd (RECIPE 6).
     min_box_px: drop boxes that are narrower or lower than this inside the image, in pixels (RECIPE 9).
     images_without_boxes: keep them; an evaluation needs every image of the file (RECIPE 9).
@@ -74,11 +74,6 @@ class Selection:
     crowd_boxes: bool = True
     min_box_px: float = 1.0
     images_without_boxes: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a limit that Python would count from the end of the file."""
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"data.limit={self.limit}: give at least 1 image, or null for all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +244,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
             with FileLock(cache / f"{name}.lock"):
                 annotations = _map(entry)  # another process may have been first
                 if annotations is None:
-                    age = time.time() - source.annotation_file.stat().st_mtime
+                    age = time.time() - source.annotation_file.stat().st_ctime
                     time.sleep(min(max(CLOCK_TICK_S - age, 0), CLOCK_TICK_S))
                     _write(entry, read_annotations(source.annotation_file, source.annotations_key))
                     for other in cache.glob(f"{name}-*"):
@@ -269,7 +264,9 @@ def _entry(source: Source, cache: Path) -> Path:
     except OSError as error:
         raise source.error(f"it cannot be read ({error.strerror}); name the annotation file") from error
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return cache / f"{name}-{state.st_size}-{state.st_mtime_ns}.v{FORMAT}"
+    # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
+    times = f"{state.st_mtime_ns}-{state.st_ctime_ns}"
+    return cache / f"{name}-{state.st_size}-{times}-{state.st_ino}.v{FORMAT}"
 
 
 def _write(entry: Path, annotations: Annotations) -> None:

@@ -9,6 +9,7 @@ whether what they say holds together, and only where it doesn't a slow look at e
 """
 
 import codecs
+import errno
 import json
 import math
 import mmap
@@ -602,6 +603,8 @@ def _map_text(path: Path) -> memoryview:
 
     It is not copied, so the processes of one machine share its pages.
     """
+    if path.is_fifo():  # opened, it would wait for a writer
+        raise OSError(errno.EINVAL, "it is no regular file")
     with path.open("rb") as file:
         is_empty = os.fstat(file.fileno()).st_size == 0  # that can't be mapped
         text = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

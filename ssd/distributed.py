@@ -20,6 +20,7 @@ from .errors import UserError
 Value = TypeVar("Value")
 
 ANOTHER_RANK_FAILED = "another rank can't go on; its message says why"
+_FAILED = "failed"  # in a result's place on the store, and no json
 
 
 @dataclass
@@ -88,19 +89,26 @@ class Ranks:
     def on_main(self, work: Callable[[], Value], timeout: timedelta) -> Value:
         """Run long host work on rank 0 while the others wait for its result, plain json, on the store.
 
-        The wait is in no collective: its timeout is its own, no device's watchdog sees it. Raises
-        torch.distributed.DistStoreError on a waiting rank after `timeout`.
+        The wait is in no collective: its timeout is its own, no device's watchdog sees it. Raises UserError
+        on every rank where the work does, torch.distributed.DistStoreError on a waiting rank after `timeout`.
         """
         if self.store is None:
             return work()
         key = f"result/{self._announcements}"
         self._announcements += 1
         if self.is_main:
-            result = work()
+            try:
+                result = work()
+            except UserError:
+                self.store.set(key, _FAILED)
+                raise
             self.store.set(key, json.dumps(result))
             return result
         self.store.wait([key], timeout)
-        return json.loads(self.store.get(key))  # type: ignore[no-any-return]  # what rank 0 returned
+        announced = self.store.get(key).decode()
+        if announced == _FAILED:
+            raise UserError(ANOTHER_RANK_FAILED)
+        return json.loads(announced)  # type: ignore[no-any-return]  # what rank 0 returned
 
 
 def choose_device(choice: Device, local_rank: int) -> torch.device:

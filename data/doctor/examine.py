@@ -158,7 +158,7 @@ def score_truth(index: CocoIndex, besides: NDArray[np.int64]) -> TruthScore:
         image_ids=index.image_ids[scored].tolist(),
         sizes_px=torch.tensor(index.sizes_px[scored], dtype=torch.float32),
     )
-    rows = result_rows(batch, found, torch.tensor((0, *index.categories.ids), dtype=torch.float64))
+    rows = result_rows(batch, found, index.categories)
     return TruthScore(coco_numbers(index.source.annotation_file, rows, batch.image_ids)["AP"], len(scored))
 
 

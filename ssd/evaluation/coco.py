@@ -19,7 +19,12 @@ from pycocotools import mask
 from ssd.annotations import GroundTruthFile, find_positions, read_ground_truth
 from ssd.errors import UserError
 
-Results = list[dict[str, Any]] | NDArray[np.float64] | str | Path
+Results = list[dict[str, Any]] | NDArray[np.void] | str | Path
+
+RESULT = np.dtype(
+    [("image_id", np.int64), ("category_id", np.int64), ("bbox", np.float64, 4), ("score", np.float64)]
+)
+"""An entry in an array of results, with whole ids: float64 does not tell apart those from 2**53 on."""
 
 # What is averaged, IoU, area and detections an image, as pycocotools prints them.
 _SETTINGS = {
@@ -55,7 +60,7 @@ def coco_numbers(
     """Score detections against the annotation file as it stands.
 
     detections: COCO's results list ({image_id, category_id, bbox ltwh in pixels, score}), a path to a json
-    file of one, or an n×7 float64 array (image_id, left, top, width, height, score, category_id).
+    file of one, or an array of RESULT.
     image_ids: score these images alone; by default every image of the file.
 
     Returns the numbers of RECIPE 7 by NAMES, −1 where the file has no ground truth to count (as pycocotools).
@@ -131,7 +136,6 @@ def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDAr
 # Detections as they come → columns
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
-_ARRAY_COLUMNS = ("image_id", "left", "top", "width", "height", "score", "category_id")
 _SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}"
 
 
@@ -139,8 +143,8 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
     """Check detections and find their images and categories in the annotation file."""
     source = f"detections {results}" if isinstance(results, str | Path) else "detections"
     entries = _load(Path(results)) if isinstance(results, str | Path) else results
-    if isinstance(entries, np.ndarray):
-        image_ids, category_ids, boxes_ltwh_px, scores = _columns_of_array(entries, source)
+    if isinstance(entries, np.ndarray) and entries.dtype == RESULT:
+        image_ids, category_ids, boxes_ltwh_px, scores = (entries[field] for field in _FIELDS)
     elif isinstance(entries, list):
         image_ids, category_ids, boxes_ltwh_px, scores = _columns_of_list(entries, source)
     else:
@@ -152,19 +156,27 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
             f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
             f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
         )
-    images = find_positions(image_ids, annotated.image_ids)
-    categories = find_positions(category_ids, annotated.category_ids)
+    images = _positions(image_ids, annotated.image_ids)
+    categories = _positions(category_ids, annotated.category_ids)
     for field, ids, positions, fix in (
         ("image_id", image_ids, images, "give the file that lists these images"),
         ("category_id", category_ids, categories, "write that file's ids, not the labels 1 to K"),
     ):
         if (positions < 0).any():
             entry = positions.argmin()
+            rounded = ids.dtype.kind != "i" and abs(ids[entry]) >= 2**53
             raise UserError(
                 f"{source}: entry {entry} has the {field} {ids[entry]}, which {annotated.path} does not "
-                f"list (the first of {np.count_nonzero(positions < 0)} such entries); {fix}"
+                f"list (the first of {np.count_nonzero(positions < 0)} such entries); "
+                + ("give ids of that size as integers" if rounded else fix)
             )
     return _Found(categories * _IMAGES + images, boxes_ltwh_px, scores)
+
+
+def _positions(ids: NDArray[Any], known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each id stands among the known ones, −1 where it doesn't; a float may be rounded."""
+    positions = find_positions(ids, known_ids)
+    return positions if ids.dtype.kind == "i" else np.where(np.abs(ids) < 2**53, positions, -1)
 
 
 def _load(path: Path) -> Any:
@@ -180,21 +192,9 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _columns_of_array(rows: NDArray[Any], source: str) -> list[NDArray[Any]]:
-    if rows.shape == (0,):  # what numpy makes of an empty list
-        rows = rows.reshape(0, len(_ARRAY_COLUMNS))
-    if rows.ndim != 2 or rows.shape[1] != len(_ARRAY_COLUMNS) or rows.dtype.kind not in "fiu":
-        raise UserError(
-            f"{source}: an array of shape {rows.shape} and dtype {rows.dtype}; "
-            f"give n×7 float64 numbers, the columns {', '.join(_ARRAY_COLUMNS)}"
-        )
-    rows = rows.astype(np.float64)
-    return [rows[:, 0], rows[:, 6], rows[:, 1:5], rows[:, 5]]
-
-
 def _columns_of_list(entries: list[Any], source: str) -> list[NDArray[Any]]:
     if not entries:
-        return _columns_of_array(np.empty(0), source)
+        return [np.empty(0, RESULT)[field] for field in _FIELDS]
     try:
         columns = [np.array([entry[field] for entry in entries]) for field in _FIELDS]
     except (KeyError, TypeError, ValueError):  # a field is missing, an entry is no object, a box is ragged

@@ -21,7 +21,8 @@ from ssd.cli import writing
 from ssd.console import RunConsole
 from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCORE, Detections, detect
 from ssd.distributed import Ranks
-from ssd.evaluation.coco import coco_numbers
+from ssd.errors import UserError
+from ssd.evaluation.coco import RESULT, coco_numbers
 from ssd.image import draw_boxes, side_by_side
 from ssd.runtime import Runtime
 
@@ -30,11 +31,11 @@ from ssd.runtime import Runtime
 class Evaluation:
     """COCO's numbers, on every rank, and on rank 0 the detections they were computed from (elsewhere none).
 
-    detections: n×7 float64 rows (image id, left, top, width, height in pixels, score, category id).
+    detections: an array of RESULT, image by image.
     """
 
     numbers: dict[str, float]
-    detections: NDArray[np.float64]
+    detections: NDArray[np.void]
 
     @property
     def notes(self) -> list[str]:
@@ -65,60 +66,70 @@ class Evaluator:
 
     def detect(
         self, network: nn.Module, runtime: Runtime, ranks: Ranks, console: RunConsole
-    ) -> Iterator[NDArray[np.float64]]:
-        """Yield the detections of this rank's batches, rows as in Evaluation.
+    ) -> Iterator[NDArray[np.void]]:
+        """Yield the detections of this rank's batches, arrays of RESULT.
 
         It yields equally often on every rank, no rows where this one has no batch left, so that the ranks can
-        exchange something between two rounds. A batch that one rank can't read is a UserError on all of them.
+        exchange something between two rounds. A batch that one rank can't read, and outputs of the network
+        that are not finite, are a UserError on all of them.
         The network is in evaluation mode meanwhile and afterwards in the mode it came in.
         """
         boxes = default_boxes().to(runtime.device)
-        category_ids = torch.tensor((0, *self.categories.ids), dtype=torch.float64)
         batches = iter(self.loader)
         rounds = ranks.highest(len(self.loader))
         training = network.training
         network.eval()
         try:
             for _ in console.follow(range(rounds), rounds, f"evaluating {self.images} images"):
-                batch = ranks.on_all(lambda: next(batches, None))
-                if batch is None:
-                    yield np.empty((0, 7))
-                    continue
-                with torch.inference_mode():  # not around the yield: what the caller does is its own
-                    with runtime.autocast():
-                        offsets, logits = network(runtime.arrange(batch.images))
-                    rows = result_rows(batch, detect(offsets, logits, boxes), category_ids)
-                yield rows
+                yield ranks.on_all(lambda: self._detect(next(batches, None), network, runtime, boxes))
         finally:
             network.train(training)
 
-    def score(self, rows: list[NDArray[np.float64]], ranks: Ranks) -> Evaluation:
+    @torch.inference_mode()
+    def _detect(
+        self, batch: EvaluationBatch | None, network: nn.Module, runtime: Runtime, boxes: Tensor
+    ) -> NDArray[np.void]:
+        if batch is None:
+            return np.empty(0, RESULT)
+        with runtime.autocast():
+            offsets, logits = network(runtime.arrange(batch.images))
+        finite = offsets.isfinite().all() & logits.isfinite().all()
+        rows = result_rows(batch, detect(offsets, logits, boxes), self.categories)
+        if not finite:  # read here, where the detections have waited for the device anyway
+            raise UserError(
+                f"the network's outputs are not finite in {runtime.precision.value}; give "
+                "runtime.precision=fp32, or another checkpoint where that is so in fp32 too"
+            )
+        return rows
+
+    def score(self, rows: list[NDArray[np.void]], ranks: Ranks) -> Evaluation:
         """Compute the numbers of what `detect` yielded on all ranks: on rank 0, while the others wait."""
-        nothing = np.empty((0, 7))
+        nothing = np.empty(0, RESULT)
         gathered = ranks.gather_on_main(np.concatenate([nothing, *rows]))
         detections = np.concatenate([nothing, *gathered])
         # By image, so that equal scores stand in the same order whatever rank found them.
-        detections = detections[np.argsort(detections[:, 0], kind="stable")]
+        detections = detections[np.argsort(detections["image_id"], kind="stable")]
         numbers = ranks.on_main(
             lambda: coco_numbers(self.annotation_file, detections, self.image_ids), self.timeout
         )
         return Evaluation(numbers, detections)
 
 
-def result_rows(batch: EvaluationBatch, found: list[Detections], category_ids: Tensor) -> NDArray[np.float64]:
-    """Turn a batch's detections into rows as in Evaluation, the boxes unclipped (RECIPE 7).
-
-    category_ids: by label, float64, on the CPU.
-    """
-    rows = [np.empty((0, 7))]
+def result_rows(batch: EvaluationBatch, found: list[Detections], categories: Categories) -> NDArray[np.void]:
+    """Turn a batch's detections into an array of RESULT, the boxes unclipped (RECIPE 7)."""
+    category_ids = np.array((0, *categories.ids))  # by label
+    rows = [np.empty(0, RESULT)]
     for image_id, size_px, (boxes_ltrb, scores, labels) in zip(
         batch.image_ids, batch.sizes_px, found, strict=True
     ):
         ltrb_px = boxes_ltrb.cpu().double() * size_px.double().repeat(2)
         ltwh_px = torch.cat([ltrb_px[:, :2], ltrb_px[:, 2:] - ltrb_px[:, :2]], dim=1)
-        image_column = torch.full((len(scores), 1), image_id, dtype=torch.float64)
-        columns = [image_column, ltwh_px, scores.cpu().double()[:, None], category_ids[labels.cpu()][:, None]]
-        rows.append(torch.cat(columns, dim=1).numpy())
+        of_image = np.empty(len(scores), RESULT)
+        of_image["image_id"] = image_id
+        of_image["category_id"] = category_ids[labels.cpu().numpy()]
+        of_image["bbox"] = ltwh_px.numpy()
+        of_image["score"] = scores.cpu().numpy()
+        rows.append(of_image)
     return np.concatenate(rows)
 
 
@@ -162,19 +173,22 @@ class Example:
 
 
 def example_pictures(
-    examples: Sequence[Example], detections: NDArray[np.float64], categories: Categories
+    examples: Sequence[Example], detections: NDArray[np.void], categories: Categories
 ) -> dict[str, Image.Image]:
     """Draw each example twice, with its ground truth and with its detections above SHOWN_SCORE.
 
-    detections: rows as in Evaluation. Returns the pictures by the name of their image file.
+    detections: an array of RESULT. Returns the pictures by the name of their image file.
     """
     label_of = {category_id: label for label, category_id in enumerate(categories.ids, start=1)}
     pictures = {}
     for example in examples:
-        shown = detections[(detections[:, 0] == example.image_id) & (detections[:, 5] > SHOWN_SCORE)]
-        boxes_ltrb_px = np.concatenate([shown[:, 1:3], shown[:, 1:3] + shown[:, 3:5]], axis=1)
-        labels = [label_of[int(category_id)] for category_id in shown[:, 6]]
-        texts = [f"{categories.name_of(k)} {score:.2f}" for k, score in zip(labels, shown[:, 5], strict=True)]
+        of_image = detections[detections["image_id"] == example.image_id]
+        shown = of_image[of_image["score"] > SHOWN_SCORE]
+        left_top, size = shown["bbox"][:, :2], shown["bbox"][:, 2:]
+        boxes_ltrb_px = np.concatenate([left_top, left_top + size], axis=1)
+        labels = [label_of[category_id] for category_id in shown["category_id"].tolist()]
+        scored = zip(labels, shown["score"], strict=True)
+        texts = [f"{categories.name_of(label)} {score:.2f}" for label, score in scored]
         with Image.open(example.path) as file:
             truth = file.convert("RGB")
         found = truth.copy()

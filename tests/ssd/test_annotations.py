@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Callable
 from copy import deepcopy
@@ -214,7 +215,13 @@ def test_download_cut_short_anywhere_is_refused(file: Path) -> None:
 
 
 def test_file_that_cannot_be_read_is_named_by_its_override(file: Path) -> None:
-    for path, reason in ((file, "No such file"), (file.parent, "Is a directory")):
+    fifo = file.with_name("fifo")
+    os.mkfifo(fifo)  # opened, it would wait for a writer
+    for path, reason in (
+        (file, "No such file"),
+        (file.parent, "Is a directory"),
+        (fifo, "it is no regular file"),
+    ):
         said, annotations, defects = outcome(path)
         assert re.match(rf"{KEY}=.*: it cannot be read \({reason}.*; name the annotation file", str(said))
         assert (annotations, [defect.kind for defect in defects]) == (None, ["unreadable_file"])
@@ -333,8 +340,10 @@ def test_ground_truth_that_cannot_be_scored_is_named(file: Path, edit: Edit, mes
 
 
 def test_ground_truth_that_is_no_json_is_named(file: Path) -> None:
-    with pytest.raises(UserError, match=r"annotations.json cannot be read .*give data.val_annotations="):
-        read_ground_truth(file)
+    os.mkfifo(file.with_name("fifo"))
+    for path in (file, file.with_name("fifo")):
+        with pytest.raises(UserError, match=rf"{path} cannot be read .*give data.val_annotations="):
+            read_ground_truth(path)
     for text, message in (
         (b"", "is empty"),
         (WHOLE[:-30], "breaks off"),

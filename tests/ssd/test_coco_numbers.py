@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssd.evaluation.coco import NAMES, coco_numbers
+from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
 
 pytestmark = pytest.mark.unit
 
@@ -36,9 +36,14 @@ def pycocotools_numbers(
     return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
 
 
-def as_array(results: list[dict[str, Any]]) -> NDArray[np.float64]:
-    rows = [(r["image_id"], *r["bbox"], r["score"], r["category_id"]) for r in results]
-    return np.array(rows, dtype=np.float64)
+def with_large_ids(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to images' and categories' ids what float64 can't add without rounding."""
+    fields = {"image_id", "category_id"} if "image_id" in entries[0] else {"id"}
+    return [entry | {field: entry[field] + 2**60 for field in fields} for entry in entries]
+
+
+def as_array(results: list[dict[str, Any]]) -> NDArray[np.void]:
+    return np.array([tuple(result[field] for field in RESULT.names or ()) for result in results], RESULT)
 
 
 @dataclass(frozen=True)
@@ -183,12 +188,32 @@ def test_array_list_and_file_give_the_same_numbers_and_are_left_as_they_were(tmp
     assert np.array_equal(rows, as_array(results))
 
 
+@pytest.mark.parametrize("form", ["list", "file", "array"])
+def test_ids_of_any_size_give_the_same_numbers(tmp_path: Path, form: str) -> None:
+    draws = np.random.default_rng(0)
+    truth = random_annotations(SCENES["ordinary"], draws)
+    given = random_results(SCENES["ordinary"], truth, draws)
+    numbers = coco_numbers(write(tmp_path, truth), given)
+    large = with_large_ids(given)
+    file = write(tmp_path, {key: value and with_large_ids(value) for key, value in truth.items()})
+    results: Any = large
+    if form == "file":
+        results = tmp_path / "results.json"
+        results.write_text(json.dumps(large))
+    elif form == "array":
+        results = as_array(large)
+    assert coco_numbers(file, results) == numbers
+    some = [image["id"] for image in truth["images"][::3]]
+    of_some = coco_numbers(file, results, image_ids=[number + 2**60 for number in some])
+    assert of_some == coco_numbers(write(tmp_path, truth), given, image_ids=some)
+
+
 def test_numpy_scalars_in_a_list_count_as_numbers(tmp_path: Path) -> None:
     found = FOUND | {"image_id": np.int64(10), "bbox": np.array(FOUND["bbox"]), "score": np.float32(0.5)}
     assert coco_numbers(write(tmp_path, small_truth()), [found])["AP"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("nothing", [[], np.empty((0, 7)), np.array([])], ids=["list", "n×7", "no shape"])
+@pytest.mark.parametrize("nothing", [[], np.empty(0, RESULT)], ids=["list", "array"])
 def test_without_detections_what_counts_is_0_and_the_rest_minus_1(tmp_path: Path, nothing: Any) -> None:
     numbers = coco_numbers(write(tmp_path, small_truth()), nothing)  # its one box is medium
     uncounted = {"AP_small", "AP_large", "AR_small", "AR_large"}

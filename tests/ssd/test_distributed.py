@@ -40,6 +40,20 @@ def test_every_rank_gets_the_result_of_rank_0s_work_each_time():
             assert waiting.result() == value
 
 
+def test_where_rank_0_cant_go_on_the_waiting_ranks_know_at_once():
+    main, other = two_ranks()
+
+    def fail() -> None:
+        raise UserError("a file cut short")
+
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(other.on_main, fail, LONG)
+        with pytest.raises(UserError, match="a file cut short"):
+            main.on_main(fail, LONG)
+        with pytest.raises(UserError, match="another rank can't go on"):
+            waiting.result()
+
+
 def test_a_waiting_rank_gives_up_after_the_calls_own_timeout():
     _, other = two_ranks()
     with pytest.raises(DistStoreError):

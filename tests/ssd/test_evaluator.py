@@ -1,5 +1,6 @@
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.evaluation.coco import NAMES, coco_numbers, summary_lines
+from ssd.evaluation.coco import NAMES, RESULT, coco_numbers, summary_lines
 from ssd.evaluation.evaluator import Evaluator, Example, example_pictures, result_rows
 from ssd.image import class_colour
 from ssd.runtime import Runtime
@@ -31,14 +32,14 @@ pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
 RANKS = Ranks(CPU)
 SURROUNDINGS = (Runtime(CPU, Precision.fp32, tf32=False, channels_last=True), RANKS, RunConsole(False))
-CATEGORIES = Categories(ids=(7, 90), names=("bird", "bus"))
 
 
 class Oracle(torch.nn.Module):
     """Answers with a box of one class wherever an image's first pixel is 1, and with background elsewhere."""
 
-    def __init__(self, label: int) -> None:
+    def __init__(self, label: int, confidence: float = 40) -> None:
         super().__init__()
+        self.confidence = confidence
         box_ltrb = torch.tensor([[0.1, 0.1, 0.5, 0.5]])
         self.offsets = encode_offsets(ltrb_to_cxcywh(box_ltrb).expand(8732, 4), default_boxes()).T
         self.label = label
@@ -47,12 +48,15 @@ class Oracle(torch.nn.Module):
         assert not self.training
         logits = torch.zeros(len(images), 3, 8732)
         logits[:, 0] = 20
-        logits[images[:, 0, 0, 0] == 1, self.label, 4000] = 40
+        logits[images[:, 0, 0, 0] == 1, self.label, 4000] = self.confidence
         return self.offsets.expand(len(images), 4, 8732), logits
 
 
 class ThreeImages:
-    """Ids 1, 2, 3 in batches of two and one; an object is on the odd ones."""
+    """Ids 1, 2, 3, counted from `zero`, in batches of two and one; an object is on the odd ones."""
+
+    def __init__(self, zero: int = 0) -> None:
+        self.zero = zero
 
     def __len__(self) -> int:
         return 2
@@ -61,6 +65,7 @@ class ThreeImages:
         for ids in ([1, 2], [3]):
             images = torch.zeros(len(ids), 3, 300, 300)
             images[[index for index, image in enumerate(ids) if image % 2], 0, 0, 0] = 1
+            ids = [self.zero + image for image in ids]
             yield EvaluationBatch(images, ids, torch.tensor([[100.0, 50.0]] * len(ids)))
 
 
@@ -70,32 +75,37 @@ class BrokenSecondBatch(ThreeImages):
         raise UserError("x.jpg can't be read")
 
 
+@pytest.fixture(params=[0, 2**60], ids=["", "large ids"])
+def zero(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.fixture
-def evaluator(tmp_path: Path) -> Evaluator:
-    box = {"category_id": 90, "bbox": [10, 5, 40, 20], "area": 800, "iscrowd": 0}
+def evaluator(tmp_path: Path, zero: int) -> Evaluator:
+    box = {"category_id": zero + 90, "bbox": [10, 5, 40, 20], "area": 800, "iscrowd": 0}
     truth = {
-        "images": [{"id": image} for image in (1, 2, 3)],
-        "categories": [{"id": 7, "name": "bird"}, {"id": 90, "name": "bus"}],
-        "annotations": [box | {"id": image, "image_id": image} for image in (1, 3)],
+        "images": [{"id": zero + image} for image in (1, 2, 3)],
+        "categories": [{"id": zero + 7, "name": "bird"}, {"id": zero + 90, "name": "bus"}],
+        "annotations": [box | {"id": image, "image_id": zero + image} for image in (1, 3)],
     }
     (tmp_path / "val.json").write_text(json.dumps(truth))
     return Evaluator(
-        loader=ThreeImages(),
+        loader=ThreeImages(zero),
         annotation_file=tmp_path / "val.json",
         image_ids=None,
         images=3,
         images_without_truth=1,
-        categories=CATEGORIES,
+        categories=Categories(ids=(zero + 7, zero + 90), names=("bird", "bus")),
         timeout=timedelta(seconds=1),
     )
 
 
-def test_a_detector_that_finds_every_object_and_no_other_scores_one(evaluator: Evaluator):
+def test_a_detector_that_finds_every_object_and_no_other_scores_one(evaluator: Evaluator, zero: int):
     rows = [*evaluator.detect(Oracle(label=2), *SURROUNDINGS)]
     assert [len(each) for each in rows] == [1, 1]
     evaluation = evaluator.score(rows, RANKS)
     assert evaluation.numbers["AP"] == pytest.approx(1.0)
-    assert evaluation.detections[:, 0].tolist() == [1, 3]
+    assert evaluation.detections["image_id"].tolist() == [zero + 1, zero + 3]
     assert evaluation.notes == []
     # Whichever rank found them:
     other = evaluator.score(rows[::-1], RANKS)
@@ -110,6 +120,28 @@ def test_no_detection_scores_zero_and_says_so(evaluator: Evaluator):
     assert "No detection" in evaluation.notes[0]
 
 
+class Telling(Ranks):
+    """Remembers what it told the other ranks, which have as many batches."""
+
+    told: list[int]
+
+    def highest(self, value: int) -> int:
+        self.told.append(value)
+        return value
+
+
+@pytest.mark.parametrize("confidence", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_are_an_error_of_which_all_ranks_know(
+    evaluator: Evaluator, confidence: float
+):
+    runtime, _, console = SURROUNDINGS
+    ranks = Telling(CPU)
+    ranks.told = []
+    with pytest.raises(UserError, match=r"outputs are not finite in fp32; give runtime\.precision=fp32, or"):
+        list(evaluator.detect(Oracle(2, confidence), runtime, ranks, console))
+    assert ranks.told == [2, 1]  # batches, failed
+
+
 class OneRoundMore(Ranks):
     """Another rank has three batches, and can read all of them."""
 
@@ -120,7 +152,7 @@ class OneRoundMore(Ranks):
 def test_a_rank_without_a_batch_left_takes_part_in_the_round_of_the_others(evaluator: Evaluator):
     runtime, _, console = SURROUNDINGS
     rows = [*evaluator.detect(Oracle(label=2), runtime, OneRoundMore(CPU), console)]
-    assert [each.shape for each in rows] == [(1, 7), (1, 7), (0, 7)]
+    assert [len(each) for each in rows] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -146,8 +178,9 @@ def test_boxes_go_back_to_pixels_unclipped_with_the_files_category_ids():
         Detections(torch.tensor([[-0.1, 0.5, 0.5, 1.2]]), torch.tensor([0.5]), torch.tensor([2])),
         Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64)),
     ]
-    rows = result_rows(batch, found, torch.tensor([0.0, 7.0, 90.0]))
-    np.testing.assert_allclose(rows, [[11, -20, 50, 120, 70, 0.5, 90]], rtol=1e-6)
+    (row,) = result_rows(batch, found, Categories((7, 90), ("bird", "bus")))
+    assert (row["image_id"], row["category_id"], row["score"]) == (11, 90, 0.5)
+    np.testing.assert_allclose(row["bbox"], [-20, 50, 120, 70], rtol=1e-6)
 
 
 @pytest.mark.real_data
@@ -168,9 +201,9 @@ def test_the_lines_are_those_that_pycocotools_prints(test_data: Path):
 def test_an_example_shows_its_own_confident_detections(tmp_path: Path):
     Image.new("RGB", (100, 80)).save(tmp_path / "x.png")
     example = Example(5, str(tmp_path / "x.png"), np.array([[10.0, 10, 40, 40]]), np.array([1]))
-    shown, not_confident = [5, 50, 20, 30, 30, 0.9, 7], [5, 10, 20, 30, 30, 0.2, 7]
-    another_images = [6, 10, 20, 30, 30, 0.9, 7]
-    detections = np.array([shown, not_confident, another_images])
+    shown, not_confident = (5, 7, (50, 20, 30, 30), 0.9), (5, 7, (10, 20, 30, 30), 0.2)
+    another_images = (6, 7, (10, 20, 30, 30), 0.9)
+    detections = np.array([shown, not_confident, another_images], RESULT)
     picture = example_pictures([example], detections, Categories((7,), ("bird",)))["x"]
     found = np.asarray(picture)[22:, 106:]
     coloured = (np.abs(found.astype(int) - class_colour(1)).sum(axis=2) < 60).nonzero()
