@@ -53,6 +53,9 @@ DALI_FORMATS = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 READ_TIMEOUT_S = 300.0
 """A group of files that takes longer, from whatever disk, hangs DALI."""
 
+CRASHES = "the decoder crashes, or has not come to an end after"
+"""What is said, among other things, of an image that ends the process that reads it."""
+
 NAMED_IMAGES = 5
 """Bad images that an error lists."""
 
@@ -414,7 +417,7 @@ class _DecodeWorker:
             return [result for path in paths for result in self.read([path], decode)]
         if not fresh:
             return self.read(paths, decode)
-        return [f"the decoder crashes, or has not come to an end after {READ_TIMEOUT_S:g} s"]
+        return [f"{CRASHES} {READ_TIMEOUT_S:g} s"]
 
     def close(self) -> None:
         """End the process."""

@@ -26,7 +26,7 @@ from data.index import CocoIndex, Selection, read_index
 from data.pictures import ImageDefect, Level, exclude, find_bad_images, inspect_all, replace_bad
 from ssd.console import RunConsole
 from ssd.errors import UserError
-from tests.data.coco_folder import noise, noise_folder
+from tests.data.coco_folder import crashing_jpeg_2000, noise, noise_folder
 
 pytestmark = pytest.mark.unit
 
@@ -131,14 +131,6 @@ def test_a_file_cut_at_any_byte_is_found_and_decoders_print_nothing(
     assert {defect.kind for defect in defects.values()} <= {"undecodable", "not an image"}
     assert "Premature end of JPEG data" in defects[len(contents) - 1].detail
     assert capfd.readouterr() == ("", "")
-
-
-def crashing_jpeg_2000() -> bytes:
-    """A JPEG 2000 with tiles of width 0, by which the parser in DALI divides."""
-    content = bytearray(GOOD["jpeg 2000"])
-    size_marker = content.index(b"\xff\x51")
-    content[size_marker + 22 : size_marker + 26] = bytes(4)
-    return bytes(content)
 
 
 def absurd_png() -> bytes:
