@@ -2,7 +2,7 @@
 
 An image is bad where DALI can't decode its file or finds another size than the annotation file says. Training
 reads with DALI, so DALI judges: Pillow reads GIF, which DALI refuses, and lets a PNG pass that lacks its last
-bytes, where DALI fails.
+bytes, where DALI fails. Bad is a TIFF of floats, too, which DALI makes white and predict.py refuses.
 
 Before a run `find_bad_images` checks every file, once in each of its states, and `exclude` leaves out the bad
 images. In a batch that DALI fails on, data.loader asks `why_it_fails` of each image, and `replace_bad` puts
@@ -37,6 +37,7 @@ from nvidia.dali import fn
 from nvidia.dali.fn.io import file as fn_file
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PREFIXES, SAMPLEFORMAT, ImageFileDirectory_v2
 
 from ssd.console import RunConsole
 from ssd.errors import UserError
@@ -62,6 +63,7 @@ NAMED_IMAGES = 5
 ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
 
+_NO_RANGE = "its floats, or its integers of over 16 bits, have no range; save it with 8 bits a channel"
 _GROUP = 256  # files between two reports, whose headers are read at once
 _DECODED, _DECODED_PIXELS = 16, 2**26  # decoded at once, 200 MB: some phone pictures, or one that is larger
 
@@ -353,7 +355,9 @@ def _size_defect(found: tuple[int, int], annotated: tuple[int, ...]) -> ImageDef
 
 
 def _header_defect(path: str, reason: str) -> ImageDefect:
-    """Say what a file is whose header DALI does not read. reason: DALI's."""
+    """Say what a file is whose header DALI does not read. reason: DALI's, or _NO_RANGE."""
+    if reason == _NO_RANGE:
+        return ImageDefect("unsupported format", reason)
     start = b""
     try:
         with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
@@ -449,7 +453,7 @@ def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) 
     try:
         graph = _shape_graph(decode, threads)
         graph.feed_input("paths", [np.frombuffer(path.encode(), np.uint8) for path in paths])
-        (shapes,) = graph.run()
+        shapes, starts = graph.run()
     except RuntimeError as error:
         _shape_graph.cache_clear()  # after an error DALI calls a pipeline no longer valid
         if len(paths) == 1:
@@ -457,12 +461,30 @@ def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) 
         return [result for path in paths for result in _read_group([path], decode, threads, timeout_s)]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return [(width, height) for height, width, *_ in np.asarray(shapes.as_cpu().as_array()).tolist()]
+    sizes = [(width, height) for height, width, *_ in np.asarray(shapes.as_cpu().as_array()).tolist()]
+    is_tiff = [start.tobytes() in PREFIXES for start in np.asarray(starts.as_cpu().as_array())]
+    return [
+        _NO_RANGE if tiff and _lacks_range(path) else size
+        for path, size, tiff in zip(paths, sizes, is_tiff, strict=True)
+    ]
+
+
+def _lacks_range(tiff: str) -> bool:
+    """Tell whether nobody knows which of a TIFF's values is white: ssd.image refuses it, DALI takes 1.0."""
+    try:
+        with open(tiff, "rb") as file:
+            header = file.read(8)
+            tags = ImageFileDirectory_v2(header + file.read(8) if header[2] == 43 else header)  # BigTIFF
+            file.seek(tags.next)
+            tags.load(file)
+        return 3 in tags.get(SAMPLEFORMAT, ()) or max(tags.get(BITSPERSAMPLE, (1,))) > 16  # 3: floats
+    except Exception:  # Pillow raises almost anything on a damaged header, which DALI judges
+        return False
 
 
 @memoized
 def _shape_graph(decode: bool, threads: int) -> Pipeline:
-    """Build the graph that puts out the shapes (height, width, channels) of the pictures fed as `paths`."""
+    """Build the graph of files fed as `paths`: each one's (height, width, channels) and first 4 bytes."""
     # prefetch_queue_depth=1: nothing is read ahead, so messages, and a crash, are the current group's.
     pipeline = Pipeline(batch_size=_GROUP, num_threads=threads, device_id=None, prefetch_queue_depth=1)
     with pipeline:
@@ -471,9 +493,10 @@ def _shape_graph(decode: bool, threads: int) -> Pipeline:
             pictures = fn.decoders.image_slice(
                 files, device="cpu", rel_start=[0.0, 0.0], rel_shape=[1.0, 1.0], adjust_orientation=False
             )
-            pipeline.set_outputs(pictures.shape())
+            shapes = pictures.shape()
         else:
-            pipeline.set_outputs(fn.peek_image_shape(files, adjust_orientation=False))
+            shapes = fn.peek_image_shape(files, adjust_orientation=False)
+        pipeline.set_outputs(shapes, fn.slice(files, 0, 4, axes=[0]))
     return pipeline
 
 

@@ -5,6 +5,7 @@ Each file is opened once in each of its states, and without the bad images the d
 
 import io
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.TiffImagePlugin import SAMPLEFORMAT
 
 from data import pictures
 from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
@@ -26,6 +28,7 @@ from data.index import CocoIndex, Selection, read_index
 from data.pictures import ImageDefect, Level, exclude, find_bad_images, inspect_all, replace_bad
 from ssd.console import RunConsole
 from ssd.errors import UserError
+from ssd.image import PictureError, read_picture
 from tests.data.coco_folder import crashing_jpeg_2000, noise, noise_folder
 
 pytestmark = pytest.mark.unit
@@ -205,6 +208,43 @@ def test_each_bad_file_and_no_other_is_said_to_be_what_it_is(
         assert detail in defect.detail
     assert sum(done) == len(paths)
     assert max(done) == 7
+
+
+def float_rgb_tiff() -> bytes:
+    """What Pillow doesn't write: bytes, of which four are one float."""
+    content = encoded("TIFF", tiffinfo={SAMPLEFORMAT: (3, 3, 3)})
+    bits, width = struct.pack("<3H", 8, 8, 8), struct.pack("<HHIH", 256, 4, 1, WIDTH)
+    content = content.replace(bits, struct.pack("<3H", 32, 32, 32))
+    return content.replace(width, struct.pack("<HHIH", 256, 4, 1, WIDTH // 4))
+
+
+TIFFS = {
+    "RGB": encoded("TIFF"),
+    "16 bits": sixteen_bits("TIFF"),
+    "big": encoded("TIFF", big_tiff=True),
+    "floats": encoded("TIFF", "F"),
+    "big, floats": encoded("TIFF", "F", big_tiff=True),
+    "RGB floats": float_rgb_tiff(),
+    "integers": encoded("TIFF", "I"),
+}
+
+
+def test_a_tiff_is_bad_where_predict_refuses_it(tmp_path: Path) -> None:
+    """DALI takes a float's 1 for white, whatever its range."""
+    paths = write_all(tmp_path, [*TIFFS.values()])
+    sizes = np.tile((WIDTH, HEIGHT), (len(paths), 1))
+    sizes[[*TIFFS].index("RGB floats"), 0] //= 4
+    refused = []
+    for number, path in enumerate(paths):
+        try:
+            read_picture(Path(path))
+        except PictureError:
+            refused.append(number)
+    assert refused == [3, 4, 5, 6]
+    for level in Level:
+        defects = inspect_all(paths, sizes, level, workers=1)
+        assert [*defects] == refused
+        assert {defect.kind for defect in defects.values()} == {"unsupported format"}
 
 
 def test_no_files_have_no_defects() -> None:
