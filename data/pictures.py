@@ -67,8 +67,11 @@ _NO_RANGE = "its floats, or its integers of over 16 bits, have no range; save it
 _GROUP = 256  # files between two reports, whose headers are read at once
 _DECODED, _DECODED_PIXELS = 16, 2**26  # decoded at once, 200 MB: some phone pictures, or one that is larger
 
-FileState = tuple[int, int]
-"""Size in bytes and time of change in nanoseconds: where both are as before, so is the file."""
+FileState = tuple[int, int, int]
+"""Size, mtime and ctime, which nobody sets back: where all are as before, so is the file.
+
+Not the inode: some network file systems number files anew at each mount, and all would be opened again.
+"""
 
 Result = tuple[int, int] | str
 """What DALI makes of a file: (width, height), or why it can't read it."""
@@ -109,7 +112,7 @@ def find_bad_images(
 ) -> dict[int, str]:
     """Return a line about each bad image, by its id; open only files whose state was never looked into.
 
-    A verdict depends on a file's path, size and time of change and on the annotation file's width and height.
+    A verdict depends on a file's path and FileState, and on the annotation file's width and height.
     Those on an image folder at a level are one file in the cache folder. Of several processes with files to
     open one does it, the others wait and find its verdicts. Where all are known the cache may be read-only.
     Raises UserError where it can't be used.
@@ -154,7 +157,7 @@ def _look_up_states(index: "CocoIndex", threads: int) -> tuple[NDArray[np.uint64
                 reasons[image] = found.detail
             else:
                 width, height = index.sizes_px[image].tolist()
-                state = f"{index.file_names[image]} {width} {height} {found[0]} {found[1]}"
+                state = f"{index.file_names[image]} {width} {height} {found[0]} {found[1]} {found[2]}"
                 states[image] = int.from_bytes(
                     hashlib.blake2b(state.encode(), digest_size=8).digest(), "little"
                 )
@@ -338,7 +341,7 @@ def _look_up_one(path: str) -> FileState | ImageDefect:
         return ImageDefect("empty", "the file has 0 bytes")
     if not os.access(path, os.R_OK):
         return ImageDefect("unreadable", "the file may not be read: its permissions forbid it")
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _size_defect(found: tuple[int, int], annotated: tuple[int, ...]) -> ImageDefect | None:
