@@ -104,7 +104,7 @@ def open_evaluation(
     _refuse(_find_bad(index, data, ranks, console), index, _FIX)
     if trained is not None:
         trained.check_scored_by(index.categories, file)
-    options = _graph_options(data.batch_size, data, runtime, ranks)
+    options = _graph_options(min(data.batch_size, len(index)), data, runtime, ranks)
     evaluator = Evaluator(
         loader=DaliEvaluationLoader(index, options, ranks.rank, ranks.world_size),
         annotation_file=file,

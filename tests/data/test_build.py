@@ -57,6 +57,12 @@ def test_a_limit_counts_for_training_and_evaluation(demo: Path, session: Session
     assert task.evaluator.image_ids == [image["id"] for image in content["images"][:3]]
 
 
+def test_a_batch_larger_than_the_file_evaluates_all_of_it_at_once(demo: Path, session: Session):
+    data = DataConfig(path=str(demo), batch_size=10**9)
+    evaluator, _ = evaluation(data, None, session)
+    assert [len(batch.image_ids) for batch in evaluator.loader] == [7]
+
+
 def test_validation_with_other_categories_is_refused(demo: Path, tmp_path: Path, session: Session):
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     content["categories"][0]["name"] = "something else"
