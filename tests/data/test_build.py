@@ -72,10 +72,7 @@ def test_validation_with_other_categories_is_refused(demo: Path, tmp_path: Path,
 
 
 def test_a_published_checkpoint_takes_the_files_categories_in_their_order(demo: Path, session: Session):
-    data = config(demo).data
-    evaluator, index = open_evaluation(
-        data, None, timedelta(1), session.runtime, session.ranks, session.console
-    )
+    evaluator, index = evaluation(config(demo).data, None, session)
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     assert evaluator.categories == index.categories
     assert list(evaluator.categories.ids) == [each["id"] for each in content["categories"]]
@@ -85,16 +82,12 @@ def test_a_checkpoints_categories_are_kept_in_their_own_order(demo: Path, sessio
     data = config(demo).data
     _, index = evaluation(data, None, session)
     trained = Categories(index.categories.ids[::-1], index.categories.names[::-1])
-    evaluator, _ = open_evaluation(
-        data, trained, timedelta(1), session.runtime, session.ranks, session.console
-    )
+    evaluator, _ = evaluation(data, trained, session)
     assert evaluator.categories == trained
 
 
 def test_examples_are_images_with_boxes_spread_over_the_file(demo: Path, session: Session):
-    _, index = open_evaluation(
-        config(demo).data, None, timedelta(1), session.runtime, session.ranks, session.console
-    )
+    _, index = evaluation(config(demo).data, None, session)
     with_boxes = [image for image in range(len(index)) if len(index.boxes_of(image)[1])]
     examples = pick_examples(index, 2)
     assert [example.path for example in examples] == [index.path(with_boxes[0]), index.path(with_boxes[-1])]
@@ -108,9 +101,7 @@ def test_examples_are_images_with_boxes_spread_over_the_file(demo: Path, session
 def test_what_is_not_used_is_said(demo: Path, session: Session):
     _, rows = open_training(config(demo, limit=3), None, session)
     assert "6 images beyond data.limit" in rows["training images"]
-    index = open_evaluation(
-        config(demo).data, None, timedelta(1), session.runtime, session.ranks, session.console
-    )[1]
+    _, index = evaluation(config(demo).data, None, session)
     assert describe(index).startswith(
         f"7 with {len(index.labels)} boxes of {len(index.categories.ids)} classes"
     )
