@@ -332,7 +332,10 @@ def _look_up_one(path: str) -> FileState | ImageDefect:
     except FileNotFoundError:
         if os.path.islink(path):
             return ImageDefect("missing", "the file is a link to nothing")
-        return ImageDefect("missing", f"there is no such file{hint_of_backslashes(path)}")
+        meant, hint = path.replace("\\", "/"), ""
+        if meant != path and os.path.exists(meant):
+            hint = f", but {meant} is there: write / for \\ in its file_name"
+        return ImageDefect("missing", f"there is no such file{hint}")
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return ImageDefect("unreadable", f"the file cannot be read ({error})")
     if not stat.S_ISREG(status.st_mode):
@@ -374,14 +377,6 @@ def _header_defect(path: str, reason: str) -> ImageDefect:
     if kind not in DALI_FORMATS:
         return ImageDefect("unsupported format", f"DALI does not read {kind}; save it as JPEG or PNG")
     return ImageDefect("undecodable", f"its header is cut short or damaged ({reason})")
-
-
-def hint_of_backslashes(path: str) -> str:
-    """Return what to add to the news that there is no such file, where there is one with slashes."""
-    meant = path.replace("\\", "/")
-    if meant == path or not os.path.exists(meant):
-        return ""
-    return f", but {meant} is there: write / for \\ in its file_name"
 
 
 def orientation(picture: Image.Image) -> object:
