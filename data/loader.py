@@ -126,7 +126,6 @@ class DaliTrainLoader:
         if not self._replaces:
             fix = f"{REPLACE}, or train with data.on_bad_image=quarantine"
             raise bad_images_error(f"step {step}: DALI cannot read", met.values(), fix) from error
-        self._images(step, bad)  # raises where no image is left
         self._met_bad |= {int(self._index.image_ids[image]): line for image, line in met.items()}
         return bad
 
