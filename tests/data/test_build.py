@@ -257,7 +257,3 @@ def test_the_key_and_each_hosts_ranks_are_named(tmp_path: Path, monkeypatch: pyt
     message = str(caught.value)
     assert message.startswith(f"data.train_annotations={index.source.annotation_file}: ")
     assert f"{own[:8]} on a (rank 0, 1), c (rank 3); other fi on b (rank 2). Give all hosts" in message
-
-
-def test_one_process_agrees_with_itself(tmp_path: Path):
-    require_same_data(index_of(three_pictures(tmp_path)), Ranks(torch.device("cpu")))
