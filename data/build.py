@@ -12,7 +12,7 @@ import numpy as np
 from data.graph import GraphOptions
 from data.index import CocoIndex, Selection, cache_folder, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader
-from data.pictures import Level, bad_images_error, exclude, find_bad_images
+from data.pictures import CRASHES, Level, bad_images_error, exclude, find_bad_images
 from data.sampling import BatchPlan
 from ssd.annotations import read_ground_truth
 from ssd.categories import Categories
@@ -38,12 +38,12 @@ def open_training(
     """
     data, ranks = config.data, session.ranks
     batch_size = images_per_rank(config, saved, ranks)
-    train, excluded, replaced = _read_training(data, saved, session)
+    train, excluded, crashing = _read_training(data, saved, session)
     loader = DaliTrainLoader(
         BatchPlan(train, batch_size * ranks.world_size, config.seed, data.augment),
         _graph_options(batch_size, data, session.runtime, ranks),
         ranks.rank,
-        known_bad=replaced if data.on_bad_image is OnBadImage.quarantine else None,
+        known_bad=crashing if data.on_bad_image is OnBadImage.quarantine else None,
     )
     timeout = timedelta(minutes=config.evaluation.timeout_minutes)
     evaluator, val = open_evaluation(data, train.categories, timeout, session.runtime, ranks, session.console)
@@ -55,10 +55,11 @@ def open_training(
 def _read_training(
     data: DataConfig, saved: SavedRun | None, session: Session
 ) -> tuple[CocoIndex, list[int], dict[int, str]]:
-    """Return the training images without the excluded ones, the ids of these, and the bad ones to replace.
+    """Return the training images without the excluded ones, the ids of these, and those never to be opened.
 
     A run excludes what is bad when it begins, and resumed it excludes the same images, so that its steps
-    stay; what turned bad since is replaced in its batches.
+    stay. What turned bad since is replaced in the steps that can't read it, as if the run had gone on; only
+    what would end the process is replaced unread.
     """
     index = _read(data, Selection("train", data.limit, data.crowd, data.min_box_px), session.ranks)
     bad = _find_bad(index, data, session.ranks, session.console)
@@ -74,9 +75,12 @@ def _read_training(
         session.console.say(*(f"bad image, excluded: {line}" for line in bad.values()))
         return exclude(index, bad), sorted(bad), {}
     session.console.say(
-        *(f"bad image since the run began, replaced in its batches: {line}" for line in bad.values())
+        *(
+            f"bad image since the run began, replaced in each step that can't read it: {line}"
+            for line in bad.values()
+        )
     )
-    return remaining, excluded, bad
+    return remaining, excluded, {image_id: line for image_id, line in bad.items() if CRASHES in line}
 
 
 def open_evaluation(
@@ -103,7 +107,7 @@ def open_evaluation(
     _refuse(_find_bad(index, data, ranks, console), index, _FIX)
     if trained is not None:
         trained.check_scored_by(index.categories, file)
-    options = _graph_options(data.batch_size, data, runtime, ranks)
+    options = _graph_options(min(data.batch_size, len(index)), data, runtime, ranks)
     evaluator = Evaluator(
         loader=DaliEvaluationLoader(index, options, ranks.rank, ranks.world_size),
         annotation_file=file,

@@ -26,8 +26,8 @@ REPLACE = "Replace the file, or remove its entry and its boxes from the annotati
 class DaliTrainLoader:
     """The ssd.batches.TrainLoader of one rank: endless batches from any step on.
 
-    options.batch_size: images a rank and step. known_bad: a line about each bad image, by id; these are
-    replaced in their batches, and so are those that DALI fails on. None: such an image is an error.
+    options.batch_size: images a rank and step. known_bad: a line about each image never to be opened, by id;
+    these are replaced in their batches, and so are those that DALI fails on. None: such an image is an error.
     Raises UserError for a batch size that cannot train, and where the images do not fill one step.
     """
 
@@ -126,7 +126,6 @@ class DaliTrainLoader:
         if not self._replaces:
             fix = f"{REPLACE}, or train with data.on_bad_image=quarantine"
             raise bad_images_error(f"step {step}: DALI cannot read", met.values(), fix) from error
-        self._images(step, bad)  # raises where no image is left
         self._met_bad |= {int(self._index.image_ids[image]): line for image, line in met.items()}
         return bad
 

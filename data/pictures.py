@@ -2,7 +2,7 @@
 
 An image is bad where DALI can't decode its file or finds another size than the annotation file says. Training
 reads with DALI, so DALI judges: Pillow reads GIF, which DALI refuses, and lets a PNG pass that lacks its last
-bytes, where DALI fails.
+bytes, where DALI fails. Bad is a TIFF of floats, too, which DALI makes white and predict.py refuses.
 
 Before a run `find_bad_images` checks every file, once in each of its states, and `exclude` leaves out the bad
 images. In a batch that DALI fails on, data.loader asks `why_it_fails` of each image, and `replace_bad` puts
@@ -37,6 +37,7 @@ from nvidia.dali import fn
 from nvidia.dali.fn.io import file as fn_file
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PREFIXES, SAMPLEFORMAT, ImageFileDirectory_v2
 
 from ssd.console import RunConsole
 from ssd.errors import UserError
@@ -53,17 +54,24 @@ DALI_FORMATS = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 READ_TIMEOUT_S = 300.0
 """A group of files that takes longer, from whatever disk, hangs DALI."""
 
+CRASHES = "the decoder crashes, or has not come to an end after"
+"""What is said, among other things, of an image that ends the process that reads it."""
+
 NAMED_IMAGES = 5
 """Bad images that an error lists."""
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
 
+_NO_RANGE = "its floats, or its integers of over 16 bits, have no range; save it with 8 bits a channel"
 _GROUP = 256  # files between two reports, whose headers are read at once
 _DECODED, _DECODED_PIXELS = 16, 2**26  # decoded at once, 200 MB: some phone pictures, or one that is larger
 
-FileState = tuple[int, int]
-"""Size in bytes and time of change in nanoseconds: where both are as before, so is the file."""
+FileState = tuple[int, int, int]
+"""Size, mtime and ctime, which nobody sets back: where all are as before, so is the file.
+
+Not the inode: some network file systems number files anew at each mount, and all would be opened again.
+"""
 
 Result = tuple[int, int] | str
 """What DALI makes of a file: (width, height), or why it can't read it."""
@@ -104,7 +112,7 @@ def find_bad_images(
 ) -> dict[int, str]:
     """Return a line about each bad image, by its id; open only files whose state was never looked into.
 
-    A verdict depends on a file's path, size and time of change and on the annotation file's width and height.
+    A verdict depends on a file's path and FileState, and on the annotation file's width and height.
     Those on an image folder at a level are one file in the cache folder. Of several processes with files to
     open one does it, the others wait and find its verdicts. Where all are known the cache may be read-only.
     Raises UserError where it can't be used.
@@ -149,7 +157,7 @@ def _look_up_states(index: "CocoIndex", threads: int) -> tuple[NDArray[np.uint64
                 reasons[image] = found.detail
             else:
                 width, height = index.sizes_px[image].tolist()
-                state = f"{index.file_names[image]} {width} {height} {found[0]} {found[1]}"
+                state = f"{index.file_names[image]} {width} {height} {found[0]} {found[1]} {found[2]}"
                 states[image] = int.from_bytes(
                     hashlib.blake2b(state.encode(), digest_size=8).digest(), "little"
                 )
@@ -324,7 +332,10 @@ def _look_up_one(path: str) -> FileState | ImageDefect:
     except FileNotFoundError:
         if os.path.islink(path):
             return ImageDefect("missing", "the file is a link to nothing")
-        return ImageDefect("missing", f"there is no such file{hint_of_backslashes(path)}")
+        meant, hint = path.replace("\\", "/"), ""
+        if meant != path and os.path.exists(meant):
+            hint = f", but {meant} is there: write / for \\ in its file_name"
+        return ImageDefect("missing", f"there is no such file{hint}")
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return ImageDefect("unreadable", f"the file cannot be read ({error})")
     if not stat.S_ISREG(status.st_mode):
@@ -333,7 +344,7 @@ def _look_up_one(path: str) -> FileState | ImageDefect:
         return ImageDefect("empty", "the file has 0 bytes")
     if not os.access(path, os.R_OK):
         return ImageDefect("unreadable", "the file may not be read: its permissions forbid it")
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _size_defect(found: tuple[int, int], annotated: tuple[int, ...]) -> ImageDefect | None:
@@ -350,7 +361,9 @@ def _size_defect(found: tuple[int, int], annotated: tuple[int, ...]) -> ImageDef
 
 
 def _header_defect(path: str, reason: str) -> ImageDefect:
-    """Say what a file is whose header DALI does not read. reason: DALI's."""
+    """Say what a file is whose header DALI does not read. reason: DALI's, or _NO_RANGE."""
+    if reason == _NO_RANGE:
+        return ImageDefect("unsupported format", reason)
     start = b""
     try:
         with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
@@ -364,14 +377,6 @@ def _header_defect(path: str, reason: str) -> ImageDefect:
     if kind not in DALI_FORMATS:
         return ImageDefect("unsupported format", f"DALI does not read {kind}; save it as JPEG or PNG")
     return ImageDefect("undecodable", f"its header is cut short or damaged ({reason})")
-
-
-def hint_of_backslashes(path: str) -> str:
-    """Return what to add to the news that there is no such file, where there is one with slashes."""
-    meant = path.replace("\\", "/")
-    if meant == path or not os.path.exists(meant):
-        return ""
-    return f", but {meant} is there: write / for \\ in its file_name"
 
 
 def orientation(picture: Image.Image) -> object:
@@ -414,7 +419,7 @@ class _DecodeWorker:
             return [result for path in paths for result in self.read([path], decode)]
         if not fresh:
             return self.read(paths, decode)
-        return [f"the decoder crashes, or has not come to an end after {READ_TIMEOUT_S:g} s"]
+        return [f"{CRASHES} {READ_TIMEOUT_S:g} s"]
 
     def close(self) -> None:
         """End the process."""
@@ -446,7 +451,7 @@ def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) 
     try:
         graph = _shape_graph(decode, threads)
         graph.feed_input("paths", [np.frombuffer(path.encode(), np.uint8) for path in paths])
-        (shapes,) = graph.run()
+        shapes, starts = graph.run()
     except RuntimeError as error:
         _shape_graph.cache_clear()  # after an error DALI calls a pipeline no longer valid
         if len(paths) == 1:
@@ -454,12 +459,30 @@ def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) 
         return [result for path in paths for result in _read_group([path], decode, threads, timeout_s)]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return [(width, height) for height, width, *_ in np.asarray(shapes.as_cpu().as_array()).tolist()]
+    sizes = [(width, height) for height, width, *_ in np.asarray(shapes.as_cpu().as_array()).tolist()]
+    is_tiff = [start.tobytes() in PREFIXES for start in np.asarray(starts.as_cpu().as_array())]
+    return [
+        _NO_RANGE if tiff and _lacks_range(path) else size
+        for path, size, tiff in zip(paths, sizes, is_tiff, strict=True)
+    ]
+
+
+def _lacks_range(tiff: str) -> bool:
+    """Tell whether nobody knows which of a TIFF's values is white: ssd.image refuses it, DALI takes 1.0."""
+    try:
+        with open(tiff, "rb") as file:
+            header = file.read(8)
+            tags = ImageFileDirectory_v2(header + file.read(8) if header[2] == 43 else header)  # BigTIFF
+            file.seek(tags.next)
+            tags.load(file)
+        return 3 in tags.get(SAMPLEFORMAT, ()) or max(tags.get(BITSPERSAMPLE, (1,))) > 16  # 3: floats
+    except Exception:  # Pillow raises almost anything on a damaged header, which DALI judges
+        return False
 
 
 @memoized
 def _shape_graph(decode: bool, threads: int) -> Pipeline:
-    """Build the graph that puts out the shapes (height, width, channels) of the pictures fed as `paths`."""
+    """Build the graph of files fed as `paths`: each one's (height, width, channels) and first 4 bytes."""
     # prefetch_queue_depth=1: nothing is read ahead, so messages, and a crash, are the current group's.
     pipeline = Pipeline(batch_size=_GROUP, num_threads=threads, device_id=None, prefetch_queue_depth=1)
     with pipeline:
@@ -468,9 +491,10 @@ def _shape_graph(decode: bool, threads: int) -> Pipeline:
             pictures = fn.decoders.image_slice(
                 files, device="cpu", rel_start=[0.0, 0.0], rel_shape=[1.0, 1.0], adjust_orientation=False
             )
-            pipeline.set_outputs(pictures.shape())
+            shapes = pictures.shape()
         else:
-            pipeline.set_outputs(fn.peek_image_shape(files, adjust_orientation=False))
+            shapes = fn.peek_image_shape(files, adjust_orientation=False)
+        pipeline.set_outputs(shapes, fn.slice(files, 0, 4, axes=[0]))
     return pipeline
 
 

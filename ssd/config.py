@@ -13,6 +13,8 @@ from .detect import MAX_DETECTIONS, SHOWN_SCORE
 from .errors import UserError
 from .published import Weights
 
+MAX_THREADS = 1024  # enough for any machine's cores; a million no system starts
+_FEWER_THREADS = f"give at most {MAX_THREADS}, or null"
 MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can still count it
 
 
@@ -103,6 +105,7 @@ class DataConfig(DataPaths):
 
     def __post_init__(self) -> None:
         _require_at_least(self, "data.", batch_size=1, limit=1, threads=1)
+        require((self.threads or 1) <= MAX_THREADS, "data.threads", self.threads, _FEWER_THREADS)
         shortest = self.min_box_px
         require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
 
@@ -384,6 +387,7 @@ class PredictConfig:
         require(self.classes != [], "classes", self.classes, "name at least one, or give null for all")
         require(self.out != "", "out", "''", "name a folder")
         _require_at_least(self, "", max_detections=1, batch_size=1, threads=1)
+        require((self.threads or 1) <= MAX_THREADS, "threads", self.threads, _FEWER_THREADS)
         self.sources()
 
     def sources(self) -> list[str]:

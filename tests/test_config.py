@@ -122,7 +122,7 @@ def test_values_are_taken(overrides: list[str], section: str, key: str, value: o
 
 
 REFUSED = """
-data.batch_size=0 data.limit=0 data.threads=0 data.min_box_px=0 data.min_box_px=inf
+data.batch_size=0 data.limit=0 data.threads=0 data.threads=1025 data.min_box_px=0 data.min_box_px=inf
 optimizer.learning_rate=0 optimizer.learning_rate=inf optimizer.learning_rate=nan
 optimizer.momentum=1 optimizer.momentum=nan optimizer.weight_decay=-1 optimizer.weight_decay=inf
 schedule.epochs=0 schedule.max_steps=0 schedule.warmup_steps=-1
@@ -222,7 +222,7 @@ def test_images_is_one_source_or_several(override: str, sources: list[str]):
 REFUSED_PREDICTIONS = """
 images=null images=true images=1e3 images=[] images='' images=[a,null] images={a:1}
 threshold=2 threshold=1 threshold=-0.1 threshold=nan
-max_detections=0 classes=[] batch_size=0 threads=0 out=''
+max_detections=0 classes=[] batch_size=0 threads=0 threads=1000000000 out=''
 """
 
 

@@ -58,7 +58,7 @@ class Kind(Enum):
     no_file = unreadable
     empty = "file of 0 bytes", _ERROR, _FETCH
     not_an_image = "not an image", _ERROR, _FETCH
-    unsupported_format = "format that DALI does not read", _ERROR, "save it as JPEG or PNG"
+    unsupported_format = "format that training does not read", _ERROR, "save it as JPEG or PNG"
     too_many_pixels = "absurd dimensions", _ERROR, "make it smaller, or remove its entries"
     size_unlike = "size differs from the file's", _ERROR, "write the file's size, check its boxes"
     undecodable = "truncated or damaged", _ERROR, _FETCH

@@ -1,5 +1,6 @@
 """Small COCO data sets that the tests write."""
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,16 @@ def noise_folder(folder: Path, images: int) -> CocoFolder:
         ]
         data.add(100 + number, noise(rng, width, height), boxes)
     return data.write()
+
+
+def crashing_jpeg_2000() -> bytes:
+    """Write a JPEG 2000 with tiles of width 0, by which the parser in DALI divides."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG2000")
+    content = bytearray(file.getvalue())
+    size_marker = content.index(b"\xff\x51")
+    content[size_marker + 22 : size_marker + 26] = bytes(4)
+    return bytes(content)
 
 
 def three_pictures(folder: Path) -> CocoFolder:

@@ -1,5 +1,6 @@
 """The config's data section becomes loaders and evaluator; what each rank finds counts for all."""
 
+import itertools
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +15,14 @@ from data.demo import generate
 from data.index import CocoIndex
 from ssd.categories import Categories
 from ssd.cli import as_plain
-from ssd.config import DataConfig, OnBadImage, TrainConfig
+from ssd.config import Check, DataConfig, OnBadImage, TrainConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.training.session import Session
 from ssd.training.state import SavedRun
 from ssd.training.trainer import Task
-from tests.data.coco_folder import index_of, three_pictures
+from tests.data.coco_folder import crashing_jpeg_2000, index_of, three_pictures
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +55,12 @@ def test_a_limit_counts_for_training_and_evaluation(demo: Path, session: Session
     task, _ = open_training(config(demo, limit=3), None, session)
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     assert task.evaluator.image_ids == [image["id"] for image in content["images"][:3]]
+
+
+def test_a_batch_larger_than_the_file_evaluates_all_of_it_at_once(demo: Path, session: Session):
+    data = DataConfig(path=str(demo), batch_size=10**9)
+    evaluator, _ = evaluation(data, None, session)
+    assert [len(batch.image_ids) for batch in evaluator.loader] == [7]
 
 
 def test_validation_with_other_categories_is_refused(demo: Path, tmp_path: Path, session: Session):
@@ -149,23 +156,37 @@ def quarantined(folder: Path, **given: Any) -> TrainConfig:
     return config(folder, on_bad_image=OnBadImage.quarantine, **given)
 
 
-def test_a_picture_of_another_size_since_the_run_began_is_replaced_though_it_can_be_read(
+def test_a_run_that_resumes_replaces_damaged_pictures_in_the_steps_in_which_one_that_goes_on_does(
     own_demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
 ):
-    began, _ = open_training(quarantined(own_demo), None, session)
-    before = [image["image_id"] for image in began.loader.contents(0)]
-    path = Path(began.loader.contents(0)[1]["file"])
-    Image.new("RGB", (40, 30)).save(path)
-    resumed, _ = open_training(quarantined(own_demo), saved_of(began, quarantined(own_demo)), session)
-    assert (
-        f"bad image since the run began, replaced in its batches: {path} (image id {before[1]}): the file has"
-        in capsys.readouterr().out
-    )
+    """In those that can't read them: a picture cut short in some, one of another size in none."""
+    given = quarantined(own_demo, check=Check.full)
+    began, _ = open_training(given, None, session)
+    short, other = (own_demo / "train2017" / each["file_name"] for each in train_images(own_demo)[:2])
+    whole = short.read_bytes()
+    short.write_bytes(whole[:-100])
+    Image.new("RGB", (40, 30)).save(other)
+    resumed, _ = open_training(given, saved_of(began, given), session)
     assert (resumed.excluded, resumed.fingerprint) == ([], began.fingerprint)
-    assert [image["image_id"] for image in resumed.loader.contents(0)] == [before[0], before[0]]
-    batch = next(resumed.loader.batches(0))
-    assert torch.equal(batch.images[0], batch.images[1])
-    assert torch.equal(batch.labels[0], batch.labels[1])
+    said = capsys.readouterr().out
+    for path in (short, other):
+        assert f"bad image since the run began, replaced in each step that can't read it: {path}" in said
+    steps = 3 * began.loader.steps_per_epoch
+    both = zip(began.loader.batches(0), resumed.loader.batches(0), strict=True)
+    for ours, theirs in itertools.islice(both, steps):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+    seen = [each["file"] for step in range(steps) for each in resumed.loader.contents(step)]
+    assert 0 < seen.count(str(short)) < 3 <= seen.count(str(other))
+    assert [*resumed.loader.bad_images()] == [*began.loader.bad_images()] == [1]
+
+    # A file that crashes the decoder ends the one run. The other opens it no more.
+    short.write_bytes(whole)
+    other.write_bytes(crashing_jpeg_2000())
+    resumed, _ = open_training(given, saved_of(began, given), session)
+    seen = [each["file"] for step in range(steps) for each in resumed.loader.contents(step)]
+    assert str(short) in seen
+    assert str(other) not in seen
 
 
 def test_a_run_that_goes_on_with_other_annotations_leaves_out_their_bad_images(
@@ -247,7 +268,3 @@ def test_the_key_and_each_hosts_ranks_are_named(tmp_path: Path, monkeypatch: pyt
     message = str(caught.value)
     assert message.startswith(f"data.train_annotations={index.source.annotation_file}: ")
     assert f"{own[:8]} on a (rank 0, 1), c (rank 3); other fi on b (rank 2). Give all hosts" in message
-
-
-def test_one_process_agrees_with_itself(tmp_path: Path):
-    require_same_data(index_of(three_pictures(tmp_path)), Ranks(torch.device("cpu")))

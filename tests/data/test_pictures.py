@@ -5,6 +5,8 @@ Each file is opened once in each of its states, and without the bad images the d
 
 import io
 import os
+import shutil
+import struct
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.TiffImagePlugin import SAMPLEFORMAT
 
 from data import pictures
 from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
@@ -26,7 +29,8 @@ from data.index import CocoIndex, Selection, read_index
 from data.pictures import ImageDefect, Level, exclude, find_bad_images, inspect_all, replace_bad
 from ssd.console import RunConsole
 from ssd.errors import UserError
-from tests.data.coco_folder import noise, noise_folder
+from ssd.image import PictureError, read_picture
+from tests.data.coco_folder import crashing_jpeg_2000, noise, noise_folder
 
 pytestmark = pytest.mark.unit
 
@@ -133,14 +137,6 @@ def test_a_file_cut_at_any_byte_is_found_and_decoders_print_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def crashing_jpeg_2000() -> bytes:
-    """A JPEG 2000 with tiles of width 0, by which the parser in DALI divides."""
-    content = bytearray(GOOD["jpeg 2000"])
-    size_marker = content.index(b"\xff\x51")
-    content[size_marker + 22 : size_marker + 26] = bytes(4)
-    return bytes(content)
-
-
 def absurd_png() -> bytes:
     content = bytearray(GOOD["png"])
     content[16:24] = (100_000).to_bytes(4, "big") * 2
@@ -213,6 +209,43 @@ def test_each_bad_file_and_no_other_is_said_to_be_what_it_is(
         assert detail in defect.detail
     assert sum(done) == len(paths)
     assert max(done) == 7
+
+
+def float_rgb_tiff() -> bytes:
+    """What Pillow doesn't write: bytes, of which four are one float."""
+    content = encoded("TIFF", tiffinfo={SAMPLEFORMAT: (3, 3, 3)})
+    bits, width = struct.pack("<3H", 8, 8, 8), struct.pack("<HHIH", 256, 4, 1, WIDTH)
+    content = content.replace(bits, struct.pack("<3H", 32, 32, 32))
+    return content.replace(width, struct.pack("<HHIH", 256, 4, 1, WIDTH // 4))
+
+
+TIFFS = {
+    "RGB": encoded("TIFF"),
+    "16 bits": sixteen_bits("TIFF"),
+    "big": encoded("TIFF", big_tiff=True),
+    "floats": encoded("TIFF", "F"),
+    "big, floats": encoded("TIFF", "F", big_tiff=True),
+    "RGB floats": float_rgb_tiff(),
+    "integers": encoded("TIFF", "I"),
+}
+
+
+def test_a_tiff_is_bad_where_predict_refuses_it(tmp_path: Path) -> None:
+    """DALI takes a float's 1 for white, whatever its range."""
+    paths = write_all(tmp_path, [*TIFFS.values()])
+    sizes = np.tile((WIDTH, HEIGHT), (len(paths), 1))
+    sizes[[*TIFFS].index("RGB floats"), 0] //= 4
+    refused = []
+    for number, path in enumerate(paths):
+        try:
+            read_picture(Path(path))
+        except PictureError:
+            refused.append(number)
+    assert refused == [3, 4, 5, 6]
+    for level in Level:
+        defects = inspect_all(paths, sizes, level, workers=1)
+        assert [*defects] == refused
+        assert {defect.kind for defect in defects.values()} == {"unsupported format"}
 
 
 def test_no_files_have_no_defects() -> None:
@@ -411,7 +444,13 @@ def test_only_files_that_changed_are_opened_again(index: CocoIndex, cache: Path,
     worse = cut(index, 3)
     for _ in range(2):
         assert find(index, cache).keys() == {bad, worse}
-    assert opened == [IMAGES, 1]
+    path = Path(index.path(4))
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p leaves it
+    for _ in range(2):
+        assert find(index, cache).keys() == {bad, worse}
+    assert opened == [IMAGES, 1, 1]
     (entry,) = cache.glob("*.npz")
     for damage in (
         lambda content: content[:-1],
@@ -453,11 +492,13 @@ def test_hosts_share_a_cache_though_their_copies_have_other_times(
     index: CocoIndex, cache: Path, opened: list[int]
 ) -> None:
     """As the two hosts' local disks would look under one path."""
-    for _ in range(2):
-        for changed in (1_600_000_000, 1_700_000_000):
-            for image in range(IMAGES):
-                os.utime(index.path(image), (changed, changed))
-            assert find(index, cache) == {}
+    here, there = index.source.image_folder, cache.with_name("other host")
+    shutil.copytree(here, there)
+    for _ in range(4):
+        assert find(index, cache) == {}
+        here.rename(cache.with_name("aside"))
+        there.rename(here)
+        cache.with_name("aside").rename(there)
     assert opened == [IMAGES, IMAGES]
 
 
