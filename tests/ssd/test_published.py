@@ -114,3 +114,55 @@ def test_another_programs_checkpoint_is_refused(tmp_path: Path):
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="neither a checkpoint of this trainer nor a published SSD300"):
         load_weights(tmp_path / "other.pt")
+
+
+MISFITS = {
+    "1.bias": (torch.zeros(43), "(43,) for (42,)"),
+    "2.bias": (torch.zeros(()), "() for (42,)"),
+    "3.bias": (torch.zeros(42, device="meta"), "is no plain tensor (42,)"),
+    "4.bias": (torch.zeros(28).to_sparse(), "is no plain tensor (28,)"),
+    "5.bias": (torch.zeros(28, dtype=torch.complex64), "is no plain tensor (28,)"),
+    "1.weight": (torch.zeros(1).expand(42, 512, 3, 3), "is no plain tensor (42, 512, 3, 3)"),
+    "2.weight": ("text", "is no plain tensor (42, 512, 3, 3)"),
+}
+FIRST_HEADS = [  # by whose shape the classes are counted
+    {"0.weight": (torch.zeros(()), "() for (8, 256, 3, 3)")},
+    {"0.weight": (torch.zeros(1).expand(4 * 10**9, 256, 3, 3), "is no plain tensor (8, 256, 3, 3)")},
+]
+
+
+@pytest.mark.parametrize(
+    ("ours", "changed"), [(True, MISFITS), (False, MISFITS), *zip((True, False), FIRST_HEADS, strict=True)]
+)
+def test_tensors_that_do_not_fit_are_named_with_what_fits(ours: bool, changed: dict, tmp_path: Path):
+    model = dict(SSD300("resnet18", num_classes=7).state_dict())
+    model |= {f"logit_heads.{key}": value for key, (value, _) in changed.items()}
+    categories = {"ids": [*range(6)], "names": [*"abcdef"]}
+    if ours:
+        write(tmp_path / "x.pt", {"format": FORMAT, "model": model, "categories": categories, "config": {}})
+    else:
+        torch.save({"model": to_published(model)}, tmp_path / "x.pt")
+    with pytest.raises(
+        CheckpointError, match=r"x\.pt doesn't fit .* detector of .*; give another file$"
+    ) as error:
+        load_weights(tmp_path / "x.pt")
+    for key, (_, reason) in changed.items():
+        assert f"{'logit_heads' if ours else 'conf'}.{key} {reason}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"model": None}, "lacks 'model'"),
+        ({"categories": None}, "lacks 'categories'"),
+        ({"config": None}, "lacks 'config'"),
+        ({"model": torch.zeros(0)}, "its model is a Tensor"),
+        ({"categories": {"ids": [1, 2], "names": ["a"]}}, "its categories have 2 ids and 1 names; give"),
+    ],
+)
+def test_a_checkpoint_of_ours_without_a_part_is_refused_by_it(changed: dict, reason: str, tmp_path: Path):
+    state = {"format": FORMAT, "model": dict(SSD300("resnet18", num_classes=3).state_dict()), "config": {}}
+    state |= {"categories": {"ids": [1, 2], "names": ["a", "b"]}} | changed
+    write(tmp_path / "x.pt", {key: value for key, value in state.items() if value is not None})
+    with pytest.raises(CheckpointError, match=rf"x\.pt .*{reason}"):
+        load_weights(tmp_path / "x.pt")
