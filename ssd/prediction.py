@@ -70,8 +70,8 @@ class Found:
 def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     """Find the pictures of files, folders and globs, sorted by name, but not what was drawn in `out` before.
 
-    A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
-    hidden ones; folders are searched recursively, links to folders not followed.
+    A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, no
+    pipes and devices, not hidden ones; folders are searched recursively, links to folders not followed.
     Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
     """
     drawn = out.resolve()
@@ -129,8 +129,11 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(parent, name)
+            path = Path(parent, name)
+            # Pipes and devices may never end. A broken link is named when it is read.
+            special = os.path.exists(path) and not os.path.isfile(path)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES and not special:
+                yield path
 
 
 class ReadPicture(NamedTuple):

@@ -155,6 +155,10 @@ def test_a_download_is_kept_until_a_reload_that_succeeds(
             "#sha256=ab must be #sha256= and 64 hex digits",
         ),
         (lambda ours: nvidia(f"{ours.as_uri()}#sha256={SHA256_OF_NOTHING}"), "the sha256 of .*best.pt is "),
+        (
+            lambda _: nvidia(f"file:///gone.pt#sha256={SHA256_OF_NOTHING}"),
+            "checkpoint /gone.pt does not exist",
+        ),
         (lambda _: nvidia("http://127.0.0.1:9/ü.pt"), "^weights=http://127.0.0.1:9/ü.pt: download failed"),
     ],
 )

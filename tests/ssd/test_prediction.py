@@ -69,8 +69,15 @@ def names(*places: object, out: Path = Path("elsewhere")) -> list[str]:
 )
 def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(place: str, found: list[str], photos: Path):
     touch(photos, "._b.jpg", ".trash/old.jpg", "[1]*.dat")  # hidden files and folders are passed over
+    os.mkfifo(photos / "a" / "fifo.jpg")  # and what would never end, or never begin
+    (photos / "b.png").symlink_to("/dev/zero")
     files = find_pictures([f"{photos}/{place}"], Path("elsewhere"))
     assert [(file.image_id, file.name) for file in files] == [*enumerate(found, start=1)]
+
+
+def test_a_broken_link_is_found_so_that_it_is_named_when_it_is_read(photos: Path):
+    (photos / "a" / "gone.jpg").symlink_to("nowhere")
+    assert names(photos / "a") == ["b.png", "c/x.tif", "gone.jpg", "z.webp"]
 
 
 def test_pictures_of_one_name_stay_apart_and_each_is_found_once(photos: Path):
@@ -113,6 +120,7 @@ def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
+        ("fifo.jpg", "fifo.jpg is neither a file nor a folder"),
         ("missing.jpg", "missing.jpg is neither a file nor a folder.*needs quotes"),
         ("*.jpeg", r"no picture in .*photos/\*\.jpeg.*\*\*/\*\.jpg"),
         ("a/f*", "no picture in"),
@@ -121,6 +129,7 @@ def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
 )
 def test_a_place_without_pictures_is_named_even_beside_others(place: str, message: str, photos: Path):
     (photos / "empty").mkdir()
+    os.mkfifo(photos / "fifo.jpg")
     with pytest.raises(UserError, match=message):
         names(photos, photos / place)
 
