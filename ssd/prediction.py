@@ -74,18 +74,18 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     pipes and devices, not hidden ones; folders are searched recursively, links to folders not followed.
     Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
     """
-    drawn = out.resolve()
+    drawn = _real(out)
     searched = []
     found: set[Path] = set()
     for source in sources:
         folder, files = _look(source)
-        if folder.resolve() == drawn:
+        if _real(folder) == drawn:
             raise UserError(
                 f"out={out} is where images={source} lie; give another folder, so that none is lost"
             )
         # `out` may also hold the source as a whole (out=. beside photos/); then nothing in it was drawn.
-        if not folder.resolve().is_relative_to(drawn):
-            files = [file for file in files if not file.resolve().is_relative_to(drawn)]
+        if not _real(folder).is_relative_to(drawn):
+            files = [file for file in files if not _real(file).is_relative_to(drawn)]
         if not files:
             raise UserError(
                 f"images={source}: no picture in {_absolute(source)}; folders and globs give files that end "
@@ -120,6 +120,10 @@ def _look(source: str) -> tuple[Path, list[Path]]:
 
 def _absolute(source: str) -> Path:
     return Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # resolve() raises RuntimeError where links go in circles
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
@@ -212,9 +216,9 @@ class Output:
         self.folder = folder
         self.categories = categories
         self._drawn = drawn_names([file.name for file in files])
-        originals = {file.path.resolve() for file in files}
+        originals = {_real(file.path) for file in files}
         for name in self._drawn.values():
-            if (folder / name).resolve() in originals:
+            if _real(folder / name) in originals:
                 raise UserError(f"out={folder}: {folder / name} is one of the pictures; give another folder")
         check_folder(folder, "out")
 

@@ -75,9 +75,12 @@ def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(place: str, fo
     assert [(file.image_id, file.name) for file in files] == [*enumerate(found, start=1)]
 
 
-def test_a_broken_link_is_found_so_that_it_is_named_when_it_is_read(photos: Path):
+def test_broken_links_are_found_and_named_when_they_are_read(photos: Path):
     (photos / "a" / "gone.jpg").symlink_to("nowhere")
-    assert names(photos / "a") == ["b.png", "c/x.tif", "gone.jpg", "z.webp"]
+    (photos / "a" / "loop.jpg").symlink_to("loop.jpg")
+    files = find_pictures([str(photos / "a")], Path("elsewhere"))
+    assert [file.name for file in files] == ["b.png", "c/x.tif", "gone.jpg", "loop.jpg", "z.webp"]
+    Output(photos.parent / "out", files, CATEGORIES)
 
 
 def test_pictures_of_one_name_stay_apart_and_each_is_found_once(photos: Path):
