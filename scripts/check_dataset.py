@@ -7,12 +7,10 @@ Keys and their values: conf/check_dataset.yaml.
 
 from pathlib import Path
 
-from rich.console import Console
-
 from data.doctor.examine import examine
 from ssd.cli import check_file, run
 from ssd.config import CheckDatasetConfig
-from ssd.console import RunConsole
+from ssd.console import PlainConsole, RunConsole
 from ssd.evaluation.evaluator import write_report
 
 
@@ -21,8 +19,7 @@ def main(config: CheckDatasetConfig) -> None:
     check_file(config.out, "out")
     with RunConsole(is_main=True) as progress:
         report = examine(config, progress)
-    # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = PlainConsole()
     report.show(console)
     write_report(config.out, "out", report.as_json())
     console.print(f"all of it: {config.out}")

@@ -4,21 +4,34 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from ssd.errors import printable
 
 Item = TypeVar("Item")
+
+
+class PlainConsole(Console):
+    """Shows names of files and classes as they are: [x] is no style, :car: no emoji, ESC steers nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Do as rich does for each string that it prints, also in tables."""
+        return super().render_str(printable(text), **options)
 
 
 class RunConsole:
     """Prints on rank 0, a live progress bar in a terminal, plain lines elsewhere; other ranks are silent."""
 
     def __init__(self, is_main: bool) -> None:
-        # Names of files and classes are shown as they are: [x] is no style and :car: no emoji.
-        self._console = Console(quiet=not is_main, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console = PlainConsole(quiet=not is_main)
         columns = (
             TextColumn("{task.fields[what]}"),
             BarColumn(),

@@ -50,10 +50,6 @@ class PictureFile:
     path: Path
     name: str
 
-    def __str__(self) -> str:
-        """Return the path as any terminal can print it: file names need not be UTF-8."""
-        return os.fsencode(self.path).decode("utf-8", "replace")
-
 
 @dataclass(frozen=True)
 class Found:
@@ -150,7 +146,7 @@ class ReadPicture(NamedTuple):
 
 def _read(file: PictureFile) -> ReadPicture | PictureError:
     try:
-        picture = read_picture(file.path, name=str(file))
+        picture = read_picture(file.path)
     except PictureError as error:
         return error
     return ReadPicture(file, picture, squash(picture))
