@@ -16,6 +16,8 @@ from torch import nn
 from ssd import hub
 from ssd.categories import COCO
 from ssd.checkpoint import FORMAT, write
+from ssd.cli import as_plain
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.hub import HubSSD300, nvidia_ssd, ssd300
 from ssd.image import PictureError
@@ -27,6 +29,7 @@ from tests.web_site import Site, serving
 pytestmark = pytest.mark.unit
 
 NAMES = ("cell", "platelet")
+CONFIG = as_plain(TrainConfig(name="x"))
 SHA256_OF_NOTHING = hashlib.sha256().hexdigest()
 
 
@@ -52,7 +55,12 @@ def small() -> SSD300:
 
 def save(path: Path, network: SSD300, names: tuple[str, ...] = NAMES) -> Path:
     categories = {"ids": [*range(1, len(names) + 1)], "names": list(names)}
-    state = {"format": FORMAT, "model": dict(network.state_dict()), "categories": categories, "config": {}}
+    state = {
+        "format": FORMAT,
+        "model": dict(network.state_dict()),
+        "categories": categories,
+        "config": CONFIG,
+    }
     write(path, state)
     return path
 
