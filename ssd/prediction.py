@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
-from ssd.cli import check_folder, writing
+from ssd.cli import writing
 from ssd.console import RunConsole
 from ssd.detect import Detections, detect
 from ssd.errors import UserError
@@ -44,11 +44,13 @@ class PictureFile:
 
     image_id: its number among all found, from 1. path: where it lies. name: its path from the folder that was
     searched, or from the deepest one that holds all that were, with /: no two pictures have the same.
+    drawn: where it goes with boxes drawn.
     """
 
     image_id: int
     path: Path
     name: str
+    drawn: Path
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
 
     A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, no
     pipes and devices, not hidden ones; folders are searched recursively, links to folders not followed.
-    Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
+    Raises UserError where a source gives nothing, where `out` is a folder that is searched, or where a drawn
+    picture would replace one of the pictures.
     """
     drawn = _real(out)
     searched = []
@@ -90,8 +93,27 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
         searched.append(folder)
         found.update(files)
     top = Path(os.path.commonpath(searched))
-    names = sorted((file.relative_to(top).as_posix(), file) for file in found)
-    return [PictureFile(number, file, name) for number, (name, file) in enumerate(names, start=1)]
+    paths = {file.relative_to(top).as_posix(): file for file in found}
+    originals = {_real(file) for file in found}
+    pictures = []
+    for number, name in enumerate(sorted(paths), start=1):
+        picture = PictureFile(number, paths[name], name, out / drawn_name(name, paths))
+        if _real(picture.drawn) in originals:
+            raise UserError(f"out={out}: {picture.drawn} is one of the pictures; give another folder")
+        pictures.append(picture)
+    return pictures
+
+
+def drawn_name(name: str, names: Collection[str]) -> str:
+    """Return what a picture is drawn as: JPEG and PNG keep their names, others get .jpg added.
+
+    As the suffix is added, never replaced, a.webp and a.tif and a.jpg stay apart. names: of all pictures.
+    """
+    if PurePosixPath(name).suffix.lower() not in _DRAWN_KINDS:
+        name += ".jpg"
+        while name in names:  # someone's a.webp.jpg
+            name += ".jpg"
+    return name
 
 
 def _look(source: str) -> tuple[Path, list[Path]]:
@@ -201,22 +223,12 @@ class Predictor:
         return Found(boxes_ltrb_px.numpy(), found.scores[best].tolist(), found.labels[best].tolist())
 
 
+@dataclass(frozen=True)
 class Output:
-    """The folder of drawn pictures and detections.json; a file is written whole or not at all.
+    """The folder of drawn pictures and detections.json; a file is written whole or not at all."""
 
-    Raises UserError where the folder can't be made or written, or where a drawn picture would replace
-    one of the pictures themselves.
-    """
-
-    def __init__(self, folder: Path, files: Sequence[PictureFile], categories: Categories) -> None:
-        self.folder = folder
-        self.categories = categories
-        self._drawn = drawn_names([file.name for file in files])
-        originals = {_real(file.path) for file in files}
-        for name in self._drawn.values():
-            if _real(folder / name) in originals:
-                raise UserError(f"out={folder}: {folder / name} is one of the pictures; give another folder")
-        check_folder(folder, "out")
+    folder: Path
+    categories: Categories
 
     def write_picture(self, read: ReadPicture, found: Found) -> list[dict[str, Any]]:
         """Draw what was found into a picture, save it, and return it as COCO's results."""
@@ -225,14 +237,13 @@ class Output:
         detections = list(zip(boxes_ltrb_px, found.scores, found.labels, strict=True))
         texts = [f"{self.categories.name_of(label)} {score:.2f}" for _, score, label in detections]
         draw_boxes(picture, boxes_ltrb_px, found.labels, texts)
-        path = self.folder / self._drawn[file.name]
-        kind = _DRAWN_KINDS[path.suffix.lower()]
+        kind = _DRAWN_KINDS[file.drawn.suffix.lower()]
         profile = picture.info.get("icc_profile")
         # A profile of grey or CMYK values is none of the RGB values that these became.
         profile = profile if profile and profile[16:20] == b"RGB " else None
         # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
         options = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
-        with _replacing(path) as temporary:
+        with _replacing(file.drawn) as temporary:
             picture.save(temporary, format=kind, icc_profile=profile, **options)
         return [
             {
@@ -250,21 +261,6 @@ class Output:
         lines = ",\n".join(json.dumps(result, allow_nan=False) for result in results)
         with _replacing(self.folder / "detections.json") as temporary:
             temporary.write_text(f"[\n{lines}\n]\n" if results else "[]\n", encoding="utf-8")
-
-
-def drawn_names(names: Sequence[str]) -> dict[str, str]:
-    """Return by each picture's name what it is drawn as: JPEG and PNG keep theirs, others get .jpg added.
-
-    As the suffix is added, never replaced, a.webp and a.tif and a.jpg stay apart.
-    """
-    kept = {name for name in names if PurePosixPath(name).suffix.lower() in _DRAWN_KINDS}
-    drawn = {name: name for name in kept}
-    for name in names:
-        if name not in kept:
-            drawn[name] = f"{name}.jpg"
-            while drawn[name] in kept:  # someone's a.webp.jpg
-                drawn[name] += ".jpg"
-    return drawn
 
 
 @contextmanager

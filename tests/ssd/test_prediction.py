@@ -23,7 +23,7 @@ from ssd.prediction import (
     PictureFile,
     Predictor,
     ReadPicture,
-    drawn_names,
+    drawn_name,
     find_pictures,
 )
 from ssd.runtime import Runtime
@@ -80,7 +80,6 @@ def test_broken_links_are_found_and_named_when_they_are_read(photos: Path):
     (photos / "a" / "loop.jpg").symlink_to("loop.jpg")
     files = find_pictures([str(photos / "a")], Path("elsewhere"))
     assert [file.name for file in files] == ["b.png", "c/x.tif", "gone.jpg", "loop.jpg", "z.webp"]
-    Output(photos.parent / "out", files, CATEGORIES)
 
 
 def test_pictures_of_one_name_stay_apart_and_each_is_found_once(photos: Path):
@@ -217,9 +216,9 @@ def test_outputs_that_are_not_finite_are_an_error_not_an_empty_picture(value: fl
 
 
 def write(folder: Path, name: str, picture: Image.Image | None = None, found: Found = NOTHING) -> list[dict]:
-    file = PictureFile(7, Path("photos") / name, name)
+    file = PictureFile(7, Path("photos") / name, name, folder / drawn_name(name, [name]))
     picture = picture or Image.new("RGB", (40, 30))
-    output = Output(folder, [file], CATEGORIES)
+    output = Output(folder, CATEGORIES)
     results = output.write_picture(ReadPicture(file, picture, picture), found)
     output.write_json(results)
     return results
@@ -247,8 +246,7 @@ def test_jpeg_and_png_keep_their_names_and_others_become_jpegs(
 
 def test_no_two_pictures_are_drawn_to_one_file():
     names = ["a", "a.jpg", "a.png", "a.webp", "a.webp.jpg", "a.webp.jpg.jpg", "a.tif", "s/a.jpg"]
-    drawn = drawn_names(names)
-    assert set(drawn) == set(names)
+    drawn = {name: drawn_name(name, names) for name in names}
     assert len(set(drawn.values())) == len(names)
     assert drawn["a.webp.jpg"] == "a.webp.jpg"
 
@@ -290,6 +288,5 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
 def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
     """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
     folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
-    files = find_pictures([str(folder)], tmp_path)
     with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
-        Output(tmp_path, files, CATEGORIES)
+        find_pictures([str(folder)], tmp_path)
