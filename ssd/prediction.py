@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
 from ssd.cli import writing
 from ssd.console import RunConsole
-from ssd.detect import Detections, detect
+from ssd.detect import detect
 from ssd.errors import UserError
 from ssd.image import PictureError, draw_boxes, normalize, read_picture, squash
 from ssd.runtime import Runtime
@@ -53,14 +52,13 @@ class PictureFile:
     drawn: Path
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What was found on one picture, best first.
 
-    boxes_ltrb_px: K×4 float64 in pixels of the picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
+    boxes_ltrb_px: K×4 in pixels of the picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
     """
 
-    boxes_ltrb_px: NDArray[np.float64]
+    boxes_ltrb_px: list[list[float]]
     scores: list[float]
     labels: list[int]
 
@@ -213,14 +211,13 @@ class Predictor:
         # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
         # until the other classes are gone.
         everything = logits.shape[1] * logits.shape[2]
-        found = detect(offsets, logits, self._default_boxes, self.threshold, max_detections=everything)
-        return [self._in_pixels(each, size) for each, size in zip(found, sizes_px, strict=True)]
-
-    def _in_pixels(self, found: Detections, size_px: tuple[int, int]) -> Found:
-        best = torch.isin(found.labels, self._labels).nonzero()[: self._max_detections, 0]
-        scale = torch.tensor(size_px, dtype=torch.float64).repeat(2)
-        boxes_ltrb_px: Tensor = found.boxes[best].cpu().double() * scale
-        return Found(boxes_ltrb_px.numpy(), found.scores[best].tolist(), found.labels[best].tolist())
+        detected = detect(offsets, logits, self._default_boxes, self.threshold, max_detections=everything)
+        found = []
+        for (boxes_ltrb, scores, labels), size_px in zip(detected, sizes_px, strict=True):
+            best = torch.isin(labels, self._labels).nonzero()[: self._max_detections, 0]
+            boxes_ltrb_px = boxes_ltrb[best].cpu().double() * torch.tensor(size_px).repeat(2)
+            found.append(Found(boxes_ltrb_px.tolist(), scores[best].tolist(), labels[best].tolist()))
+        return found
 
 
 @dataclass(frozen=True)
@@ -233,10 +230,9 @@ class Output:
     def write_picture(self, read: ReadPicture, found: Found) -> list[dict[str, Any]]:
         """Draw what was found into a picture, save it, and return it as COCO's results."""
         file, picture = read.file, read.picture
-        boxes_ltrb_px = found.boxes_ltrb_px.tolist()
-        detections = list(zip(boxes_ltrb_px, found.scores, found.labels, strict=True))
-        texts = [f"{self.categories.name_of(label)} {score:.2f}" for _, score, label in detections]
-        draw_boxes(picture, boxes_ltrb_px, found.labels, texts)
+        names = map(self.categories.name_of, found.labels)
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
+        draw_boxes(picture, found.boxes_ltrb_px, found.labels, texts)
         kind = _DRAWN_KINDS[file.drawn.suffix.lower()]
         profile = picture.info.get("icc_profile")
         # A profile of grey or CMYK values is none of the RGB values that these became.
@@ -253,7 +249,7 @@ class Output:
                 "bbox": [left, top, right - left, bottom - top],
                 "score": score,
             }
-            for (left, top, right, bottom), score, label in detections
+            for (left, top, right, bottom), score, label in zip(*found, strict=True)
         ]
 
     def write_json(self, results: Sequence[dict[str, Any]]) -> None:
