@@ -324,12 +324,12 @@ def predict_pictures(
 
 def count_rows(results: Sequence[dict[str, Any]], categories: Categories) -> dict[str, str]:
     """Say of each class that was found how often and on how many pictures, the most frequent first."""
-    detections = Counter(result["category_id"] for result in results)
-    pictures = Counter(key for _, key in {(result["image_id"], result["category_id"]) for result in results})
     names = dict(zip(categories.ids, categories.names, strict=True))
+    found = [(result["image_id"], names[result["category_id"]]) for result in results]
+    pictures = Counter(name for _, name in set(found))
     return {
-        names[key]: f"{count:>5} on {pictures[key]:>5} picture{'s' if pictures[key] > 1 else ''}"
-        for key, count in detections.most_common()
+        name: f"{count:>5} on {pictures[name]:>5} picture{'s' if pictures[name] > 1 else ''}"
+        for name, count in Counter(name for _, name in found).most_common()
     }
 
 

@@ -23,6 +23,7 @@ from ssd.prediction import (
     PictureFile,
     Predictor,
     ReadPicture,
+    count_rows,
     drawn_name,
     find_pictures,
 )
@@ -289,3 +290,9 @@ def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
     folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
     with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
         find_pictures([str(folder)], tmp_path)
+
+
+def test_classes_of_one_name_are_counted_together():
+    results = [{"image_id": image, "category_id": category} for image, category in ((1, 3), (1, 5), (2, 5))]
+    rows = count_rows([*results, {"image_id": 2, "category_id": 7}], Categories((3, 5, 7), ("a", "a", "b")))
+    assert rows == {"a": "    3 on     2 pictures", "b": "    1 on     1 picture"}
