@@ -5,7 +5,7 @@ Leaves the pictures with boxes drawn, and detections.json. Keys and their values
 
 from pathlib import Path
 
-from ssd.cli import run
+from ssd.cli import check_folder, run
 from ssd.config import PredictConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import choose_device
@@ -23,7 +23,8 @@ def main(config: PredictConfig) -> None:
     runtime_config = config.runtime.filled_from(weights)
     runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))
     predictor = Predictor(weights.network(), runtime, config.threshold, config.max_detections, labels)
-    output = Output(Path(config.out), files, categories)
+    output = Output(Path(config.out), categories)
+    check_folder(output.folder, "out")
     with RunConsole(is_main=True) as console:
         console.say(f"{config.checkpoint}, scores above {config.threshold}, {runtime.describe()}")
         threads = config.threads or default_threads()

@@ -10,7 +10,7 @@ from pathlib import Path
 from data.doctor.examine import examine
 from ssd.cli import check_file, run
 from ssd.config import CheckDatasetConfig
-from ssd.console import RunConsole, plain_console
+from ssd.console import PlainConsole, RunConsole
 from ssd.evaluation.evaluator import write_report
 
 
@@ -19,7 +19,7 @@ def main(config: CheckDatasetConfig) -> None:
     check_file(config.out, "out")
     with RunConsole(is_main=True) as progress:
         report = examine(config, progress)
-    console = plain_console()
+    console = PlainConsole()
     report.show(console)
     write_report(config.out, "out", report.as_json())
     console.print(f"all of it: {config.out}")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import IO, Self, TypeVar, cast
+from typing import IO, Any, Self, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from ssd.errors import printable
 
 Item = TypeVar("Item")
 
@@ -45,17 +48,23 @@ class _Output:
             os.close(nowhere)
 
 
-def plain_console(quiet: bool = False) -> Console:
-    """Make a console that shows names of files and classes as they are: [x] is no style, :car: no emoji."""
-    output = cast(IO[str], _Output())
-    return Console(file=output, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
+class PlainConsole(Console):
+    """Shows names of files and classes as they are: [x] is no style, :car: no emoji, ESC steers nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        output = cast(IO[str], _Output())
+        super().__init__(file=output, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Do as rich does for each string that it prints, also in tables."""
+        return super().render_str(printable(text), **options)
 
 
 class RunConsole:
     """Prints on rank 0, a live progress bar in a terminal, plain lines elsewhere; other ranks are silent."""
 
     def __init__(self, is_main: bool) -> None:
-        self._console = plain_console(quiet=not is_main)
+        self._console = PlainConsole(quiet=not is_main)
         columns = (
             TextColumn("{task.fields[what]}"),
             BarColumn(),

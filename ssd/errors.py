@@ -1,5 +1,15 @@
-"""What all errors that a user can fix have in common."""
+"""What all errors that a user can fix have in common, and text that is safe to show on a terminal."""
+
+import re
+
+
+def printable(text: str) -> str:
+    """Replace what would steer the terminal, or can't be encoded: names may hold anything."""
+    return re.sub(r"[^\t\n -~\xa0-\ud7ff\ue000-\U0010ffff]", "�", text)
 
 
 class UserError(ValueError):
     """A user's mistake. It says what is wrong, the value and the fix; scripts print it and no traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

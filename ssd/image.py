@@ -5,6 +5,7 @@ antialiased linear resize; the two differ by at most a few of 255 steps) but nev
 """
 
 import colorsys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,8 @@ def read_picture(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     pixels), or of a kind without a range of brightness (32-bit integers and floats).
     """
     name = name or str(file)
+    if isinstance(file, Path) and os.path.exists(file) and not os.path.isfile(file):
+        raise PictureError(f"{name} is no regular file")  # a pipe would be waited for
     try:
         with Image.open(file) as opened:
             if opened.mode == "F" or (opened.mode == "I" and opened.format not in _FORMATS_WITHOUT_32_BITS):

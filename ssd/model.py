@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, TypeGuard
 
 import torch
 import torchvision
@@ -23,6 +23,9 @@ BACKBONES = tuple(_MAP_CHANNELS)
 # Of the extra block before each map but the first: channels between its two convolutions, then stride and
 # padding of the second. RECIPE 1.
 _EXTRA_BLOCKS = ((256, 2, 1), (256, 2, 1), (128, 2, 1), (128, 1, 0), (128, 1, 0))
+
+# What weights may be given in: not complex, quantised or packed.
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 # Of torchvision's ResNet: what SSD300 drops.
 _CLASSIFIER_PREFIXES = ("layer4.", "fc.")
@@ -92,22 +95,19 @@ class SSD300(nn.Module):
         """Load ImageNet weights, in the layout of torchvision's ResNet, into the backbone.
 
         What SSD300 drops (layer4 and fc) is ignored.
-        Raises ValueError naming the keys that are missing, unknown or of another shape, before it loads any.
+        Raises ValueError naming the keys that are missing, unknown or misfits, before it loads any.
         """
-        given = {key: value for key, value in state_dict.items() if not key.startswith(_CLASSIFIER_PREFIXES)}
-        shapes = {key: tuple(value.shape) for key, value in self.backbone.state_dict().items()}
+        named = {str(key): value for key, value in state_dict.items()}
+        given = {key: value for key, value in named.items() if not key.startswith(_CLASSIFIER_PREFIXES)}
+        own = self.backbone.state_dict()
         # torchvision's older files lack num_batches_tracked, and load_state_dict fills it in.
-        missing = [key for key in shapes if key not in given and not key.endswith("num_batches_tracked")]
-        unknown = [key for key in given if key not in shapes]
-        reshaped = [
-            f"{key} {tuple(value.shape)} for {shapes[key]}"
-            for key, value in given.items()
-            if key in shapes and value.shape != shapes[key]
-        ]
-        if missing or unknown or reshaped:
+        missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+        unknown = [key for key in given if key not in own]
+        unfit = misfits(given, own)
+        if missing or unknown or unfit:
             raise ValueError(
                 "ImageNet weights (model.weights) must be of the same ResNet as model.backbone: unknown keys "
-                f"{shortened(unknown)}; missing keys {shortened(missing)}; shapes {shortened(reshaped)}"
+                f"{shortened(unknown)}; missing keys {shortened(missing)}; misfits {shortened(unfit)}"
             )
         self.backbone.load_state_dict(given)
 
@@ -160,6 +160,29 @@ def _all_outputs(heads: nn.ModuleList, maps: list[Tensor], outputs_per_box: int)
     outputs = [head(features) for head, features in zip(heads, maps, strict=True)]
     # In a head's channels the output is the outer index and the cell's box the inner one, as published.
     return torch.cat([output.reshape(len(output), outputs_per_box, -1) for output in outputs], dim=2)
+
+
+def misfits(given: Mapping[str, object], expected: Mapping[str, Tensor]) -> list[str]:
+    """Say of each given value that can't take an expected one's place what it is and what fits."""
+    found = []
+    for key, own in expected.items():
+        value, shape = given.get(key), tuple(own.shape)
+        if key in given and not is_plain(value):
+            found.append(f"{key} is no plain tensor {shape}")
+        elif isinstance(value, Tensor) and value.shape != shape:
+            found.append(f"{key} {tuple(value.shape)} for {shape}")
+    return found
+
+
+def is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether a file holds each number of it: not of sparse and meta tensors, nor of one number expanded."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in _NUMBERS
+        and value.layout is torch.strided
+        and not (value.is_meta or value.is_nested)
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def shortened(keys: list[str]) -> str:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ssd.boxes import default_boxes
 from ssd.categories import Categories
-from ssd.cli import check_folder, writing
+from ssd.cli import writing
 from ssd.console import RunConsole
-from ssd.detect import Detections, detect
+from ssd.detect import detect
 from ssd.errors import UserError
 from ssd.image import PictureError, draw_boxes, normalize, read_picture, squash
 from ssd.runtime import Runtime
@@ -44,25 +43,22 @@ class PictureFile:
 
     image_id: its number among all found, from 1. path: where it lies. name: its path from the folder that was
     searched, or from the deepest one that holds all that were, with /: no two pictures have the same.
+    drawn: where it goes with boxes drawn.
     """
 
     image_id: int
     path: Path
     name: str
-
-    def __str__(self) -> str:
-        """Return the path as any terminal can print it: file names need not be UTF-8."""
-        return os.fsencode(self.path).decode("utf-8", "replace")
+    drawn: Path
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What was found on one picture, best first.
 
-    boxes_ltrb_px: K×4 float64 in pixels of the picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
+    boxes_ltrb_px: K×4 in pixels of the picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
     """
 
-    boxes_ltrb_px: NDArray[np.float64]
+    boxes_ltrb_px: list[list[float]]
     scores: list[float]
     labels: list[int]
 
@@ -70,22 +66,23 @@ class Found:
 def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     """Find the pictures of files, folders and globs, sorted by name, but not what was drawn in `out` before.
 
-    A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
-    hidden ones; folders are searched recursively, links to folders not followed.
-    Raises UserError where a source gives nothing, or where `out` is a folder that is searched.
+    A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, no
+    pipes and devices, not hidden ones; folders are searched recursively, links to folders not followed.
+    Raises UserError where a source gives nothing, where `out` is a folder that is searched, or where a drawn
+    picture would replace one of the pictures.
     """
-    drawn = out.resolve()
+    drawn = _real(out)
     searched = []
     found: set[Path] = set()
     for source in sources:
         folder, files = _look(source)
-        if folder.resolve() == drawn:
+        if _real(folder) == drawn:
             raise UserError(
                 f"out={out} is where images={source} lie; give another folder, so that none is lost"
             )
         # `out` may also hold the source as a whole (out=. beside photos/); then nothing in it was drawn.
-        if not folder.resolve().is_relative_to(drawn):
-            files = [file for file in files if not file.resolve().is_relative_to(drawn)]
+        if not _real(folder).is_relative_to(drawn):
+            files = [file for file in files if not _real(file).is_relative_to(drawn)]
         if not files:
             raise UserError(
                 f"images={source}: no picture in {_absolute(source)}; folders and globs give files that end "
@@ -94,8 +91,27 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
         searched.append(folder)
         found.update(files)
     top = Path(os.path.commonpath(searched))
-    names = sorted((file.relative_to(top).as_posix(), file) for file in found)
-    return [PictureFile(number, file, name) for number, (name, file) in enumerate(names, start=1)]
+    paths = {file.relative_to(top).as_posix(): file for file in found}
+    originals = {_real(file) for file in found}
+    pictures = []
+    for number, name in enumerate(sorted(paths), start=1):
+        picture = PictureFile(number, paths[name], name, out / drawn_name(name, paths))
+        if _real(picture.drawn) in originals:
+            raise UserError(f"out={out}: {picture.drawn} is one of the pictures; give another folder")
+        pictures.append(picture)
+    return pictures
+
+
+def drawn_name(name: str, names: Collection[str]) -> str:
+    """Return what a picture is drawn as: JPEG and PNG keep their names, others get .jpg added.
+
+    As the suffix is added, never replaced, a.webp and a.tif and a.jpg stay apart. names: of all pictures.
+    """
+    if PurePosixPath(name).suffix.lower() not in _DRAWN_KINDS:
+        name += ".jpg"
+        while name in names:  # someone's a.webp.jpg
+            name += ".jpg"
+    return name
 
 
 def _look(source: str) -> tuple[Path, list[Path]]:
@@ -122,6 +138,10 @@ def _absolute(source: str) -> Path:
     return Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # resolve() raises RuntimeError where links go in circles
+
+
 def _pictures_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} can't be searched ({error.strerror}); make it readable")
@@ -129,8 +149,11 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(parent, name)
+            path = Path(parent, name)
+            # Pipes and devices may never end. A broken link is named when it is read.
+            special = os.path.exists(path) and not os.path.isfile(path)
+            if not name.startswith(".") and path.suffix.lower() in SUFFIXES and not special:
+                yield path
 
 
 class ReadPicture(NamedTuple):
@@ -143,7 +166,7 @@ class ReadPicture(NamedTuple):
 
 def _read(file: PictureFile) -> ReadPicture | PictureError:
     try:
-        picture = read_picture(file.path, name=str(file))
+        picture = read_picture(file.path)
     except PictureError as error:
         return error
     return ReadPicture(file, picture, squash(picture))
@@ -188,48 +211,35 @@ class Predictor:
         # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
         # until the other classes are gone.
         everything = logits.shape[1] * logits.shape[2]
-        found = detect(offsets, logits, self._default_boxes, self.threshold, max_detections=everything)
-        return [self._in_pixels(each, size) for each, size in zip(found, sizes_px, strict=True)]
+        detected = detect(offsets, logits, self._default_boxes, self.threshold, max_detections=everything)
+        found = []
+        for (boxes_ltrb, scores, labels), size_px in zip(detected, sizes_px, strict=True):
+            best = torch.isin(labels, self._labels).nonzero()[: self._max_detections, 0]
+            boxes_ltrb_px = boxes_ltrb[best].cpu().double() * torch.tensor(size_px).repeat(2)
+            found.append(Found(boxes_ltrb_px.tolist(), scores[best].tolist(), labels[best].tolist()))
+        return found
 
-    def _in_pixels(self, found: Detections, size_px: tuple[int, int]) -> Found:
-        best = torch.isin(found.labels, self._labels).nonzero()[: self._max_detections, 0]
-        scale = torch.tensor(size_px, dtype=torch.float64).repeat(2)
-        boxes_ltrb_px: Tensor = found.boxes[best].cpu().double() * scale
-        return Found(boxes_ltrb_px.numpy(), found.scores[best].tolist(), found.labels[best].tolist())
 
-
+@dataclass(frozen=True)
 class Output:
-    """The folder of drawn pictures and detections.json; a file is written whole or not at all.
+    """The folder of drawn pictures and detections.json; a file is written whole or not at all."""
 
-    Raises UserError where the folder can't be made or written, or where a drawn picture would replace
-    one of the pictures themselves.
-    """
-
-    def __init__(self, folder: Path, files: Sequence[PictureFile], categories: Categories) -> None:
-        self.folder = folder
-        self.categories = categories
-        self._drawn = drawn_names([file.name for file in files])
-        originals = {file.path.resolve() for file in files}
-        for name in self._drawn.values():
-            if (folder / name).resolve() in originals:
-                raise UserError(f"out={folder}: {folder / name} is one of the pictures; give another folder")
-        check_folder(folder, "out")
+    folder: Path
+    categories: Categories
 
     def write_picture(self, read: ReadPicture, found: Found) -> list[dict[str, Any]]:
         """Draw what was found into a picture, save it, and return it as COCO's results."""
         file, picture = read.file, read.picture
-        boxes_ltrb_px = found.boxes_ltrb_px.tolist()
-        detections = list(zip(boxes_ltrb_px, found.scores, found.labels, strict=True))
-        texts = [f"{self.categories.name_of(label)} {score:.2f}" for _, score, label in detections]
-        draw_boxes(picture, boxes_ltrb_px, found.labels, texts)
-        path = self.folder / self._drawn[file.name]
-        kind = _DRAWN_KINDS[path.suffix.lower()]
+        names = map(self.categories.name_of, found.labels)
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
+        draw_boxes(picture, found.boxes_ltrb_px, found.labels, texts)
+        kind = _DRAWN_KINDS[file.drawn.suffix.lower()]
         profile = picture.info.get("icc_profile")
         # A profile of grey or CMYK values is none of the RGB values that these became.
         profile = profile if profile and profile[16:20] == b"RGB " else None
         # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
         options = {"quality": 90, "subsampling": 0} if kind == "JPEG" else {}
-        with _replacing(path) as temporary:
+        with _replacing(file.drawn) as temporary:
             picture.save(temporary, format=kind, icc_profile=profile, **options)
         return [
             {
@@ -239,7 +249,7 @@ class Output:
                 "bbox": [left, top, right - left, bottom - top],
                 "score": score,
             }
-            for (left, top, right, bottom), score, label in detections
+            for (left, top, right, bottom), score, label in zip(*found, strict=True)
         ]
 
     def write_json(self, results: Sequence[dict[str, Any]]) -> None:
@@ -247,21 +257,6 @@ class Output:
         lines = ",\n".join(json.dumps(result, allow_nan=False) for result in results)
         with _replacing(self.folder / "detections.json") as temporary:
             temporary.write_text(f"[\n{lines}\n]\n" if results else "[]\n", encoding="utf-8")
-
-
-def drawn_names(names: Sequence[str]) -> dict[str, str]:
-    """Return by each picture's name what it is drawn as: JPEG and PNG keep theirs, others get .jpg added.
-
-    As the suffix is added, never replaced, a.webp and a.tif and a.jpg stay apart.
-    """
-    kept = {name for name in names if PurePosixPath(name).suffix.lower() in _DRAWN_KINDS}
-    drawn = {name: name for name in kept}
-    for name in names:
-        if name not in kept:
-            drawn[name] = f"{name}.jpg"
-            while drawn[name] in kept:  # someone's a.webp.jpg
-                drawn[name] += ".jpg"
-    return drawn
 
 
 @contextmanager
@@ -329,12 +324,12 @@ def predict_pictures(
 
 def count_rows(results: Sequence[dict[str, Any]], categories: Categories) -> dict[str, str]:
     """Say of each class that was found how often and on how many pictures, the most frequent first."""
-    detections = Counter(result["category_id"] for result in results)
-    pictures = Counter(key for _, key in {(result["image_id"], result["category_id"]) for result in results})
     names = dict(zip(categories.ids, categories.names, strict=True))
+    found = [(result["image_id"], names[result["category_id"]]) for result in results]
+    pictures = Counter(name for _, name in set(found))
     return {
-        names[key]: f"{count:>5} on {pictures[key]:>5} picture{'s' if pictures[key] > 1 else ''}"
-        for key, count in detections.most_common()
+        name: f"{count:>5} on {pictures[name]:>5} picture{'s' if pictures[name] > 1 else ''}"
+        for name, count in Counter(name for _, name in found).most_common()
     }
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .boxes import BOXES_PER_CELL
 from .categories import COCO, Categories
 from .checkpoint import FORMAT, CheckpointError, load_file
 from .errors import UserError
-from .model import SSD300, shortened
+from .model import SSD300, is_plain, misfits, shortened
 
 # Our beginning of a state-dict key, and the published one.
 _PREFIXES = (
@@ -78,19 +79,35 @@ class Weights:
 def load_weights(path: Path) -> Weights:
     """Read the weights of one of our checkpoints or of a published one (`model` in a dict, or bare).
 
-    Nothing but tensors and plain values is unpickled. Raises CheckpointError where the file is neither.
+    Nothing but tensors and plain values is unpickled. Raises CheckpointError where the file is neither,
+    or where a tensor doesn't fit its network.
     """
     state = load_file(path)
     ours = state.get("format") == FORMAT
     try:
-        model = state["model"] if ours else from_published(state.get("model", state))
+        model = state["model"] if ours else state.get("model", state)
+        if not isinstance(model, dict):
+            raise TypeError(f"its model is a {type(model).__name__}")
+        model = model if ours else from_published(model)
         backbone = backbone_of(model)
+        categories = Categories.from_plain(state["categories"]) if ours else None
+        config = state["config"] if ours else None
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}; give a checkpoint that is whole") from error
     except (ValueError, AttributeError, TypeError) as error:
         reason = f"neither a checkpoint of this trainer nor a published SSD300 ({error})"
         raise CheckpointError(f"{path} is {reason}") from error
-    num_classes = model["logit_heads.0.weight"].shape[0] // 4
-    categories = Categories.from_plain(state["categories"]) if ours else None
-    return Weights(model, backbone, num_classes, categories, state["config"] if ours else None)
+    head = model["logit_heads.0.weight"]
+    num_classes = max(2, len(head) // BOXES_PER_CELL[0]) if is_plain(head) and head.ndim else 2
+    with torch.device("meta"):
+        unfit = misfits(model, SSD300(backbone, num_classes).state_dict())
+    if categories and {len(categories.ids), len(categories.names)} != {num_classes - 1}:
+        unfit.append(f"its categories have {len(categories.ids)} ids and {len(categories.names)} names")
+    if unfit:
+        named = unfit if ours else [_renamed(text) for text in unfit]
+        detector = f"a {backbone} detector of {num_classes - 1} classes"
+        raise CheckpointError(f"{path} doesn't fit {detector}: {shortened(named)}; give another file")
+    return Weights(model, backbone, num_classes, categories, config)
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -60,20 +60,23 @@ def test_sound_set_ends_with_status_0(folder: Path) -> None:
 def test_all_that_is_wrong_is_shown_and_names_as_they_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rich takes [x] for a style and :x: for an emoji unless it is told not to."""
+    """Rich takes [x] for a style and :x: for an emoji unless it is told not to, and lets ESC through."""
     root = sound_set(folder / "set")
     for split in ("train", "val"):
         file = root / f"annotations/instances_{split}2017.json"
         content = json.loads(file.read_text())
-        for category, name in zip(content["categories"], ["sign [/b]", "[none]", ":car:"], strict=True):
+        for category, name in zip(
+            content["categories"], ["sign [/b]", "[none]", ":car:\x1b[2J"], strict=True
+        ):
             category["name"] = name
         file.write_text(json.dumps(content))
     (root / "val2017/[red]not[bold].jpg").write_text("")
     expected = plant_all(root)
     assert check_dataset("data.path=set", "out=sub/report.json") == 1
     shown = capsys.readouterr().out
-    for name in ("sign [/b]", "[none]", ":car:", "[red]not[bold].jpg", "not fit for training ("):
+    for name in ("sign [/b]", "[none]", ":car:�[2J", "[red]not[bold].jpg", "not fit for training ("):
         assert name in shown
+    assert "\x1b" not in shown
     for _, kind, _ in expected:
         assert f"{kind.severity.value} {kind.title}: " in shown
     report = json.loads((folder / "sub/report.json").read_text())

@@ -16,6 +16,8 @@ from torch import nn
 from ssd import hub
 from ssd.categories import COCO
 from ssd.checkpoint import FORMAT, write
+from ssd.cli import as_plain
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.hub import HubSSD300, nvidia_ssd, ssd300
 from ssd.image import PictureError
@@ -27,6 +29,7 @@ from tests.web_site import Site, serving
 pytestmark = pytest.mark.unit
 
 NAMES = ("cell", "platelet")
+CONFIG = as_plain(TrainConfig(name="x"))
 SHA256_OF_NOTHING = hashlib.sha256().hexdigest()
 
 
@@ -52,7 +55,12 @@ def small() -> SSD300:
 
 def save(path: Path, network: SSD300, names: tuple[str, ...] = NAMES) -> Path:
     categories = {"ids": [*range(1, len(names) + 1)], "names": list(names)}
-    state = {"format": FORMAT, "model": dict(network.state_dict()), "categories": categories, "config": {}}
+    state = {
+        "format": FORMAT,
+        "model": dict(network.state_dict()),
+        "categories": categories,
+        "config": CONFIG,
+    }
     write(path, state)
     return path
 
@@ -155,6 +163,10 @@ def test_a_download_is_kept_until_a_reload_that_succeeds(
             "#sha256=ab must be #sha256= and 64 hex digits",
         ),
         (lambda ours: nvidia(f"{ours.as_uri()}#sha256={SHA256_OF_NOTHING}"), "the sha256 of .*best.pt is "),
+        (
+            lambda _: nvidia(f"file:///gone.pt#sha256={SHA256_OF_NOTHING}"),
+            "checkpoint /gone.pt does not exist",
+        ),
         (lambda _: nvidia("http://127.0.0.1:9/ü.pt"), "^weights=http://127.0.0.1:9/ü.pt: download failed"),
     ],
 )

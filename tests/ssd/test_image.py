@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,12 +117,14 @@ WHOLE_JPEG = stored(Image.effect_noise((300, 300), 50), "JPEG").read()
         ("text.jpg", b"no picture", "no picture of a known kind"),
         ("empty.jpg", b"", "no picture of a known kind"),
         ("gone.jpg", None, "does not exist"),
-        (".", None, "can't be read"),
+        (".", None, "is no regular file"),
+        ("fifo.jpg", None, "is no regular file"),
     ],
 )
 def test_a_broken_picture_is_named(tmp_path: Path, name: str, content: bytes | None, reason: str):
     if content is not None:
         (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "fifo.jpg")
     with pytest.raises(PictureError, match=f"{tmp_path / name}.*{reason}"):
         read_picture(tmp_path / name)
 

@@ -168,10 +168,15 @@ def test_backbone_loads_torchvisions_layout_without_the_classifier():
         ),
         (
             imagenet_file("resnet18") | {"stem.weight": torch.zeros(1)},
-            r"unknown keys stem\.weight; missing keys none; shapes none",
+            r"unknown keys stem\.weight; missing keys none; misfits none",
+        ),
+        (imagenet_file("resnet18") | {"bn1.bias": 0, 3: 0}, r"keys 3; .*misfits bn1\.bias is no plain"),
+        (
+            imagenet_file("resnet18") | {"bn1.bias": torch.zeros(64, device="meta")},
+            r"keys none; .*misfits bn1\.bias is no plain tensor \(64,\)",
         ),
     ],
-    ids=["another ResNet's", "an unknown key"],
+    ids=["another ResNet's", "an unknown key", "no tensor, and a key that is no text", "meta"],
 )
 def test_imagenet_weights_that_do_not_fit_are_refused_by_key_and_shape(weights: dict, message: str):
     model = SSD300("resnet18")

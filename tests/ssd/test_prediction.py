@@ -23,7 +23,8 @@ from ssd.prediction import (
     PictureFile,
     Predictor,
     ReadPicture,
-    drawn_names,
+    count_rows,
+    drawn_name,
     find_pictures,
 )
 from ssd.runtime import Runtime
@@ -31,7 +32,7 @@ from ssd.runtime import Runtime
 pytestmark = pytest.mark.unit
 
 CATEGORIES = Categories((18, 90), ("dog", "[bold]tooth brush"))
-NOTHING = Found(np.empty((0, 4)), [], [])
+NOTHING = Found([], [], [])
 RUNTIME = Runtime(torch.device("cpu"), Precision.fp32, tf32=False, channels_last=True)
 BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
 
@@ -69,8 +70,17 @@ def names(*places: object, out: Path = Path("elsewhere")) -> list[str]:
 )
 def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(place: str, found: list[str], photos: Path):
     touch(photos, "._b.jpg", ".trash/old.jpg", "[1]*.dat")  # hidden files and folders are passed over
+    os.mkfifo(photos / "a" / "fifo.jpg")  # and what would never end, or never begin
+    (photos / "b.png").symlink_to("/dev/zero")
     files = find_pictures([f"{photos}/{place}"], Path("elsewhere"))
     assert [(file.image_id, file.name) for file in files] == [*enumerate(found, start=1)]
+
+
+def test_broken_links_are_found_and_named_when_they_are_read(photos: Path):
+    (photos / "a" / "gone.jpg").symlink_to("nowhere")
+    (photos / "a" / "loop.jpg").symlink_to("loop.jpg")
+    files = find_pictures([str(photos / "a")], Path("elsewhere"))
+    assert [file.name for file in files] == ["b.png", "c/x.tif", "gone.jpg", "loop.jpg", "z.webp"]
 
 
 def test_pictures_of_one_name_stay_apart_and_each_is_found_once(photos: Path):
@@ -86,11 +96,10 @@ def test_paths_are_relative_to_the_working_folder_even_one_with_brackets_in_its_
     assert names(".") == names("**") == ["sub/x.jpg", "x.jpg"]
 
 
-def test_a_name_that_is_no_utf8_is_found_and_can_be_printed(tmp_path: Path):
+def test_a_name_that_is_no_utf8_is_found(tmp_path: Path):
     (tmp_path / os.fsdecode(b"x\xff.jpg")).touch()
     (file,) = find_pictures([str(tmp_path)], Path("elsewhere"))
     assert file.path.exists()
-    str(file).encode("utf-8")
 
 
 def test_what_was_drawn_before_is_not_found_again(photos: Path):
@@ -113,6 +122,7 @@ def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
+        ("fifo.jpg", "fifo.jpg is neither a file nor a folder"),
         ("missing.jpg", "missing.jpg is neither a file nor a folder.*needs quotes"),
         ("*.jpeg", r"no picture in .*photos/\*\.jpeg.*\*\*/\*\.jpg"),
         ("a/f*", "no picture in"),
@@ -121,6 +131,7 @@ def test_out_is_not_the_folder_of_the_pictures(place: str, photos: Path):
 )
 def test_a_place_without_pictures_is_named_even_beside_others(place: str, message: str, photos: Path):
     (photos / "empty").mkdir()
+    os.mkfifo(photos / "fifo.jpg")
     with pytest.raises(UserError, match=message):
         names(photos, photos / place)
 
@@ -163,7 +174,6 @@ def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
         expected = BOXES_LTRB[box].double().numpy() * np.tile(size, 2)
         assert expected.min() < 0
         np.testing.assert_allclose(found.boxes_ltrb_px, expected[None], rtol=1e-5)
-        assert found.boxes_ltrb_px.dtype == np.float64
         assert (found.labels, found.scores) == ([2], pytest.approx([0.9]))
 
 
@@ -183,7 +193,7 @@ def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
 def test_which_detections_are_kept(objects: list[tuple[int, int, float]], options: dict, labels: list[int]):
     (found,) = predict(Seen(objects), [(300, 300)], **options)
     assert found.labels == labels
-    assert found.boxes_ltrb_px.shape == (len(labels), 4)
+    assert [len(box) for box in found.boxes_ltrb_px] == [4] * len(labels)
 
 
 def test_the_network_sees_the_pictures_as_it_was_trained():
@@ -206,9 +216,9 @@ def test_outputs_that_are_not_finite_are_an_error_not_an_empty_picture(value: fl
 
 
 def write(folder: Path, name: str, picture: Image.Image | None = None, found: Found = NOTHING) -> list[dict]:
-    file = PictureFile(7, Path("photos") / name, name)
+    file = PictureFile(7, Path("photos") / name, name, folder / drawn_name(name, [name]))
     picture = picture or Image.new("RGB", (40, 30))
-    output = Output(folder, [file], CATEGORIES)
+    output = Output(folder, CATEGORIES)
     results = output.write_picture(ReadPicture(file, picture, picture), found)
     output.write_json(results)
     return results
@@ -236,8 +246,7 @@ def test_jpeg_and_png_keep_their_names_and_others_become_jpegs(
 
 def test_no_two_pictures_are_drawn_to_one_file():
     names = ["a", "a.jpg", "a.png", "a.webp", "a.webp.jpg", "a.webp.jpg.jpg", "a.tif", "s/a.jpg"]
-    drawn = drawn_names(names)
-    assert set(drawn) == set(names)
+    drawn = {name: drawn_name(name, names) for name in names}
     assert len(set(drawn.values())) == len(names)
     assert drawn["a.webp.jpg"] == "a.webp.jpg"
 
@@ -252,7 +261,7 @@ def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, space: bytes, kept
 
 
 def test_what_was_found_is_drawn_and_written_unclipped_in_cocos_format(tmp_path: Path):
-    found = Found(np.array([[-10.5, 100, 200, 320], [1, 2, 3, 4]]), [0.75, 0.5], [1, 2])
+    found = Found([[-10.5, 100, 200, 320], [1, 2, 3, 4]], [0.75, 0.5], [1, 2])
     write(tmp_path, "s/a.png", Image.new("RGB", (300, 300)), found)
     dog = {"category_id": 18, "bbox": [-10.5, 100, 210.5, 220], "score": 0.75}
     brush = {"category_id": 90, "bbox": [1, 2, 2, 2], "score": 0.5}
@@ -279,6 +288,11 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
 def test_no_picture_is_drawn_over_one_that_was_found(tmp_path: Path):
     """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
     folder = touch(tmp_path / "photos", "x.png", "photos/x.png")
-    files = find_pictures([str(folder)], tmp_path)
     with pytest.raises(UserError, match=r"photos/x\.png is one of the pictures; give another folder"):
-        Output(tmp_path, files, CATEGORIES)
+        find_pictures([str(folder)], tmp_path)
+
+
+def test_classes_of_one_name_are_counted_together():
+    results = [{"image_id": image, "category_id": category} for image, category in ((1, 3), (1, 5), (2, 5))]
+    rows = count_rows([*results, {"image_id": 2, "category_id": 7}], Categories((3, 5, 7), ("a", "a", "b")))
+    assert rows == {"a": "    3 on     2 pictures", "b": "    1 on     1 picture"}

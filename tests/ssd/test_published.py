@@ -1,18 +1,20 @@
 """Published checkpoints ↔ ours, and the weights in a file of either kind."""
 
-import os
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from ssd.checkpoint import FORMAT, CheckpointError, write
+from ssd.cli import as_plain
+from ssd.config import TrainConfig
 from ssd.model import BACKBONES, SSD300
 from ssd.published import from_published, load_weights, to_published
 from tests.golden_inputs import golden_json, published_weights
 
 pytestmark = pytest.mark.unit
+
+CONFIG = as_plain(TrainConfig(name="x"))
 
 
 def meta_model(backbone: str) -> SSD300:
@@ -76,7 +78,7 @@ def test_what_is_no_state_dict_of_that_layout_is_refused():
 def test_the_backbone_of_our_checkpoint_follows_from_its_keys(backbone: str, tmp_path: Path):
     network = SSD300(backbone, num_classes=3)
     categories = {"ids": [1, 2], "names": ["a", "b"]}
-    state = {"format": FORMAT, "model": network.state_dict(), "categories": categories, "config": {}}
+    state = {"format": FORMAT, "model": network.state_dict(), "categories": categories, "config": CONFIG}
     write(tmp_path / "ours.pt", state)
     weights = load_weights(tmp_path / "ours.pt")
     assert (weights.backbone, weights.num_classes) == (backbone, 3)
@@ -94,23 +96,65 @@ def test_a_published_file_is_read_with_its_number_of_classes(wrapped: bool, tmp_
     assert all(torch.equal(weights.model[key], value) for key, value in network.state_dict().items())
 
 
-class Payload:
-    def __init__(self, touched: Path) -> None:
-        self.touched = touched
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.touched),)
-
-
-def test_a_malicious_file_does_not_run(tmp_path: Path):
-    for name, save in (("torch.pt", torch.save), ("plain.pt", lambda x, p: p.write_bytes(pickle.dumps(x)))):
-        save({"format": 1, "model": Payload(tmp_path / "touched")}, tmp_path / name)
-        with pytest.raises(CheckpointError, match=name):
-            load_weights(tmp_path / name)
-    assert not (tmp_path / "touched").exists()
-
-
 def test_another_programs_checkpoint_is_refused(tmp_path: Path):
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="neither a checkpoint of this trainer nor a published SSD300"):
         load_weights(tmp_path / "other.pt")
+
+
+MISFITS = {
+    "1.bias": (torch.zeros(43), "(43,) for (42,)"),
+    "2.bias": (torch.zeros(()), "() for (42,)"),
+    "3.bias": (torch.zeros(42, device="meta"), "is no plain tensor (42,)"),
+    "4.bias": (torch.zeros(28).to_sparse(), "is no plain tensor (28,)"),
+    "5.bias": (torch.zeros(28, dtype=torch.complex64), "is no plain tensor (28,)"),
+    "1.weight": (torch.zeros(1).expand(42, 512, 3, 3), "is no plain tensor (42, 512, 3, 3)"),
+    "2.weight": ("text", "is no plain tensor (42, 512, 3, 3)"),
+}
+FIRST_HEADS = [  # by whose shape the classes are counted
+    {"0.weight": (torch.zeros(()), "() for (8, 256, 3, 3)")},
+    {"0.weight": (torch.zeros(1).expand(4 * 10**9, 256, 3, 3), "is no plain tensor (8, 256, 3, 3)")},
+]
+
+
+@pytest.mark.parametrize(
+    ("ours", "changed"), [(True, MISFITS), (False, MISFITS), *zip((True, False), FIRST_HEADS, strict=True)]
+)
+def test_tensors_that_do_not_fit_are_named_with_what_fits(ours: bool, changed: dict, tmp_path: Path):
+    model = dict(SSD300("resnet18", num_classes=7).state_dict())
+    model |= {f"logit_heads.{key}": value for key, (value, _) in changed.items()}
+    categories = {"ids": [*range(6)], "names": [*"abcdef"]}
+    if ours:
+        write(
+            tmp_path / "x.pt", {"format": FORMAT, "model": model, "categories": categories, "config": CONFIG}
+        )
+    else:
+        torch.save({"model": to_published(model)}, tmp_path / "x.pt")
+    with pytest.raises(
+        CheckpointError, match=r"x\.pt doesn't fit .* detector of .*; give another file$"
+    ) as error:
+        load_weights(tmp_path / "x.pt")
+    for key, (_, reason) in changed.items():
+        assert f"{'logit_heads' if ours else 'conf'}.{key} {reason}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"model": None}, "lacks 'model'"),
+        ({"categories": None}, "lacks 'categories'"),
+        ({"config": None}, "lacks 'config'"),
+        ({"model": torch.zeros(0)}, "model.* is a Tensor"),
+        ({"categories": {"ids": [1, 2], "names": ["a"]}}, "its categories have 2 ids and 1 names; give"),
+    ],
+)
+def test_a_checkpoint_of_ours_without_a_part_is_refused_by_it(changed: dict, reason: str, tmp_path: Path):
+    state = {
+        "format": FORMAT,
+        "model": dict(SSD300("resnet18", num_classes=3).state_dict()),
+        "config": CONFIG,
+    }
+    state |= {"categories": {"ids": [1, 2], "names": ["a", "b"]}} | changed
+    write(tmp_path / "x.pt", {key: value for key, value in state.items() if value is not None})
+    with pytest.raises(CheckpointError, match=rf"x\.pt .*{reason}"):
+        load_weights(tmp_path / "x.pt")
