@@ -9,8 +9,6 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -218,24 +216,12 @@ def cache_folder(given: str | None) -> Path:
         ) from error
 
 
-@contextmanager
-def _naming_cache(folder: Path) -> Iterator[None]:
-    """Raise UserError naming data.cache for what the system refuses in its folder."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"data.cache={folder}: can't be used ({error.strerror or error}); "
-            "name a folder that can be written to with data.cache=DIR"
-        ) from error
-
-
 def open_annotations(source: Source, cache: Path) -> Annotations:
     """Return read_annotations of the source in mapped memory; parse the file where the cache has no entry.
 
     An entry is replaced as a whole, so reading takes no lock. Raises UserError.
     """
-    with _naming_cache(cache):
+    try:
         entry = _entry(source, cache)
         annotations = _map(entry)
         if annotations is None:
@@ -253,6 +239,11 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
                     annotations = _map(entry)  # from here on all ranks share the same memory
         if annotations is None:
             raise OSError("an entry reads back other than it was written")
+    except OSError as error:
+        raise UserError(
+            f"data.cache={cache}: can't be used ({error.strerror or error}); "
+            "name a folder that can be written to with data.cache=DIR"
+        ) from error
     return annotations
 
 
