@@ -105,8 +105,8 @@ def load_weights(path: Path) -> Weights:
         unfit.append(f"its categories have {len(categories.ids)} ids and {len(categories.names)} names")
     if unfit:
         named = unfit if ours else [_renamed(text) for text in unfit]
-        detector = f"a {backbone} detector of {num_classes - 1} classes"
-        raise CheckpointError(f"{path} doesn't fit {detector}: {shortened(named)}; give another file")
+        network = f"{backbone} with num_classes={num_classes}"
+        raise CheckpointError(f"{path} doesn't fit {network}: {shortened(named)}; give another file")
     return Weights(model, backbone, num_classes, categories, config)
 
 

@@ -131,7 +131,7 @@ def test_tensors_that_do_not_fit_are_named_with_what_fits(ours: bool, changed: d
     else:
         torch.save({"model": to_published(model)}, tmp_path / "x.pt")
     with pytest.raises(
-        CheckpointError, match=r"x\.pt doesn't fit .* detector of .*; give another file$"
+        CheckpointError, match=r"x\.pt doesn't fit resnet18 with num_classes=[27]: .*; give another file$"
     ) as error:
         load_weights(tmp_path / "x.pt")
     for key, (_, reason) in changed.items():
