@@ -12,6 +12,7 @@ import torch
 from torch.distributed.run import get_args_parser
 
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.training.signals import PREEMPTED_FILE, SIGNALS, Preempted, StopSignals, leave_if_preempted
 
 pytestmark = pytest.mark.unit
@@ -89,7 +90,7 @@ class TwoHosts(Ranks):
         self.left, self.other = left, other
 
     def on_main(self, *_: object) -> Any:
-        return self.left
+        return self.left, None
 
     def gather(self, value: Any) -> list[Any]:
         return [value, self.other]
@@ -139,6 +140,12 @@ def test_a_file_that_is_no_message_of_ours_is_forgotten(content: str, tmp_path: 
     (tmp_path / PREEMPTED_FILE).write_text(content)
     leave_if_preempted(tmp_path, MAIN)
     assert not (tmp_path / PREEMPTED_FILE).exists()
+
+
+def test_a_folder_of_that_name_stops_the_start_in_one_line(tmp_path: Path):
+    (tmp_path / PREEMPTED_FILE).mkdir()
+    with pytest.raises(UserError, match=r"preempted can't be read \(Is a directory\); remove it"):
+        leave_if_preempted(tmp_path, MAIN)
 
 
 def test_where_the_file_cannot_be_written_the_run_still_ends_as_preempted(
