@@ -88,6 +88,7 @@ class Trainer:
 
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
+        self.state.check_fits(saved)
         self.state.restore(saved.state)
         self.step = self.saver.step = saved.step
         self.saver.best = saved.best

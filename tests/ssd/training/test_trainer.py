@@ -375,7 +375,15 @@ def test_the_best_is_that_which_is_on_disk(
         trainer.save({"AP": ap})
         trainer.saver.wait()
     assert trainer.saver.best == checkpoints(session)[-1]["best"] == best
-    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": best["AP"]}
+    path = session.folder / "checkpoints" / "best.pt"
+    assert load_run(path)["numbers"] == {"AP": best["AP"]}
+
+    path.write_bytes(path.read_bytes()[:-1])  # a damaged one: the next evaluation writes another
+    resumed = open_trainer(config(demo), session)
+    resumed.step += 1
+    resumed.save({"AP": 0.1})
+    resumed.saver.wait()
+    assert load_run(path)["numbers"] == {"AP": 0.1}
 
 
 def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run_and_best_comes_first(
