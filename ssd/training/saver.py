@@ -52,12 +52,17 @@ class CheckpointSaver:
         """Tell all ranks what went wrong since the last time, without waiting for a write that goes on.
 
         final: no later checkpoint follows, so the last one is waited for. Raises CheckpointError on all ranks
-        where it isn't on disk then and, with checkpoint.on_error=fail, at any failure.
+        where it isn't on disk then and, with checkpoint.on_error=fail, at any failure; in any case where the
+        run's folder was moved or removed.
         """
         if final or (self._writing and self._writing.done()):
             self.wait()
             self._session.watchdog.alive()
-        failure, self._failure = self._session.ranks.gather(self._failure)[0], None
+        of_ranks = self._session.ranks.gather((self._failure, self._session.lost_folder()))
+        (failure, lost), self._failure = of_ranks[0], None
+        if lost:
+            fix = "move it back, or give another name=…"
+            raise CheckpointError(f"{self._session.folder} was moved or removed; {LOST}; {fix}")
         if failure is None:
             return
         self.step = None

@@ -177,6 +177,30 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_is_reported(
     assert capsys.readouterr().out.count("No space left on device; training goes on") == gone_on
 
 
+@pytest.mark.parametrize("when", [1, "score"])
+def test_a_run_whose_folder_is_gone_ends_in_one_line_and_leaves_a_namesake_alone(
+    when: int | str, demo: Path, session: Session, monkeypatch: Any, capsys: Any
+):
+    def replace_folder() -> None:
+        trainer.saver.wait()
+        session.folder.rename(session.folder.with_name("moved"))
+        (session.folder / "checkpoints").mkdir(parents=True)
+        (session.folder / "checkpoints" / "step_00000001.pt").touch()
+
+    trainer = open_trainer(config(demo, GOING_ON, "checkpoint.keep=1 schedule.max_steps=null"), session)
+    if when == 1:
+        before_step(trainer, when, replace_folder)
+    else:
+        score = Evaluator.score
+        monkeypatch.setattr(Evaluator, "score", lambda *given: (replace_folder(), score(*given))[1])
+    with pytest.raises(CheckpointError, match=rf"^{session.folder} was moved or removed; the steps since"):
+        trainer.fit()
+    left = [str(path.relative_to(session.folder)) for path in session.folder.rglob("*")]
+    assert sorted(left) == ["checkpoints", "checkpoints/step_00000001.pt"]
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+
+
 @contextmanager
 def broken(path: Path) -> Iterator[None]:
     """Cut a picture's file."""
