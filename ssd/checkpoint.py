@@ -31,8 +31,7 @@ RETRY_WAITS_S = (1.0, 2.0, 4.0)  # before what a failing system didn't read is r
 
 # What entries of ours are, as check_kinds takes it. Whatever depends on the network is checked where it is.
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("step", "epoch", "world_size", "global_batch", "nonfinite_steps"), int),
-    "fingerprint": str,
+    **dict.fromkeys(("step", "global_batch", "nonfinite_steps"), int),
     "config": {"data": {}, "model": {}, "optimizer": {}, "schedule": {}, "runtime": {"precision": str}},
     "categories": {"ids": [int], "names": [str]},
     "excluded_images": [int],
@@ -177,7 +176,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
     Returns its path, or None, and a line about each damaged one. Those are renamed, never to be taken nor
     deleted, unless none is good: then all stay as they are, for a person to look at. So they do where the
-    system fails to read one, which may be good: UnreadableError.
+    system fails to read one, which may be good: that gives None, and a line about it alone.
     """
     newest: Path | None = None
     damaged: dict[Path, str] = {}
@@ -185,7 +184,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     try:
         steps = saved_steps(folder)
     except OSError as error:
-        raise UnreadableError(f"{folder} can't be read ({error.strerror})") from error
+        return None, [f"{folder} can't be read ({error.strerror})"]
     for path in [*reversed(steps), *([best] if os.path.lexists(best) else [])]:
         if newest is not None and path != best:
             continue
@@ -193,8 +192,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             step = load_run(path).get("step")
             if path != best and step != int(path.stem.removeprefix("step_")):
                 raise CheckpointError(f"checkpoint {path} is damaged or renamed: it holds step {step}")
-        except UnreadableError:
-            raise
+        except UnreadableError as error:
+            return None, [str(error)]
         except CheckpointError as error:
             damaged[path] = str(error)
         else:

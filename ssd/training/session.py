@@ -7,6 +7,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from errno import ENOENT, ENOTDIR
+from os import stat_result
+from os.path import samestat
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,12 +39,12 @@ class Session:
     folder: Path
     signals: StopSignals
     watchdog: Watchdog
-    lock: tuple[int, int] | None
+    lock: stat_result | None  # of the lock's file; None but on rank 0
 
     def lost_folder(self) -> bool:
         """Tell on rank 0 whether the folder that it locked was moved or removed; a namesake is another."""
         try:
-            return self.lock is not None and _identity(self.folder / LOCK_FILE) != self.lock
+            return self.lock is not None and not samestat(self.lock, (self.folder / LOCK_FILE).stat())
         except OSError as error:
             return error.errno in (ENOENT, ENOTDIR)  # else it may be there: what is written next will tell
 
@@ -73,11 +75,11 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
 
 
 @contextmanager
-def own_folder(folder: Path) -> Iterator[tuple[int, int]]:
+def own_folder(folder: Path) -> Iterator[stat_result]:
     """Hold the run's folder; the kernel lets go of it when the process dies, however it dies.
 
-    Gives what tells the lock's file from a namesake's while it is held. Raises UserError where another
-    process has held it for LOCK_WAIT_S, or where it can't be written.
+    Gives the status of the lock's file, whose inode is no other's while it is held.
+    Raises UserError where another process has held it for LOCK_WAIT_S, or where it can't be written.
     """
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,12 +89,7 @@ def own_folder(folder: Path) -> Iterator[tuple[int, int]]:
             fix = "stop it, or give another name=…"
             raise UserError(f"{folder}: another process trains there; {fix}") from error
     with lock:
-        yield _identity(folder / LOCK_FILE)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+        yield (folder / LOCK_FILE).stat()
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:

@@ -14,7 +14,6 @@ from ssd.categories import COCO, Categories
 from ssd.checkpoint import (
     FORMAT,
     CheckpointError,
-    UnreadableError,
     check_kinds,
     load_file,
     load_run,
@@ -99,23 +98,18 @@ def load_newest(session: Session) -> SavedRun | None:
     lose the run, or where the system fails to read one.
     """
 
-    def choose() -> tuple[str | None, list[str], str | None]:
-        try:
-            path, damaged = newest_checkpoint(session.folder / "checkpoints")
-        except UnreadableError as error:
-            return None, [], str(error)
-        return str(path) if path else None, damaged, None
+    def choose() -> tuple[str | None, list[str]]:
+        path, damaged = newest_checkpoint(session.folder / "checkpoints")
+        return str(path) if path else None, damaged
 
-    path, damaged, failure = session.ranks.on_main(choose, CHOOSING_TIMEOUT)
-    if failure:
-        raise CheckpointError(f"{failure}. Every file stays as it is: start again once the system reads it")
-    session.console.say(*damaged)
+    path, damaged = session.ranks.on_main(choose, CHOOSING_TIMEOUT)
     if path:
+        session.console.say(*damaged)
         return session.ranks.on_all(lambda: SavedRun.load(Path(path)))
     if damaged:
         raise CheckpointError(
-            f"no checkpoint of the run is good: {'; '.join(damaged)}. "
-            "Put a good one there, or give name=… to start another run"
+            f"no checkpoint of the run can be taken: {'; '.join(damaged)}. Every file stays as it is. Start "
+            "again once the system reads it, put a good one there, or give name=… to start another run"
         )
     return None
 
