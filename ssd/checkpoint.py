@@ -243,7 +243,8 @@ def load_file(path: Path) -> dict[str, Any]:
     if state.get("format") == FORMAT and not sealed:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
     if state.get("format") == FORMAT:
-        check_kinds(state, {key: KINDS[key] for key in KINDS if key in state}, f"checkpoint {path}")
+        kinds = {key: KINDS[key] for key in KINDS if key in state}
+        check_kinds(state, kinds, f"checkpoint {path} can't be used: state")
     return state
 
 

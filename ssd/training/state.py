@@ -205,7 +205,7 @@ class TrainState:
             "scaler": {key: type(each) for key, each in self.scaler.state_dict().items() if state["scaler"]},
             "ranks": [of_rank] * len(state["ranks"]) or [of_rank, of_rank],  # there is one at least
         }
-        where = f"the run's checkpoint after step {saved.step}"
+        where = f"the run's checkpoint after step {saved.step} can't be used: state"
         check_kinds(state, kinds, where)
         if saved.best is not None:
             check_kinds(saved.best, {"AP": float, "step": int}, f"{where}['best']")

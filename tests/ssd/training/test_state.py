@@ -308,5 +308,5 @@ def test_a_state_that_cannot_be_put_back_is_refused_by_its_entry(place: str, val
         del entry[last]
     else:
         entry[last] = value
-    with pytest.raises(CheckpointError, match=f"the run's checkpoint after step 4{message}"):
+    with pytest.raises(CheckpointError, match=f"the run's checkpoint after step 4 .*state{message}"):
         state.check_fits(saved)
