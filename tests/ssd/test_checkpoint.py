@@ -12,7 +12,6 @@ import torch
 
 from ssd.checkpoint import (
     CheckpointError,
-    check_plain,
     keep_newest,
     load_file,
     load_run,
@@ -72,14 +71,6 @@ def test_a_value_that_could_not_be_read_back_is_refused_by_its_place(value: obje
     with pytest.raises(TypeError, match=r"checkpoint\['numbers'\]\[1\]"):
         write(tmp_path / "x.pt", {"numbers": [0, value]})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_optimizers_and_a_networks_state_are_plain():
-    network = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
-    network(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    check_plain({"model": network.state_dict(), "optimizer": optimizer.state_dict()})
 
 
 @pytest.mark.parametrize(("written", "kept"), [(15, [15, 100_000_000]), (10, [10, 15, 100_000_000])])
