@@ -6,8 +6,11 @@ Also which of a run's checkpoints is the newest good one, and which stay.
 import hashlib
 import os
 import re
+import stat
 import struct
+import time
 import warnings
+import zipfile
 from collections import OrderedDict
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +27,20 @@ from .errors import UserError
 FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
 PLAIN = (int, float, str, bool, type(None), Tensor)
+RETRY_WAITS_S = (1.0, 2.0, 4.0)  # before what a failing system didn't read is read again
+
+# What entries of ours are, as check_kinds takes it. Whatever depends on the network is checked where it is.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("step", "global_batch", "nonfinite_steps"), int),
+    "config": {"data": {}, "model": {}, "optimizer": {}, "schedule": {}, "runtime": {"precision": str}},
+    "categories": {"ids": [int], "names": [str]},
+    "excluded_images": [int],
+    "bad_images": [int],
+    "model": {},
+    "optimizer": {"state": {}},
+    "scaler": {},
+    "ranks": [{}],
+}
 
 # torch.save writes a zip archive. The seal is the archive's comment, its very end, which every reader
 # of zip files passes over: data and checksum are one file and become visible by one rename.
@@ -36,6 +53,10 @@ class CheckpointError(UserError):
     """A checkpoint that can't be read, written or used; the message names the file and the fix."""
 
 
+class UnreadableError(CheckpointError):
+    """The system failed while it read a file, which may be a good one."""
+
+
 def step_file(folder: Path, step: int) -> Path:
     """Return the path of a step's checkpoint."""
     return folder / f"step_{step:08d}.pt"
@@ -43,7 +64,11 @@ def step_file(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[Path]:
     """List a folder's step checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))
+    try:
+        names = os.listdir(folder)  # glob takes a folder that it fails to read for an empty one
+    except FileNotFoundError:
+        return []
+    return sorted(folder / name for name in names if re.fullmatch(r"step_\d{8,}\.pt", name))
 
 
 def package_versions() -> dict[str, str]:
@@ -68,6 +93,33 @@ def check_plain(value: object, key: str = "checkpoint") -> None:
             check_plain(entry, f"{key}[{index}]")
     elif type(value) not in PLAIN:
         raise TypeError(f"{key} is a {type(value).__name__}: convert it to a plain value before saving")
+
+
+def check_kinds(value: Any, kind: Any, where: str) -> None:
+    """Raise CheckpointError, naming the place, unless a value is of a kind.
+
+    kind: a type; a tensor, for one of its shape and dtype that holds each of its numbers; a dict, for one
+    that has its keys at least; [kind], for a list of any length; [kind, kind], for one of two entries.
+    """
+    due: Any = Tensor if isinstance(kind, Tensor) else kind if isinstance(kind, type) else type(kind)
+    fits, told = isinstance(value, due), due.__name__
+    if isinstance(kind, Tensor):
+        told = f"a plain tensor {tuple(kind.shape)} of {kind.dtype}"
+        fits = fits and value.layout is torch.strided and value.device.type == "cpu"
+        fits = fits and (value.shape, value.dtype) == (kind.shape, kind.dtype)
+        fits = fits and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    elif isinstance(kind, list) and len(kind) > 1:
+        told, fits = f"a list of {len(kind)}", fits and len(value) == len(kind)
+    if not fits:
+        given = "missing" if value is None else f"a {type(value).__name__}"
+        given = f"{given} {tuple(value.shape)}" if isinstance(value, Tensor) else given
+        raise CheckpointError(f"{where} is {given}, not {told}; give another file, or move it away")
+    if isinstance(kind, dict):
+        for key, entry in kind.items():
+            check_kinds(value.get(key), entry, f"{where}[{key!r}]")
+    elif isinstance(kind, list):
+        for index, entry in enumerate(value):
+            check_kinds(entry, kind[index % len(kind)], f"{where}[{index}]")
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -112,30 +164,43 @@ def _checksum(content: bytes | memoryview) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def keep_newest(folder: Path, keep: int) -> None:
-    """Delete all step checkpoints but the newest `keep`.
-
-    For right after a `write`, which checked what it wrote: the newest kept is then a good one.
-    """
+def keep_newest(folder: Path, keep: int, written: Path) -> None:
+    """Delete all step checkpoints but the newest `keep` and the one just written, which is a good one."""
     for path in saved_steps(folder)[:-keep]:
-        path.unlink()
+        if path != written:
+            path.unlink()
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find a run's newest good checkpoint; best.pt counts as the oldest.
+    """Find a run's newest good checkpoint; best.pt counts as the oldest, and is looked at in any case.
 
-    Returns its path, or None, and a line about each damaged one that is newer. Those are renamed, never to be
-    taken nor deleted, unless none is good: then all stay as they are, for a person to look at.
+    Returns its path, or None, and a line about each damaged one. Those are renamed, never to be taken nor
+    deleted, unless none is good: then all stay as they are, for a person to look at. So they do where the
+    system fails to read one, which may be good: that gives None, and a line about it alone.
     """
+    newest: Path | None = None
     damaged: dict[Path, str] = {}
-    for path in [*reversed(saved_steps(folder)), *folder.glob("best.pt")]:
+    best = folder / "best.pt"
+    try:
+        steps = saved_steps(folder)
+    except OSError as error:
+        return None, [f"{folder} can't be read ({error.strerror})"]
+    for path in [*reversed(steps), *([best] if os.path.lexists(best) else [])]:
+        if newest is not None and path != best:
+            continue
         try:
-            load_run(path)
+            step = load_run(path).get("step")
+            if path != best and step != int(path.stem.removeprefix("step_")):
+                raise CheckpointError(f"checkpoint {path} is damaged or renamed: it holds step {step}")
+        except UnreadableError as error:
+            return None, [str(error)]
         except CheckpointError as error:
             damaged[path] = str(error)
         else:
-            return path, [f"{error}; {_set_aside(bad)}" for bad, error in damaged.items()]
-    return None, list(damaged.values())
+            newest = newest or path
+    if newest is None:
+        return None, list(damaged.values())
+    return newest, [f"{error}; {_set_aside(bad)}" for bad, error in damaged.items()]
 
 
 def _set_aside(path: Path) -> str:
@@ -151,18 +216,14 @@ def load_file(path: Path) -> dict[str, Any]:
     """Read tensors and plain values; nothing else is unpickled, so a file can't run code.
 
     Raises CheckpointError where the file is missing, broken, holds anything else, or is one of ours and not
-    what was sealed, to the last bit.
+    what was sealed, to the last bit; UnreadableError where the system fails.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {path} does not exist") from error
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} can't be read ({error.strerror})") from error
+    content = _read(path)
     sealed = content[-_SEAL_SIZE : -_SEAL_SIZE + len(_SEAL)] == _SEAL
     if sealed and content[-_SEAL_SIZE + len(_SEAL) :] != _checksum(memoryview(content)[:-_SEAL_SIZE]):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs; give another file")
     try:
+        _check_size(content)
         with warnings.catch_warnings(action="ignore"):  # on what a refused file was written with
             state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -175,17 +236,52 @@ def load_file(path: Path) -> dict[str, Any]:
         ) from None
     except Exception as error:  # a broken file may raise anything at all out of torch
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(f"checkpoint {path} can't be read ({reason}); give another file") from error
+        kind = UnreadableError if sealed else CheckpointError  # what is as it was sealed isn't broken
+        raise kind(f"checkpoint {path} can't be read ({reason}); give another file") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} is a {type(state).__name__}, not a dict; give another file")
     if state.get("format") == FORMAT and not sealed:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
+    if state.get("format") == FORMAT:
+        kinds = {key: KINDS[key] for key in KINDS if key in state}
+        check_kinds(state, kinds, f"checkpoint {path} can't be used: state")
     return state
 
 
+def _read(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise CheckpointError(f"checkpoint {path} is no regular file; give another file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist") from error
+    except (OSError, MemoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "out of memory"
+        raise UnreadableError(f"checkpoint {path} can't be read ({reason})") from error
+
+
+def _check_size(content: bytes) -> None:
+    """Raise ValueError where a zip archive unpacks to more than it is: torch.save never compresses."""
+    if content.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > len(content):
+            raise ValueError(f"{len(content)} bytes unpack to {unpacked}, and torch.save never compresses")
+
+
 def load_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, all of it. Raises CheckpointError for any other or damaged file."""
-    state = load_file(path)
+    """Read a checkpoint of ours, all of it; what the system fails to read is tried again.
+
+    Raises CheckpointError for any other or damaged file, UnreadableError where the system fails for good.
+    """
+    for wait in RETRY_WAITS_S:
+        try:
+            state = load_file(path)
+            break
+        except UnreadableError:
+            time.sleep(wait)
+    else:
+        state = load_file(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (format {state.get('format')!r})")
     return state

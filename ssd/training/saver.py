@@ -28,7 +28,7 @@ class CheckpointSaver:
         self.step: int | None = None
         """The step that was saved last, or is being saved; None where that is known to have failed."""
         self.best: dict[str, Any] | None = None
-        """AP and step of the evaluation that best.pt is of; kept up to date on rank 0 alone."""
+        """AP and step of the evaluation that best.pt is of, None without that file; right on rank 0 alone."""
 
     def save(self, run: SavedRun) -> None:
         """Copy a run and begin to write it; as best.pt too where it has another best than that file."""
@@ -45,17 +45,24 @@ class CheckpointSaver:
         if error:  # told by `check`, on all ranks
             reason = (error.strerror if isinstance(error, OSError) else None) or repr(error)
             self._failure = f"{self._folder}: {reason}"
+        if not (self._folder / "best.pt").exists():
+            self.best = None  # it was damaged or removed: the next evaluation writes it again
 
     def check(self, final: bool = False) -> None:
         """Tell all ranks what went wrong since the last time, without waiting for a write that goes on.
 
         final: no later checkpoint follows, so the last one is waited for. Raises CheckpointError on all ranks
-        where it isn't on disk then and, with checkpoint.on_error=fail, at any failure.
+        where it isn't on disk then and, with checkpoint.on_error=fail, at any failure; in any case where the
+        run's folder was moved or removed.
         """
         if final or (self._writing and self._writing.done()):
             self.wait()
             self._session.watchdog.alive()
-        failure, self._failure = self._session.ranks.gather(self._failure)[0], None
+        of_ranks = self._session.ranks.gather((self._failure, self._session.lost_folder()))
+        (failure, lost), self._failure = of_ranks[0], None
+        if lost:
+            fix = "move it back, or give another name=…"
+            raise CheckpointError(f"{self._session.folder} was moved or removed; {LOST}; {fix}")
         if failure is None:
             return
         self.step = None
@@ -79,7 +86,7 @@ class CheckpointSaver:
             write(self._folder / "best.pt", state)
             self.best = state["best"]
         write(step_file(self._folder, step), state)
-        keep_newest(self._folder, self._config.keep)
+        keep_newest(self._folder, self._config.keep, step_file(self._folder, step))
 
 
 def _host_copy(value: Any) -> Any:

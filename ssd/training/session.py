@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from errno import ENOENT, ENOTDIR
+from os import stat_result
+from os.path import samestat
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +23,7 @@ from ssd.runtime import Runtime, set_up
 from ssd.training.guards import GRACE, Watchdog
 from ssd.training.signals import StopSignals, end_with_parent, leave_if_preempted
 
+LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
 TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
@@ -35,6 +39,14 @@ class Session:
     folder: Path
     signals: StopSignals
     watchdog: Watchdog
+    lock: stat_result | None  # of the lock's file; None but on rank 0
+
+    def lost_folder(self) -> bool:
+        """Tell on rank 0 whether the folder that it locked was moved or removed; a namesake is another."""
+        try:
+            return self.lock is not None and not samestat(self.lock, (self.folder / LOCK_FILE).stat())
+        except OSError as error:
+            return error.errno in (ENOENT, ENOTDIR)  # else it may be there: what is written next will tell
 
 
 @contextmanager
@@ -53,30 +65,31 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
     with (
         Watchdog(hang) as watchdog,
         open_ranks(config.runtime.device, exchange) as ranks,
-        own_folder(folder) if ranks.is_main else nullcontext(),
+        own_folder(folder) if ranks.is_main else nullcontext() as lock,
         RunConsole(ranks.is_main) as console,
         StopSignals(folder, ranks.is_main) as signals,
     ):
         require_seen_by_all(folder, ranks)
         leave_if_preempted(folder, ranks)
-        yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog)
+        yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog, lock)
 
 
 @contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
+def own_folder(folder: Path) -> Iterator[stat_result]:
     """Hold the run's folder; the kernel lets go of it when the process dies, however it dies.
 
+    Gives the status of the lock's file, whose inode is no other's while it is held.
     Raises UserError where another process has held it for LOCK_WAIT_S, or where it can't be written.
     """
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(folder / ".lock").acquire(timeout=LOCK_WAIT_S)
+            lock = FileLock(folder / LOCK_FILE).acquire(timeout=LOCK_WAIT_S)
         except Timeout as error:
             fix = "stop it, or give another name=…"
             raise UserError(f"{folder}: another process trains there; {fix}") from error
     with lock:
-        yield
+        yield (folder / LOCK_FILE).stat()
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn, Self
 
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 
 # Those that torchrun passes on by default, and the one that schedulers send a while before the time is up.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -85,17 +86,22 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
 
     torchrun restarts a rank that exits with 75 like one that crashed; any other start is meant to go on. The
     torchrun that counts is the one of rank 0's host, which may be another rank's after the restart.
+    Raises UserError on all ranks where the file can't be read.
     """
     path = folder / PREEMPTED_FILE
 
-    def torchrun_of_file() -> str | None:
+    def torchrun_of_file() -> tuple[str | None, str | None]:
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"])
+            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"]), None
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it isn't ours
-            return None
+            return None, None
+        except OSError as error:
+            return None, error.strerror
 
     torchrun = _torchrun()
-    left_under = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
+    left_under, failure = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
+    if failure:
+        raise UserError(f"{path} can't be read ({failure}); remove it, launchers look for a file there")
     if any(ranks.gather(torchrun is not None and torchrun == left_under)):
         raise Preempted
     if ranks.is_main:

@@ -11,7 +11,14 @@ from torch import nn
 from torch.optim import SGD
 
 from ssd.categories import COCO, Categories
-from ssd.checkpoint import FORMAT, CheckpointError, load_file, load_run, newest_checkpoint
+from ssd.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    check_kinds,
+    load_file,
+    load_run,
+    newest_checkpoint,
+)
 from ssd.cli import as_plain
 from ssd.config import ModelConfig, TrainConfig, require
 from ssd.distributed import Ranks
@@ -87,7 +94,8 @@ class SavedRun:
 def load_newest(session: Session) -> SavedRun | None:
     """Return a run's newest good checkpoint, the same on all ranks; None where the run has not begun.
 
-    Raises CheckpointError where there are checkpoints and none is good: starting over would lose the run.
+    Raises CheckpointError on all ranks where there are checkpoints and none is good, as starting over would
+    lose the run, or where the system fails to read one.
     """
 
     def choose() -> tuple[str | None, list[str]]:
@@ -95,13 +103,13 @@ def load_newest(session: Session) -> SavedRun | None:
         return str(path) if path else None, damaged
 
     path, damaged = session.ranks.on_main(choose, CHOOSING_TIMEOUT)
-    session.console.say(*damaged)
     if path:
-        return SavedRun.load(Path(path))
+        session.console.say(*damaged)
+        return session.ranks.on_all(lambda: SavedRun.load(Path(path)))
     if damaged:
         raise CheckpointError(
-            f"no checkpoint of the run is good: {'; '.join(damaged)}. "
-            "Put a good one there, or give name=… to start another run"
+            f"no checkpoint of the run can be taken: {'; '.join(damaged)}. Every file stays as it is. Start "
+            "again once the system reads it, put a good one there, or give name=… to start another run"
         )
     return None
 
@@ -184,6 +192,24 @@ class TrainState:
             "ranks": self.ranks.gather(of_rank),
         }
 
+    def check_fits(self, saved: SavedRun) -> None:
+        """Raise CheckpointError, naming the entry, unless `restore` can put a run's state back."""
+        state, own = saved.state, self.network.state_dict()
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        saved_momenta = state["optimizer"]["state"]  # which may be missing: see restore_learned
+        momenta = {i: {"momentum_buffer": p} for i, p in enumerate(parameters) if i in saved_momenta}
+        of_rank = {"rng_cpu": torch.get_rng_state(), "loss_sums": [float] * 3}
+        kinds = {
+            "model": {key: own.get(key, type(None)) for key in {*own, *state["model"]}},
+            "optimizer": {"state": momenta},
+            "scaler": {key: type(each) for key, each in self.scaler.state_dict().items() if state["scaler"]},
+            "ranks": [of_rank] * len(state["ranks"]) or [of_rank, of_rank],  # there is one at least
+        }
+        where = f"the run's checkpoint after step {saved.step} can't be used: state"
+        check_kinds(state, kinds, where)
+        if saved.best is not None:
+            check_kinds(saved.best, {"AP": float, "step": int}, f"{where}['best']")
+
     def restore_learned(self, state: dict[str, Any]) -> None:
         """Put weights, momenta and loss scale back; weight decay and momentum are the config's."""
         self.network.load_state_dict(state["model"])
@@ -206,7 +232,7 @@ class TrainState:
             sums = [sum(values) / len(of_ranks) for values in all_sums]
         self.meter.sums.copy_(torch.tensor(sums))
         torch.set_rng_state(own["rng_cpu"])
-        if self.ranks.device.type == "cuda" and own["rng_cuda"] is not None:
+        if self.ranks.device.type == "cuda" and own.get("rng_cuda") is not None:
             torch.cuda.set_rng_state(own["rng_cuda"], self.ranks.device)
 
 

@@ -88,6 +88,7 @@ class Trainer:
 
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
+        self.state.check_fits(saved)
         self.state.restore(saved.state)
         self.step = self.saver.step = saved.step
         self.saver.best = saved.best
@@ -254,6 +255,7 @@ class Trainer:
             if self.ranks.highest(self.session.signals.received):
                 self._leave()
         result = evaluator.score(rows, self.ranks)
+        self.saver.check()  # that took a while: is the folder still there?
         if self._log:
             record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             self._log.record("evaluation", record)

@@ -1,7 +1,10 @@
+import errno
 import os
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +12,8 @@ import torch
 
 from ssd.checkpoint import (
     CheckpointError,
-    check_plain,
     keep_newest,
+    load_file,
     load_run,
     newest_checkpoint,
     saved_steps,
@@ -70,28 +73,47 @@ def test_a_value_that_could_not_be_read_back_is_refused_by_its_place(value: obje
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_optimizers_and_a_networks_state_are_plain():
-    network = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
-    network(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    check_plain({"model": network.state_dict(), "optimizer": optimizer.state_dict()})
-
-
-def test_only_the_newest_are_kept_and_the_best(tmp_path: Path):
+@pytest.mark.parametrize(("written", "kept"), [(15, [15, 100_000_000]), (10, [10, 15, 100_000_000])])
+def test_only_the_newest_are_kept_the_one_just_written_and_the_best(
+    written: int, kept: list[int], tmp_path: Path
+):
     for step in (5, 10, 100_000_000, 15):
         step_file(tmp_path, step).touch()
     (tmp_path / "best.pt").touch()
     (tmp_path / "step_00000020.pt.tmp").touch()
-    keep_newest(tmp_path, 2)
-    assert saved_steps(tmp_path) == [step_file(tmp_path, 15), step_file(tmp_path, 100_000_000)]
+    keep_newest(tmp_path, 2, step_file(tmp_path, written))
+    assert saved_steps(tmp_path) == [step_file(tmp_path, step) for step in kept]
     assert (tmp_path / "best.pt").exists()
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data/0", bytes(10**7))
+
+
+def ours(**given: object) -> Callable[[Path], None]:
+    return lambda path: write(path, {"format": 1, **given})
+
+
+RUNTIME: dict[str, Any] = {"precision": "fp32"}
+CONFIG: dict[str, Any] = {key: {} for key in ("data", "model", "optimizer", "schedule")}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, r"x\.pt does not exist"),
+        (os.mkfifo, r"x\.pt is no regular file"),
+        (os.mkdir, r"x\.pt is no regular file"),
+        (bomb, r"x\.pt can't be read \(\d+ bytes unpack to 10000000, and torch\.save never compresses"),
+        (ours(step="7"), r"x\.pt .*state\['step'\] is a str, not int"),
+        (ours(config=[]), r"x\.pt .*state\['config'\] is a list, not dict"),
+        (ours(config=CONFIG), r"x\.pt .*state\['config'\]\['runtime'\] is missing, not dict"),
+        (ours(config=CONFIG | {"runtime": {}}), r"\['runtime'\]\['precision'\] is missing, not str"),
+        (ours(config=CONFIG | {"runtime": RUNTIME, "data": 1}), r"\['data'\] is a int, not dict"),
+        (ours(categories={"ids": [1]}), r"\['categories'\]\['names'\] is missing, not list"),
+        (ours(categories={"ids": [1, "a"], "names": []}), r"\['ids'\]\[1\] is a str, not int"),
+        (ours(model=torch.ones(2)), r"x\.pt .*state\['model'\] is a Tensor \(2,\), not dict"),
         (b"", r"x\.pt can't be read"),
         (b"no checkpoint", r"x\.pt can't be read"),
         (b"PK\x03\x04 cut off", r"x\.pt can't be read"),
@@ -104,7 +126,9 @@ def test_only_the_newest_are_kept_and_the_best(tmp_path: Path):
 def test_a_file_that_is_no_whole_checkpoint_of_ours_is_refused_by_name(
     content: object, message: str, tmp_path: Path
 ):
-    if isinstance(content, bytes):
+    if callable(content):
+        content(tmp_path / "x.pt")
+    elif isinstance(content, bytes):
         (tmp_path / "x.pt").write_bytes(content)
     elif content is not None:
         torch.save(content, tmp_path / "x.pt")
@@ -123,6 +147,13 @@ def test_torch_and_zip_read_a_sealed_file_like_any_other(written: Path):
     assert torch.load(written, weights_only=True)["step"] == 7
     with zipfile.ZipFile(written) as archive:
         assert archive.testzip() is None
+        # load_file refuses others, before they are unpacked.
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_a_file_of_torchs_format_before_zip_is_read_too(tmp_path: Path):
+    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_file(tmp_path / "x.pt")["model"]["a"], torch.ones(2))
 
 
 def test_every_flipped_bit_and_every_truncation_is_noticed(written: Path):
@@ -142,23 +173,68 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(written: Path):
 @pytest.mark.parametrize(
     ("damaged", "taken", "kept_aside"),
     [
-        ([], "step_00000008.pt", []),
-        (["step_00000006.pt"], "step_00000008.pt", []),
-        (["step_00000006.pt", "step_00000008.pt"], "step_00000004.pt", [6, 8]),
-        (["step_00000004.pt", "step_00000006.pt", "step_00000008.pt"], "best.pt", [4, 6, 8]),
-        (["step_00000004.pt", "step_00000006.pt", "step_00000008.pt", "best.pt"], None, []),
+        ("", "step_00000008.pt", ""),
+        ("step_00000006.pt", "step_00000008.pt", ""),
+        ("step_00000006.pt step_00000008.pt", "step_00000004.pt", "step_00000006.pt step_00000008.pt"),
+        ("best.pt", "step_00000008.pt", "best.pt"),
+        ("best.pt step_00000008.pt", "step_00000006.pt", "best.pt step_00000008.pt"),
+        ("step_00000004.pt step_00000006.pt step_00000008.pt", "best.pt", "*"),
+        ("best.pt step_00000004.pt step_00000006.pt step_00000008.pt", None, ""),
     ],
 )
-def test_the_newest_good_checkpoint_is_taken_and_damaged_newer_ones_are_kept_aside(
-    damaged: list[str], taken: str | None, kept_aside: list[int], tmp_path: Path
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "of another step"])
+def test_the_newest_good_checkpoint_is_taken_and_damaged_newer_ones_and_the_best_are_kept_aside(
+    damaged: str, taken: str | None, kept_aside: str, cut: bool, tmp_path: Path
 ):
-    for name in (*(f"step_{step:08d}.pt" for step in (4, 6, 8)), "best.pt"):
-        write(tmp_path / name, {"format": 1})
-    for name in damaged:
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    for step in (4, 6, 8):
+        write(step_file(tmp_path, step), {"format": 1, "step": step})
+    write(tmp_path / "best.pt", {"format": 1, "step": 4})
+    for name in damaged.split():
+        if cut or name == "best.pt":
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+        else:
+            write(tmp_path / name, {"format": 1, "step": 30})
     path, told = newest_checkpoint(tmp_path)
     assert path == (tmp_path / taken if taken else None)
-    assert sorted(aside.name for aside in tmp_path.glob("*.broken")) == [
-        f"step_{step:08d}.pt.broken" for step in kept_aside
-    ]
-    assert len(told) == (len(kept_aside) or (0 if taken else len(damaged)))
+    aside = kept_aside.replace("*", damaged).split()
+    assert sorted(path.name for path in tmp_path.glob("*.broken")) == [f"{name}.broken" for name in aside]
+    assert len(told) == len(aside if taken else damaged.split())
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "error"),
+    [
+        *((Path, "read_bytes", OSError(number, os.strerror(number))) for number in (errno.ESTALE, errno.EIO)),
+        (Path, "stat", OSError(errno.ENOMEM, "Cannot allocate memory")),
+        (Path, "read_bytes", MemoryError()),
+        (torch, "load", MemoryError()),
+        (torch, "load", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+        (os, "listdir", OSError(errno.EMFILE, "Too many open files")),
+    ],
+    ids=str,
+)
+def test_what_the_system_fails_to_read_is_tried_again_and_never_taken_for_damage(
+    where: Any, name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for step in (4, 8):
+        write(step_file(tmp_path, step), {"format": 1, "step": step})
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    read, last_failure = getattr(where, name), 2
+
+    def failing(*given: Any, **named: Any) -> Any:
+        if len(waits) < last_failure:
+            raise error
+        return read(*given, **named)
+
+    monkeypatch.setattr(where, name, failing)
+    if where is not os:  # a folder isn't tried again
+        assert newest_checkpoint(tmp_path) == (step_file(tmp_path, 8), [])
+        assert len(waits) == last_failure
+    waits, last_failure = [], 99
+    monkeypatch.setattr("time.sleep", waits.append)
+    path, told = newest_checkpoint(tmp_path)
+    monkeypatch.undo()
+    assert (path, len(told)) == (None, 1)
+    assert "can't be read" in told[0]
+    assert saved_steps(tmp_path) == [step_file(tmp_path, step) for step in (4, 8)]

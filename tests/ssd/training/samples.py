@@ -23,7 +23,7 @@ SAVED: dict[str, Any] = {
     "versions": {"torch": "2"},
     "numbers": {"AP": 0.25},
     "best": None,
-    "state": {"model": {"weight": torch.ones(2)}, "optimizer": {}, "scaler": {}, "ranks": []},
+    "state": {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {}}, "scaler": {}, "ranks": []},
 }
 
 

@@ -1,5 +1,7 @@
 """One run at a time has a folder, and every machine of that run sees it."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.training.session import own_folder, require_seen_by_all
+from ssd.training.session import Session, own_folder, require_seen_by_all
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +22,18 @@ def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_pat
         pass
     with own_folder(tmp_path):
         pass
+
+
+def test_a_folder_that_was_moved_or_removed_is_lost_though_another_has_its_name(session: Session):
+    assert not session.lost_folder()
+    moved = session.folder.rename(session.folder.with_name("moved"))
+    assert session.lost_folder()
+    with own_folder(session.folder):  # a namesake
+        assert session.lost_folder()
+    shutil.rmtree(session.folder)
+    moved.rename(session.folder)
+    assert not session.lost_folder()
+    assert not replace(session, lock=None, folder=moved).lost_folder()  # ranks but 0 leave it to that one
 
 
 class TwoMachines(Ranks):

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.run import get_args_parser
 
 from ssd.distributed import Ranks
+from ssd.errors import UserError
 from ssd.training.signals import PREEMPTED_FILE, SIGNALS, Preempted, StopSignals, leave_if_preempted
 
 pytestmark = pytest.mark.unit
@@ -89,7 +90,7 @@ class TwoHosts(Ranks):
         self.left, self.other = left, other
 
     def on_main(self, *_: object) -> Any:
-        return self.left
+        return self.left, None
 
     def gather(self, value: Any) -> list[Any]:
         return [value, self.other]
@@ -111,34 +112,30 @@ def test_workers_that_the_same_torchrun_restarts_leave_again(rank: int, tmp_path
     assert (tmp_path / PREEMPTED_FILE).exists()
 
 
-def test_another_torchrun_of_the_same_run_id_goes_on_though_it_has_restarted_its_workers(tmp_path: Path):
-    """A new launch whose first attempt died before it could remove the file."""
+def test_any_other_start_goes_on_and_forgets_the_file(tmp_path: Path, under_torchrun: pytest.MonkeyPatch):
     leave(tmp_path)
-    name = torchrun_of(tmp_path)
-    host, process, start = name.split()
-    for another in (f"{host} {process} {int(start) - 1}", f"{host} {int(process) + 1} {start}", "1"):
-        leave(tmp_path)
-        path = tmp_path / PREEMPTED_FILE
-        path.write_text(path.read_text().replace(name, another))
-        leave_if_preempted(tmp_path, TwoHosts(1, another, False))
+    own, path = torchrun_of(tmp_path), tmp_path / PREEMPTED_FILE
+    host, process, start = own.split()
+    # Of the same run id, its first attempt dead before it could remove the file, or no message of ours.
+    others = (f"{host} {process} {int(start) - 1}", f"{host} {int(process) + 1} {start}", "1")
+    contents = [json.dumps({"torchrun": other}) for other in others]
+    for content in (*contents, "", "{", "[]", '{"step": 7}', '{"torchrun": 1}'):
+        path.write_text(content)
+        leave_if_preempted(tmp_path, TwoHosts(1, "another", False))
         assert path.exists()  # rank 0 removes it
         leave_if_preempted(tmp_path, MAIN)
         assert not path.exists()
-    leave_if_preempted(tmp_path, MAIN)
-
-
-def test_without_torchrun_every_start_goes_on(tmp_path: Path, under_torchrun: pytest.MonkeyPatch):
+    leave_if_preempted(tmp_path, MAIN)  # there is none
     under_torchrun.delenv("TORCHELASTIC_RUN_ID")
     leave(tmp_path)
     leave_if_preempted(tmp_path, MAIN)
-    assert not (tmp_path / PREEMPTED_FILE).exists()
+    assert not path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 7}', '{"torchrun": 1}'])
-def test_a_file_that_is_no_message_of_ours_is_forgotten(content: str, tmp_path: Path):
-    (tmp_path / PREEMPTED_FILE).write_text(content)
-    leave_if_preempted(tmp_path, MAIN)
-    assert not (tmp_path / PREEMPTED_FILE).exists()
+def test_a_folder_of_that_name_stops_the_start_in_one_line(tmp_path: Path):
+    (tmp_path / PREEMPTED_FILE).mkdir()
+    with pytest.raises(UserError, match=r"preempted can't be read \(Is a directory\); remove it"):
+        leave_if_preempted(tmp_path, MAIN)
 
 
 def test_where_the_file_cannot_be_written_the_run_still_ends_as_preempted(

@@ -1,8 +1,10 @@
 """What a run begins with, what must stay when it resumes, and that its state comes back as it was."""
 
+import errno
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -84,7 +86,8 @@ def save_detector(path: Path, categories: Categories, published: bool) -> dict[s
     if published:
         torch.save({"model": to_published(trained)}, path)
     else:
-        write(path, {"format": 1, "model": trained, "categories": categories.as_plain(), "config": {}})
+        plain = {"categories": categories.as_plain(), "config": SAVED["config"]}
+        write(path, {"format": 1, "model": trained, **plain})
     return trained
 
 
@@ -238,7 +241,7 @@ def test_a_saved_run_comes_out_of_its_file_as_it_went_in_and_what_lacks_is_named
 
 
 def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_start_over(
-    session: Session, capsys: pytest.CaptureFixture[str]
+    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     assert load_newest(session) is None
     folder = session.folder / "checkpoints"
@@ -251,5 +254,59 @@ def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_star
     assert "it is kept as step_00000004.pt.broken" in capsys.readouterr().out
     step_file(folder, 2).write_bytes(b"")
     for _ in range(2):  # not the second time either
-        with pytest.raises(CheckpointError, match=r"no checkpoint of the run is good: .*step_00000002\.pt"):
+        with pytest.raises(CheckpointError, match=r"run can be taken: .*step_00000002\.pt"):
             load_newest(session)
+    monkeypatch.setattr("ssd.checkpoint.RETRY_WAITS_S", ())
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(CheckpointError, match=r"\(Input/output error\)\. Every file stays"):
+        load_newest(session)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (
+            "model/weight",
+            torch.ones(()),
+            r"\['model'\]\['weight'\] is a Tensor \(\), not a plain tensor \(2, 2\)",
+        ),
+        (
+            "model/weight",
+            torch.ones(2, 2, device="meta"),
+            r"\['model'\]\['weight'\] is a Tensor \(2, 2\), not",
+        ),
+        ("model/weight", torch.ones(2, 2).to_sparse(), r"\['model'\]\['weight'\] is a Tensor \(2, 2\), not"),
+        ("model/weight", torch.ones(1).expand(2, 2), r"\['model'\]\['weight'\] is a Tensor \(2, 2\), not"),
+        ("model/other", torch.ones(2), r"\['model'\]\['other'\] is a Tensor \(2,\), not NoneType"),
+        ("model/bias", MISSING, r"\['model'\]\['bias'\] is missing, not a plain tensor \(2,\)"),
+        ("optimizer/state/1", [], r"\['optimizer'\]\['state'\]\[1\] is a list, not dict"),
+        (
+            "optimizer/state/1/momentum_buffer",
+            torch.ones(()),
+            r".*\['momentum_buffer'\] is a Tensor \(\), not",
+        ),
+        ("scaler/scale", "x", r"\['scaler'\]\['scale'\] is a str, not float"),
+        ("scaler/growth_factor", MISSING, r"\['scaler'\]\['growth_factor'\] is missing, not float"),
+        ("ranks", [], r"\['ranks'\] is a list, not a list of 2"),
+        ("ranks/0/rng_cpu", torch.ones(2), r"\['ranks'\]\[0\]\['rng_cpu'\] is a Tensor \(2,\), not"),
+        ("ranks/0/loss_sums", [1.0], r"\['ranks'\]\[0\]\['loss_sums'\] is a list, not a list of 3"),
+    ],
+)
+def test_a_state_that_cannot_be_put_back_is_refused_by_its_entry(place: str, value: Any, message: str):
+    state = train_state()
+    step_of(state)
+    saved = saved_run(state=deepcopy(state.collect()), best={"AP": 0.5, "step": 2})
+    state.check_fits(saved)
+    *path, last = (int(key) if key.isdigit() else key for key in place.split("/"))
+    entry: Any = saved.state
+    for key in path:
+        entry = entry[key]
+    if value is MISSING:
+        del entry[last]
+    else:
+        entry[last] = value
+    with pytest.raises(CheckpointError, match=f"the run's checkpoint after step 4 .*state{message}"):
+        state.check_fits(saved)

@@ -177,6 +177,30 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_or_is_reported(
     assert capsys.readouterr().out.count("No space left on device; training goes on") == gone_on
 
 
+@pytest.mark.parametrize("when", [1, "score"])
+def test_a_run_whose_folder_is_gone_ends_in_one_line_and_leaves_a_namesake_alone(
+    when: int | str, demo: Path, session: Session, monkeypatch: Any, capsys: Any
+):
+    def replace_folder() -> None:
+        trainer.saver.wait()
+        session.folder.rename(session.folder.with_name("moved"))
+        (session.folder / "checkpoints").mkdir(parents=True)
+        (session.folder / "checkpoints" / "step_00000001.pt").touch()
+
+    trainer = open_trainer(config(demo, GOING_ON, "checkpoint.keep=1 schedule.max_steps=null"), session)
+    if when == 1:
+        before_step(trainer, when, replace_folder)
+    else:
+        score = Evaluator.score
+        monkeypatch.setattr(Evaluator, "score", lambda *given: (replace_folder(), score(*given))[1])
+    with pytest.raises(CheckpointError, match=rf"^{session.folder} was moved or removed; the steps since"):
+        trainer.fit()
+    left = [str(path.relative_to(session.folder)) for path in session.folder.rglob("*")]
+    assert sorted(left) == ["checkpoints", "checkpoints/step_00000001.pt"]
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.out + captured.err
+
+
 @contextmanager
 def broken(path: Path) -> Iterator[None]:
     """Cut a picture's file."""
@@ -375,7 +399,15 @@ def test_the_best_is_that_which_is_on_disk(
         trainer.save({"AP": ap})
         trainer.saver.wait()
     assert trainer.saver.best == checkpoints(session)[-1]["best"] == best
-    assert load_run(session.folder / "checkpoints" / "best.pt")["numbers"] == {"AP": best["AP"]}
+    path = session.folder / "checkpoints" / "best.pt"
+    assert load_run(path)["numbers"] == {"AP": best["AP"]}
+
+    path.write_bytes(path.read_bytes()[:-1])  # a damaged one: the next evaluation writes another
+    resumed = open_trainer(config(demo), session)
+    resumed.step += 1
+    resumed.save({"AP": 0.1})
+    resumed.saver.wait()
+    assert load_run(path)["numbers"] == {"AP": 0.1}
 
 
 def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run_and_best_comes_first(
