@@ -1,8 +1,10 @@
 """What the formats share: the data set between reading and writing, findings, and the files of both sides."""
 
+import errno
 import math
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -162,6 +164,7 @@ def read_picture(
 
 def _read_header(file: Path) -> tuple[Header, list[Finding]]:
     try:
+        _check_regular(file)
         # Pillow warns of large pictures; an absurd size it refuses.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             upright = orientation(image) == UPRIGHT
@@ -229,11 +232,24 @@ def read_names(classes_file: Path) -> tuple[str, ...]:
 def read_lines(file: Path) -> list[str]:
     """Return a text file's lines without white space at both ends or a byte-order mark; raise UserError."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+        return [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return a file's content; raise UserError where it cannot be read."""
+    try:
+        _check_regular(file)
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+
+
+def _check_regular(file: Path) -> None:
+    """Raise OSError where there is no file, but a pipe, say, whose reading may never end."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:

@@ -18,6 +18,7 @@ from data.convert.dataset import (
     find_files,
     number,
     place_pictures,
+    read_bytes,
     read_lines,
     read_names,
     read_picture,
@@ -41,7 +42,7 @@ def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fin
     the data set has no `val`. classes_file: the categories and their order; else classes.txt of the source,
     else all names, sorted. Raises UserError with every defect.
     """
-    if classes_file is None and (source / CLASSES_FILE).is_file():
+    if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_names(classes_file)
     places, findings = _find_places(source)
@@ -66,10 +67,10 @@ def _find_places(source: Path) -> tuple[dict[Split, _Place], list[Finding]]:
         if not pictures.is_dir():
             raise UserError(f"{source} has Annotations and no JPEGImages; add that folder with the pictures")
         train, val, trainval, test = (lists / f"{name}.txt" for name in ("train", "val", "trainval", "test"))
-        if train.is_file() and val.is_file():
+        if train.exists() and val.exists():
             places = {"train": (annotations, pictures, train), "val": (annotations, pictures, val)}
         else:
-            listed = next((file for file in (trainval, train) if file.is_file()), None)
+            listed = next((file for file in (trainval, train) if file.exists()), None)
             places = {"train": (annotations, pictures, listed)}
     else:
         train, test = source / "train", source / "test"
@@ -122,8 +123,9 @@ def _read_picture(
 
     Its <filename> is not asked: it is often left over from before a renaming.
     """
+    content = read_bytes(xml)
     try:
-        root = fromstring(xml.read_bytes())
+        root = fromstring(content)
     except (ParseError, ValueError, LookupError) as error:  # the latter two: of its encoding
         raise UserError(f"is broken xml ({error}); export or fetch it again") from error
     if root.tag != "annotation":

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import yaml  # type: ignore[import-untyped]
 
 from data.convert.dataset import (
     CLASSES_FILE,
@@ -19,6 +20,7 @@ from data.convert.dataset import (
     find_files,
     number,
     place_pictures,
+    read_bytes,
     read_lines,
     read_names,
     read_picture,
@@ -41,6 +43,13 @@ _Entry = tuple[Path, tuple[Path, str]]
 """A label file, which may be missing, and its picture's file and name in the split."""
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML's reader in Python: the one in C crashes on 100,000 brackets."""
+
+    def flatten_mapping(self, _: object) -> None:
+        """Refuse `<<`, of which a few lines fill any memory: nothing reads that key."""
+
+
 class _Config(msgspec.Struct):
     """data.yaml: folders or list files of each split, and the category names by index."""
 
@@ -58,10 +67,11 @@ def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fi
     classes_file: the category names by index; else data.yaml, classes.txt or obj.names of the source. A
     picture without a label file is one without objects. Raises UserError with every defect.
     """
-    config_file = next((source / name for name in _CONFIG_FILES if (source / name).is_file()), None)
+    config_file = next((source / name for name in _CONFIG_FILES if (source / name).exists()), None)
+    content = read_bytes(config_file) if config_file else b"{}"
     try:
-        config = msgspec.yaml.decode(config_file.read_bytes(), type=_Config) if config_file else _Config()
-    except msgspec.DecodeError as error:
+        config = msgspec.convert(yaml.load(content, _Loader), _Config)  # noqa: S506 - it is a safe loader
+    except (msgspec.ValidationError, yaml.YAMLError, RecursionError, ValueError) as error:
         what = " ".join(str(error).split())
         raise UserError(f"{config_file}: {what}; correct it (quote names like 3 or yes)") from error
     names = _category_names(source, config_file, config, classes_file)
@@ -81,7 +91,7 @@ def _category_names(
     source: Path, config_file: Path | None, config: _Config, classes_file: Path | None
 ) -> tuple[str, ...]:
     if classes_file is None and config.names is None:
-        classes_file = next((source / name for name in _NAMES_FILES if (source / name).is_file()), None)
+        classes_file = next((source / name for name in _NAMES_FILES if (source / name).exists()), None)
     if classes_file is not None:
         return read_names(classes_file)
     names = config.names

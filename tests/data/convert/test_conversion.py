@@ -14,7 +14,17 @@ from data.convert.dataset import LINKS
 from scripts.convert_dataset import main
 from ssd.errors import UserError
 from tests.conftest import ROOT
-from tests.data.convert.folders import YOLO_LINE, Row, coco_folder, picture, rows, to_coco, yolo_folder
+from tests.data.convert.folders import (
+    YOLO_LINE,
+    Row,
+    coco_folder,
+    picture,
+    rows,
+    to_coco,
+    voc_devkit,
+    voc_object,
+    yolo_folder,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -146,6 +156,30 @@ def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, t
     )
     with pytest.raises(UserError, match=r"more/a\.png: another picture is a\.png too; rename"):
         to_coco(source, "yolo", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "voc/Annotations/a.xml",
+        "voc/JPEGImages/a.png",
+        "voc/ImageSets/Main/train.txt",
+        "voc/classes.txt",
+        "yolo/labels/train/a.txt",
+        "yolo/images/train/a.png",
+        "yolo/classes.txt",
+        "yolo/data.yaml",
+        "yolo/train.txt",
+    ],
+)
+def test_pipe_is_named_and_not_waited_for(source: Path, tmp_path: Path, name: str) -> None:
+    dog = voc_object("dog", (1, 2, 30, 40))
+    voc_devkit(source.parent / "voc", v=(dog,), a=(dog,))
+    file = tmp_path / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=rf"{file}:? cannot be read \(it is no regular file\)"):
+        to_coco(tmp_path / name.partition("/")[0], name.partition("/")[0], tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,9 @@ def test_labels_in_another_place_are_not_taken_for_pictures_without_objects(tmp_
 CONFIGS = {
     "yaml": ("{train: [", r"data\.yaml: .*; correct it"),
     "type": ("{names: [zebra, 3]}", r"Expected `str`, got `int` - at `\$.names.*quote"),
+    "brackets": ("[" * 100_000, r"data\.yaml: maximum recursion depth exceeded"),
+    "merge": ("{a: &a {b: c}, d: {<<: [*a, *a]}}", r"data\.yaml: could not .*merge.* line 1, column 20"),
+    "date": ("{date: 2026-13-01}", r"data\.yaml: month must be in 1..12; correct"),
     "gap": ("{names: {0: zebra, 2: ant}}", r"indices of `names` are \[0, 2\]; number them 0, 1, 2"),
     "nc": ("{names: [zebra], nc: 2}", "nc is 2 and `names` has 1"),
     "twice": ("{names: [zebra, zebra]}", "name 1, 'zebra', stands there twice"),
