@@ -17,15 +17,15 @@ from data.convert.dataset import (
     check_names,
     find_files,
     number,
+    open_picture,
     place_pictures,
     read_bytes,
     read_lines,
     read_names,
-    read_picture,
-    read_pictures,
     refuse_defects,
     shown,
     write_annotations,
+    write_names,
     write_text,
 )
 from ssd.errors import UserError
@@ -109,16 +109,20 @@ def _read_split(
                 what = f"there is no {annotations / stem}.xml; add it, or remove the line"
                 findings.append(Finding(what, f"{list_file}: line {row}", defect=True))
         stems = sorted(stem for stem in lines if stem in present)
-    entries = [(annotations / f"{stem}.xml", names.get(stem, [])) for stem in stems]
-    pictures, found = read_pictures(
-        entries, lambda xml, of_stem: _read_picture(xml, folder, of_stem, known), title
-    )
-    return pictures, findings + found
+    pictures = []
+    for stem in shown(stems, title):
+        xml = annotations / f"{stem}.xml"
+        try:
+            picture = _read_picture(xml, folder, names.get(stem, []), known)
+        except UserError as error:
+            findings.append(Finding(str(error), xml, defect=True))
+        else:
+            pictures.append(picture)
+            findings += picture.findings
+    return pictures, findings
 
 
-def _read_picture(
-    xml: Path, folder: Path, names: list[str], known: tuple[str, ...] | None
-) -> tuple[Picture, list[Finding]]:
+def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, ...] | None) -> Picture:
     """Read an xml file; names: the pictures of its stem, one where all is well.
 
     Its <filename> is not asked: it is often left over from before a renaming.
@@ -141,10 +145,14 @@ def _read_picture(
     size, size_px = root.find("size"), None
     if size is not None and (_text(size, "width"), _text(size, "height")) != ("0", "0"):  # 0: not known
         size_px = number(_text(size, "width"), "width"), number(_text(size, "height"), "height")
-    objects = [(f"{xml}: object {place}", element) for place, element in enumerate(root.findall("object"), 1)]
-    return read_picture(
-        folder / names[0], names[0], size_px, objects, lambda element, _: _read_object(element, known)
-    )
+    picture = open_picture(folder / names[0], names[0], size_px)
+    for place, element in enumerate(root.findall("object"), start=1):
+        where = f"{xml}: object {place}"
+        try:
+            picture.add(_read_object(element, known), where)
+        except UserError as error:
+            picture.findings.append(Finding(str(error), where, defect=True))
+    return picture
 
 
 def _read_object(element: Element, known: tuple[str, ...] | None) -> Box:
@@ -183,16 +191,15 @@ def write_voc(data: DataSet, folder: Path, link: str) -> list[Finding]:
     for name, members in (*data.splits.items(), ("trainval", pictures)):
         stems = "".join(f"{picture.stem}\n" for picture in members)
         write_text(folder / f"ImageSets/Main/{name}.txt", stems)
-    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
+    write_names(data.categories, folder)
     return findings
 
 
 def _annotation(picture: Picture) -> tuple[Element, list[Finding]]:
-    header = picture.header
     findings = []
     root = Element("annotation")
     _fill(root, {"folder": "JPEGImages", "filename": PurePosixPath(picture.name).name})
-    size = {"width": header.width, "height": header.height, "depth": header.channels}
+    size = {"width": picture.width, "height": picture.height, "depth": picture.channels}
     _fill(SubElement(root, "size"), size)
     _fill(root, {"segmented": 0})
     for box in picture.boxes:
@@ -200,8 +207,8 @@ def _annotation(picture: Picture) -> tuple[Element, list[Finding]]:
         flags = {"pose": "Unspecified", "truncated": 0, "difficult": int(box.crowd)}
         _fill(element, {"name": box.category, **flags})
         left, top, width, height = box.ltwh_px
-        xmin, xmax = _nearest_pixels(left, left + width, header.width)
-        ymin, ymax = _nearest_pixels(top, top + height, header.height)
+        xmin, xmax = _nearest_pixels(left, left + width, picture.width)
+        ymin, ymax = _nearest_pixels(top, top + height, picture.height)
         _fill(SubElement(element, "bndbox"), {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax})
         moves = (xmin - 1 - left, ymin - 1 - top, xmax - left - width, ymax - top - height)
         if moved_px := max(map(abs, moves)):

@@ -13,22 +13,20 @@ from data.convert.dataset import (
     Box,
     DataSet,
     Finding,
-    Header,
     Picture,
     Split,
     check_names,
     find_files,
     number,
+    open_picture,
     place_pictures,
     read_bytes,
     read_lines,
     read_names,
-    read_picture,
-    read_pictures,
     refuse_defects,
     shown,
     write_annotations,
-    write_text,
+    write_names,
 )
 from ssd.errors import UserError
 
@@ -39,8 +37,8 @@ _USUAL_PLACES = ("{}.txt", "images/{}", "images/{}2017", "{}/images", "{}")
 _PLACES_WITHOUT_SPLITS = ("images", "obj_train_data", "")
 _LARGEST = 2.0
 """A coordinate beyond this many pictures is taken for pixels."""
-_Entry = tuple[Path, tuple[Path, str]]
-"""A label file, which may be missing, and its picture's file and name in the split."""
+_Entry = tuple[Path, Path, str]
+"""A label file, which may be missing; its picture's file and name in the split."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -160,21 +158,30 @@ def _read_split(
     refuse_defects(source, findings)
     if not entries:
         raise UserError(f"{places[0]} holds no picture ({' '.join(PICTURE_SUFFIXES)}); add some")
-    if not any(labels.is_file() for labels, _ in entries):
-        labels, (file, _) = entries[0]
+    if not any(labels.is_file() for labels, _, _ in entries):
+        labels, file, _ = entries[0]
         raise UserError(
             f"none of {len(entries)} pictures has a label file, {file}, say, no {labels}; put "
             "the label files there"
         )
-    return read_pictures(entries, lambda labels, picture: _read_picture(labels, *picture, names), title)
+    pictures = []
+    for labels, file, name in shown(entries, title):
+        try:
+            picture = _read_picture(labels, file, name, names)
+        except UserError as error:
+            findings.append(Finding(str(error), labels, defect=True))
+        else:
+            pictures.append(picture)
+            findings += picture.findings
+    return pictures, findings
 
 
 def _in_folder(source: Path, folder: Path) -> tuple[list[_Entry], list[Finding]]:
     """Return a folder's pictures. Label files without one, in folders of label files alone, are defects."""
-    pictures = [(folder / name, name) for name in find_files(folder, PICTURE_SUFFIXES)]
-    entries = [(_label_file(source, file), (file, name)) for file, name in pictures]
-    expected = {labels for labels, _ in entries}
-    label_folders = {labels.parent for labels in expected} - {file.parent for file, _ in pictures}
+    names = find_files(folder, PICTURE_SUFFIXES)
+    entries = [(_label_file(source, folder / name), folder / name, name) for name in names]
+    expected = {labels for labels, _, _ in entries}
+    label_folders = {labels.parent for labels in expected} - {file.parent for _, file, _ in entries}
     orphans = {labels for folder in label_folders for labels in folder.glob("[!.]*.txt")} - expected
     what = "no picture belongs to it; add the picture, or remove the file"
     return entries, [Finding(what, labels, defect=True) for labels in sorted(orphans)]
@@ -192,10 +199,8 @@ def _in_list(source: Path, list_file: Path) -> tuple[list[_Entry], list[Finding]
             what = f"there is no picture {line!r}; correct or remove the line"
             defects.append(Finding(what, f"{list_file}: line {row}", defect=True))
     top = os.path.commonpath([file.parent for file in files]) if files else ""
-    entries = [
-        (_label_file(source, file), (file, file.relative_to(top).as_posix())) for file in sorted(files)
-    ]
-    return entries, defects
+    names = {file: file.relative_to(top).as_posix() for file in files}
+    return [(_label_file(source, file), file, names[file]) for file in sorted(files)], defects
 
 
 def _label_file(source: Path, picture: Path) -> Path:
@@ -207,23 +212,27 @@ def _label_file(source: Path, picture: Path) -> Path:
     return base.joinpath(*folders, picture.with_suffix(".txt").name)
 
 
-def _read_picture(
-    labels: Path, file: Path, name: str, names: tuple[str, ...]
-) -> tuple[Picture, list[Finding]]:
+def _read_picture(labels: Path, file: Path, name: str, names: tuple[str, ...]) -> Picture:
     has_labels = labels.exists()
     lines = read_lines(labels) if has_labels else []
-    objects = [(f"{labels}: line {row}", line.split()) for row, line in enumerate(lines, start=1) if line]
-    picture, findings = read_picture(
-        file, name, None, objects, lambda words, header: _read_object(words, names, header)
-    )
+    picture = open_picture(file, name)
     if not has_labels:
-        findings.append(Finding("pictures have no label file: kept as pictures without objects", file))
-    what = "polygons are replaced by the boxes around them"
-    findings += [Finding(what, where) for where, words in objects if len(words) > 5]
-    return picture, findings
+        what = "pictures have no label file: kept as pictures without objects"
+        picture.findings.append(Finding(what, file))
+    for row, words in enumerate(map(str.split, lines), start=1):
+        where = f"{labels}: line {row}"
+        try:
+            if words:
+                picture.add(_read_object(words, names, picture), where)
+        except UserError as error:
+            picture.findings.append(Finding(str(error), where, defect=True))
+        if len(words) > 5:
+            what = "polygons are replaced by the boxes around them"
+            picture.findings.append(Finding(what, where))
+    return picture
 
 
-def _read_object(words: list[str], names: tuple[str, ...], header: Header) -> Box:
+def _read_object(words: list[str], names: tuple[str, ...], picture: Picture) -> Box:
     """Return the box of `class cx cy w h`, or the one around the polygon `class x y x y x y …`."""
     index = number(words[0], "class index")
     if index not in range(len(names)):
@@ -243,7 +252,7 @@ def _read_object(words: list[str], names: tuple[str, ...], header: Header) -> Bo
         raise UserError(
             f"coordinate {max(values, key=abs):g} is not relative to the picture; divide by its size"
         )
-    ltwh_px = (left * header.width, top * header.height, width * header.width, height * header.height)
+    ltwh_px = (left * picture.width, top * picture.height, width * picture.width, height * picture.height)
     return Box(names[int(index)], ltwh_px)
 
 
@@ -256,7 +265,7 @@ def write_yolo(data: DataSet, folder: Path, link: str) -> list[Finding]:
     findings = []
     for split, pictures in data.splits.items():
         for picture in shown(pictures, f"labels of {split}"):
-            full_width, full_height = picture.header.width, picture.header.height
+            full_width, full_height = picture.width, picture.height
             lines = []
             for box in picture.boxes:
                 if box.crowd:
@@ -272,5 +281,5 @@ def write_yolo(data: DataSet, folder: Path, link: str) -> list[Finding]:
     # Without `path` the folders are relative to the file.
     config = {split: f"images/{split}" for split in data.splits} | {"names": dict(enumerate(data.categories))}
     (folder / "data.yaml").write_bytes(msgspec.yaml.encode(config))
-    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
+    write_names(data.categories, folder)
     return findings
