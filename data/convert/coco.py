@@ -15,9 +15,10 @@ from data.convert.dataset import (
     Picture,
     Split,
     check_names,
+    defects_into,
+    gather,
     open_picture,
     place_pictures,
-    refuse_defects,
     shown,
     write_text,
 )
@@ -51,15 +52,9 @@ def read_coco(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fi
     for split, content in annotations.items():
         folder = layout.locate(f"{split}_images")
         for image in shown(range(len(content)), f"reading {split}"):
-            try:
-                picture = _read_picture(content, image, folder)
-            except UserError as error:
-                where = f"{files[split]}: images[{image}] (id {content.image_ids[image]})"
-                findings.append(Finding(str(error), where, defect=True))
-            else:
-                splits[split].append(picture)
-                findings += picture.findings
-    refuse_defects(source, findings)
+            with defects_into(findings, f"{files[split]}: images[{image}] (id {content.image_ids[image]})"):
+                splits[split].append(_read_picture(content, image, folder))
+    findings = gather(source, findings, splits)
     return DataSet(check_names(categories.names, f"{files['train']}: categories"), splits), findings
 
 

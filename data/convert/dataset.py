@@ -6,7 +6,8 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -107,8 +108,21 @@ class DataSet:
     splits: dict[Split, list[Picture]]
 
 
-def refuse_defects(source: Path, findings: Sequence[Finding]) -> None:
-    """Raise one UserError that lists the defects, if there are any."""
+@contextmanager
+def defects_into(findings: list[Finding], where: object) -> Iterator[None]:
+    """Make a UserError of the block, which it ends, a defect among the findings."""
+    try:
+        yield
+    except UserError as error:
+        findings.append(Finding(str(error), where, defect=True))
+
+
+def gather(
+    source: Path, findings: Sequence[Finding], splits: Mapping[Split, Sequence[Picture]]
+) -> list[Finding]:
+    """Return these findings and the pictures'; raise one UserError that lists the defects, if any."""
+    pictures = [picture for split in splits.values() for picture in split]
+    findings = [*findings, *(finding for picture in pictures for finding in picture.findings)]
     defects = [f"{finding.where}: {finding.what}" for finding in findings if finding.defect]
     if len(defects) == 1:
         raise UserError(defects[0])
@@ -117,6 +131,7 @@ def refuse_defects(source: Path, findings: Sequence[Finding]) -> None:
         if len(defects) > LISTED_DEFECTS:
             lines.append(f"… and {len(defects) - LISTED_DEFECTS} more")
         raise UserError("\n  ".join(lines))
+    return findings
 
 
 def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = None) -> Picture:

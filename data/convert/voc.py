@@ -15,14 +15,15 @@ from data.convert.dataset import (
     Picture,
     Split,
     check_names,
+    defects_into,
     find_files,
+    gather,
     number,
     open_picture,
     place_pictures,
     read_bytes,
     read_lines,
     read_names,
-    refuse_defects,
     shown,
     write_annotations,
     write_names,
@@ -46,11 +47,21 @@ def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fin
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_names(classes_file)
     places, findings = _find_places(source)
-    splits: dict[Split, list[Picture]] = {}
-    for split, place in places.items():
-        splits[split], found = _read_split(place, known, f"reading {split}")
-        findings += found
-    refuse_defects(source, findings)
+    splits: dict[Split, list[Picture]] = {split: [] for split in places}
+    for split, (annotations, folder, list_file) in places.items():
+        by_stem: dict[str, list[str]] = {}
+        for name in find_files(folder, PICTURE_SUFFIXES):
+            by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
+        stems, missing = _find_stems(annotations, list_file)
+        findings += missing
+        if list_file is None:
+            what = "pictures without an xml file are left out"
+            findings += [Finding(what, folder / by_stem[stem][0]) for stem in sorted(by_stem.keys() - stems)]
+        for stem in shown(stems, f"reading {split}"):
+            xml = annotations / f"{stem}.xml"
+            with defects_into(findings, xml):
+                splits[split].append(_read_picture(xml, folder, by_stem.get(stem, []), known))
+    findings = gather(source, findings, splits)
     boxes = [(picture, box) for split in splits.values() for picture in split for box in picture.boxes]
     what = "difficult objects are marked iscrowd"
     findings += [Finding(what, picture.file) for picture, box in boxes if box.crowd]
@@ -82,44 +93,29 @@ def _find_places(source: Path) -> tuple[dict[Split, _Place], list[Finding]]:
     return places, unused
 
 
-def _read_split(
-    place: _Place, known: tuple[str, ...] | None, title: str
-) -> tuple[list[Picture], list[Finding]]:
-    annotations, folder, list_file = place
-    names: dict[str, list[str]] = {}  # the pictures of each stem
-    for name in find_files(folder, PICTURE_SUFFIXES):
-        names.setdefault(os.path.splitext(name)[0], []).append(name)
+def _find_stems(annotations: Path, list_file: Path | None) -> tuple[list[str], list[Finding]]:
+    """Return the paths of the xml files to read, without suffix, sorted, and what the list names in vain."""
     stems = [os.path.splitext(name)[0] for name in find_files(annotations, (".xml",))]
-    findings = []
     if list_file is None:
         if not stems:
             raise UserError(
                 f"{annotations} holds no xml file; give the folder that holds Annotations and JPEGImages "
                 "(of a devkit: VOCdevkit/VOC2012), or xml files beside their pictures"
             )
-        what = "pictures without an xml file are left out"
-        findings += [Finding(what, folder / names[stem][0]) for stem in sorted(names.keys() - stems)]
-    else:
-        lines = read_lines(list_file)
-        if not any(lines):
-            raise UserError(f"{list_file} names no picture; add some, or remove the file")
-        present = set(stems)
-        for row, stem in enumerate(lines, start=1):
-            if stem and stem not in present:
-                what = f"there is no {annotations / stem}.xml; add it, or remove the line"
-                findings.append(Finding(what, f"{list_file}: line {row}", defect=True))
-        stems = sorted(stem for stem in lines if stem in present)
-    pictures = []
-    for stem in shown(stems, title):
-        xml = annotations / f"{stem}.xml"
-        try:
-            picture = _read_picture(xml, folder, names.get(stem, []), known)
-        except UserError as error:
-            findings.append(Finding(str(error), xml, defect=True))
-        else:
-            pictures.append(picture)
-            findings += picture.findings
-    return pictures, findings
+        return stems, []
+    present, listed = set(stems), read_lines(list_file)
+    if not any(listed):
+        raise UserError(f"{list_file} names no picture; add some, or remove the file")
+    missing = [
+        Finding(
+            f"there is no {annotations / stem}.xml; add it, or remove the line",
+            f"{list_file}: line {row}",
+            defect=True,
+        )
+        for row, stem in enumerate(listed, start=1)
+        if stem and stem not in present
+    ]
+    return sorted(stem for stem in listed if stem in present), missing
 
 
 def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, ...] | None) -> Picture:
@@ -148,10 +144,8 @@ def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, .
     picture = open_picture(folder / names[0], names[0], size_px)
     for place, element in enumerate(root.findall("object"), start=1):
         where = f"{xml}: object {place}"
-        try:
+        with defects_into(picture.findings, where):
             picture.add(_read_object(element, known), where)
-        except UserError as error:
-            picture.findings.append(Finding(str(error), where, defect=True))
     return picture
 
 

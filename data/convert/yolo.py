@@ -16,14 +16,15 @@ from data.convert.dataset import (
     Picture,
     Split,
     check_names,
+    defects_into,
     find_files,
+    gather,
     number,
     open_picture,
     place_pictures,
     read_bytes,
     read_lines,
     read_names,
-    refuse_defects,
     shown,
     write_annotations,
     write_names,
@@ -76,13 +77,14 @@ def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fi
     places = _configured_places(source, config) if config.train else _usual_places(source)
     test = places.pop("test", None)
     findings = [Finding(f"{test[0]} is not used: the COCO layout has train and val")] if test else []
-    splits: dict[Split, list[Picture]] = {}
-    for split in SPLITS:
-        if split in places:
-            splits[split], found = _read_split(source, places[split], names, f"reading {split}")
-            findings += found
-    refuse_defects(source, findings)
-    return DataSet(names, splits), findings
+    splits: dict[Split, list[Picture]] = {split: [] for split in SPLITS if split in places}
+    for split, pictures in splits.items():
+        entries, found = _find_entries(source, places[split])
+        findings += found
+        for labels, file, name in shown(entries, f"reading {split}"):
+            with defects_into(findings, labels):
+                pictures.append(_read_picture(labels, file, name, names))
+    return DataSet(names, splits), gather(source, findings, splits)
 
 
 def _category_names(
@@ -146,34 +148,23 @@ def _usual_places(source: Path) -> dict[str, list[Path]]:
     return {"train": [next(source / name for name in _PLACES_WITHOUT_SPLITS if (source / name).exists())]}
 
 
-def _read_split(
-    source: Path, places: list[Path], names: tuple[str, ...], title: str
-) -> tuple[list[Picture], list[Finding]]:
+def _find_entries(source: Path, places: list[Path]) -> tuple[list[_Entry], list[Finding]]:
+    """Return the pictures of a split; what lacks a picture is a defect."""
     entries: list[_Entry] = []
-    findings: list[Finding] = []
+    defects: list[Finding] = []
     for place in places:
-        found, defects = _in_folder(source, place) if place.is_dir() else _in_list(source, place)
+        found, unmatched = _in_folder(source, place) if place.is_dir() else _in_list(source, place)
         entries += found
-        findings += defects
-    refuse_defects(source, findings)
-    if not entries:
+        defects += unmatched
+    if not entries and not defects:
         raise UserError(f"{places[0]} holds no picture ({' '.join(PICTURE_SUFFIXES)}); add some")
-    if not any(labels.is_file() for labels, _, _ in entries):
+    if not defects and not any(labels.is_file() for labels, _, _ in entries):
         labels, file, _ = entries[0]
         raise UserError(
             f"none of {len(entries)} pictures has a label file, {file}, say, no {labels}; put "
             "the label files there"
         )
-    pictures = []
-    for labels, file, name in shown(entries, title):
-        try:
-            picture = _read_picture(labels, file, name, names)
-        except UserError as error:
-            findings.append(Finding(str(error), labels, defect=True))
-        else:
-            pictures.append(picture)
-            findings += picture.findings
-    return pictures, findings
+    return entries, defects
 
 
 def _in_folder(source: Path, folder: Path) -> tuple[list[_Entry], list[Finding]]:
@@ -199,8 +190,8 @@ def _in_list(source: Path, list_file: Path) -> tuple[list[_Entry], list[Finding]
             what = f"there is no picture {line!r}; correct or remove the line"
             defects.append(Finding(what, f"{list_file}: line {row}", defect=True))
     top = os.path.commonpath([file.parent for file in files]) if files else ""
-    names = {file: file.relative_to(top).as_posix() for file in files}
-    return [(_label_file(source, file), file, names[file]) for file in sorted(files)], defects
+    files.sort()
+    return [(_label_file(source, file), file, file.relative_to(top).as_posix()) for file in files], defects
 
 
 def _label_file(source: Path, picture: Path) -> Path:
@@ -221,11 +212,9 @@ def _read_picture(labels: Path, file: Path, name: str, names: tuple[str, ...]) -
         picture.findings.append(Finding(what, file))
     for row, words in enumerate(map(str.split, lines), start=1):
         where = f"{labels}: line {row}"
-        try:
+        with defects_into(picture.findings, where):
             if words:
                 picture.add(_read_object(words, names, picture), where)
-        except UserError as error:
-            picture.findings.append(Finding(str(error), where, defect=True))
         if len(words) > 5:
             what = "polygons are replaced by the boxes around them"
             picture.findings.append(Finding(what, where))
