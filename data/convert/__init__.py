@@ -76,12 +76,8 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
         findings += [Finding(what, picture.file) for picture in data.splits["val"] if picture.file in train]
     else:
         data = DataSet(data.categories, _split(data.splits["train"], options.val_fraction, options.seed))
-        findings.append(
-            Finding(
-                "no validation split in the source: dealt by file name with --val-fraction "
-                f"{options.val_fraction:g} --seed {options.seed}"
-            )
-        )
+        how = f"--val-fraction {options.val_fraction:g} --seed {options.seed}"
+        findings.append(Finding(f"no validation split in the source: dealt by file name with {how}"))
     target = out.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,11 +88,8 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
             unfinished.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    return [
-        f"{source} ({source_format}) → {out} ({out_format})",
-        *_contents(data),
-        *_counted(findings),
-    ]
+    done = f"{source} ({source_format}) → {out} ({out_format})"
+    return [done, *_contents(data), *_counted(findings)]
 
 
 def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Split, list[Picture]]:

@@ -31,7 +31,6 @@ from data.convert.dataset import (
 )
 from ssd.errors import UserError
 
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Place = tuple[Path, Path, Path | None]
 """The folder of a split's xml files, that of its pictures, and the list of its stems, None for all."""
 
@@ -81,8 +80,7 @@ def _find_places(source: Path) -> tuple[dict[Split, _Place], list[Finding]]:
         if train.exists() and val.exists():
             places = {"train": (annotations, pictures, train), "val": (annotations, pictures, val)}
         else:
-            listed = next((file for file in (trainval, train) if file.exists()), None)
-            places = {"train": (annotations, pictures, listed)}
+            places = {"train": (annotations, pictures, next(filter(Path.exists, (trainval, train)), None))}
     else:
         train, test = source / "train", source / "test"
         val = source / "val" if (source / "val").is_dir() else source / "valid"
@@ -156,7 +154,8 @@ def _read_object(element: Element, known: tuple[str, ...] | None) -> Box:
     box = element.find("bndbox")
     if box is None:
         raise UserError("<object> has no <bndbox>; add it")
-    xmin, ymin, xmax, ymax = (number(_text(box, side), f"{category}: {side}") for side in _SIDES)
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (number(_text(box, side), f"{category}: {side}") for side in sides)
     difficult = number((element.findtext("difficult") or "").strip() or "0", f"{category}: difficult")
     # Pixels are counted from 1, and both corners are part of the box.
     return Box(category, (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1), crowd=difficult != 0)

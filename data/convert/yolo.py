@@ -123,7 +123,7 @@ def _configured_places(source: Path, config: _Config) -> dict[str, list[Path]]:
             inside = place if os.path.isabs(place) else place.lstrip("./")
             paths = (inside, Path(config.path, place))
             candidates = list(dict.fromkeys(os.path.normpath(source / path) for path in paths))
-            found = next((path for path in candidates if os.path.exists(path)), None)
+            found = next(filter(os.path.exists, candidates), None)
             if found is None:
                 raise UserError(
                     f"{source}: {split}: {place} of its yaml file is not there as {' or '.join(candidates)}; "
@@ -138,10 +138,11 @@ def _usual_places(source: Path) -> dict[str, list[Path]]:
     places = {}
     for split, names in _SPLIT_NAMES.items():
         paths = [source / pattern.format(name) for pattern in _USUAL_PLACES for name in names]
-        places[split] = [path for path in paths if path.exists()][:1]
-    if places["train"]:
-        return {split: found for split, found in places.items() if found}
-    if places["val"]:
+        if found := next(filter(Path.exists, paths), None):
+            places[split] = [found]
+    if "train" in places:
+        return places
+    if "val" in places:
         raise UserError(
             f"{source} has {places['val'][0].name} and no train beside it; add train, or rename it"
         )
@@ -183,8 +184,7 @@ def _in_list(source: Path, list_file: Path) -> tuple[list[_Entry], list[Finding]
     files, defects = [], []
     for row, line in enumerate(read_lines(list_file), start=1):
         paths = [Path(os.path.normpath(source / name)) for name in (line, line.removeprefix("data/"))]
-        file = next((path for path in paths if path.is_file()), None)
-        if file is not None:
+        if file := next(filter(Path.is_file, paths), None):
             files.append(file)
         elif line:
             what = f"there is no picture {line!r}; correct or remove the line"
