@@ -89,7 +89,7 @@ class Picture:
         if hangs_over := over_px > 10**-EXACT_DECIMALS:
             left, top = max(left, 0.0), max(top, 0.0)
             width, height = width - over_left - over_right, height - over_top - over_bottom
-        if min(width, height) <= 0:
+        if not (width > 0 and height > 0):  # as is NaN, the rest of an infinite side
             raise UserError(
                 f"box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
                 f"{self.width}×{self.height}; correct or remove it"

@@ -144,6 +144,7 @@ DAMAGE = {
     "xmax empty": (thing("dog", 1, 1, "", 9), r"object 2: <bndbox> has no <xmax>, or an empty one; fill it"),
     "inverted": (thing("dog", 50, 1, 20, 9), r"a\.xml: object 2: box .*-29.0, 9.0.* px has no area"),
     "beside": (thing("dog", 201, 1, 210, 9), r"a\.xml: object 2: box .*\(200.0, .* 200×100; correct"),
+    "boundless": (thing("dog", -1e308, 1, 1e308, 9), r"a\.xml: object 2: box .* inf, 9.0.* px has no area"),
     "no name": (thing(" ", 1, 1, 9, 9), r"object 2: <object> has no <name>, or an empty"),
     "no bndbox": (xml("<object><name>dog</name></object>"), r"object 1: <object> has no <bndbox>; add it"),
     "difficult": (
