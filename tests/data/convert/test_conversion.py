@@ -128,15 +128,6 @@ def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    trees = []
-    for out in (tmp_path / "one", tmp_path / "two"):
-        to_coco(source, "yolo", out)
-        files = [file for file in sorted(out.rglob("*")) if file.is_file()]
-        trees.append([(file.relative_to(out), file.read_bytes()) for file in files])
-    assert trees[0] == trees[1]
-
-
 def test_source_may_be_relative_where_a_list_is_absolute(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
