@@ -114,7 +114,8 @@ def defects_into(findings: list[Finding], where: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        findings.append(Finding(str(error), where, defect=True))
+        what = str(error).removeprefix(f"{where}: ")  # with which a file that can't be read begins
+        findings.append(Finding(what, where, defect=True))
 
 
 def gather(

@@ -131,7 +131,7 @@ DAMAGE = {
     "encoding": (write("Annotations/a.xml", b"<?xml version='1.0' encoding='klingon'?><a/>"), "broken"),
     "entities": (write("Annotations/a.xml", BOMB), r"a\.xml: is broken xml \(limit on input amplification"),
     "other root": (write("Annotations/a.xml", b"<html/>"), r"begins with <html>, a VOC file with <ann"),
-    "unreadable": (folder_for_file("Annotations/a.xml"), r"a.xml: cannot be read .it is no regular file"),
+    "unreadable": (folder_for_file("Annotations/a.xml"), r"^[^:]*a.xml: cannot be read .it is no reg"),
     "no picture": (away("JPEGImages/a.png"), r"a\.xml: its picture is missing: no a with .*; add"),
     "no xml": (away("Annotations/a.xml"), r"train\.txt: line 1: there is no .*Annotations/a\.xml; add it"),
     "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), r"line 1: there is no .*\.\./Annot"),
