@@ -24,8 +24,7 @@ neither splits nor `difficult`; supervision decodes every picture and forgets `d
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,19 +76,20 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
         findings += [Finding(what, picture.file) for picture in data.splits["val"] if picture.file in train]
     else:
         data = DataSet(data.categories, _split(data.splits["train"], options.val_fraction, options.seed))
-        findings.append(
-            Finding(
-                "no validation split in the source: dealt by file name with --val-fraction "
-                f"{options.val_fraction:g} --seed {options.seed}"
-            )
-        )
-    with _new_folder(out) as unfinished:
-        findings += write(data, unfinished, options.link)
-    return [
-        f"{source} ({source_format}) → {out} ({out_format})",
-        *_contents(data),
-        *_counted(findings),
-    ]
+        how = f"--val-fraction {options.val_fraction:g} --seed {options.seed}"
+        findings.append(Finding(f"no validation split in the source: dealt by file name with {how}"))
+    target = out.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+            unfinished = Path(temporary, target.name)
+            unfinished.mkdir()
+            findings += write(data, unfinished, options.link)
+            unfinished.rename(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+    done = f"{source} ({source_format}) → {out} ({out_format})"
+    return [done, *_contents(data), *_counted(findings)]
 
 
 def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Split, list[Picture]]:
@@ -110,21 +110,6 @@ def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[
         "train": [picture for picture in pictures if picture.name not in val],
         "val": [picture for picture in pictures if picture.name in val],
     }
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out` that becomes `out` at the block's end and vanishes if it fails."""
-    out = out.absolute()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-            unfinished = Path(temporary, out.name)
-            unfinished.mkdir()
-            yield unfinished
-            unfinished.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
 
 
 def _contents(data: DataSet) -> list[str]:

@@ -15,11 +15,11 @@ from data.convert.dataset import (
     Picture,
     Split,
     check_names,
-    cut,
+    defects_into,
+    gather,
+    open_picture,
     place_pictures,
-    read_picture,
-    read_pictures,
-    refuse_defects,
+    shown,
     write_text,
 )
 from ssd.annotations import Annotations, read_annotations
@@ -37,50 +37,40 @@ def read_coco(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fi
         raise UserError(f"--classes {classes_file}: COCO annotations name their categories; leave it out")
     layout = DataConfig(path=str(source))
     files = {split: layout.locate(f"{split}_annotations") for split in SPLITS}
-    if not files["train"].is_file():
+    if not files["train"].exists():
         raise UserError(f"{files['train']} is missing; give a folder in COCO layout")
+    if not files["val"].exists():
+        del files["val"]
     annotations = {
-        split: read_annotations(file, f"data.{split}_annotations")
-        for split, file in files.items()
-        if file.is_file()
+        split: read_annotations(file, f"data.{split}_annotations") for split, file in files.items()
     }
-    splits: dict[Split, list[Picture]] = {}
-    findings: list[Finding] = []
-    for split, content in annotations.items():
-        folder = layout.locate(f"{split}_images")
-        splits[split], found = _read_split(content, files[split], folder, f"reading {split}")
-        findings += found
     categories = annotations["train"].categories
     if "val" in annotations:
         categories.check_scored_by(annotations["val"].categories, files["val"])
-    refuse_defects(source, findings)
+    splits: dict[Split, list[Picture]] = {split: [] for split in files}
+    findings: list[Finding] = []
+    for split, content in annotations.items():
+        folder = layout.locate(f"{split}_images")
+        for image in shown(range(len(content)), f"reading {split}"):
+            with defects_into(findings, f"{files[split]}: images[{image}] (id {content.image_ids[image]})"):
+                splits[split].append(_read_picture(content, image, folder))
+    findings = gather(source, findings, splits)
     return DataSet(check_names(categories.names, f"{files['train']}: categories"), splits), findings
 
 
-def _read_split(
-    annotations: Annotations, file: Path, folder: Path, title: str
-) -> tuple[list[Picture], list[Finding]]:
-    def read(_: str, image: int) -> tuple[Picture, list[Finding]]:
-        name = posixpath.normpath(annotations.file_names[image])
-        width, height = annotations.sizes_px[image].tolist()
-        rows = slice(*annotations.box_starts[image : image + 2])
-        labels, crowd = annotations.labels[rows].tolist(), annotations.crowd[rows].tolist()
-        objects, left_out = [], []
-        for ltwh_px, label, is_crowd in zip(
-            annotations.boxes_ltwh_px[rows].tolist(), labels, crowd, strict=True
-        ):
-            inside_ltwh_px = cut(ltwh_px, width, height)[0]
-            if min(inside_ltwh_px[2:]) > 0:
-                category = annotations.categories.name_of(label)
-                objects.append((name, Box(category, tuple(ltwh_px), is_crowd)))
-            else:
-                left_out.append(Finding("boxes without area inside their picture are left out", name))
-        picture, findings = read_picture(folder / name, name, (width, height), objects, lambda box, _: box)
-        return picture, findings + left_out
-
-    ids = annotations.image_ids.tolist()
-    entries = [(f"{file}: images[{image}] (id {key})", image) for image, key in enumerate(ids)]
-    return read_pictures(entries, read, title)
+def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture:
+    name = posixpath.normpath(annotations.file_names[image])
+    width, height = annotations.sizes_px[image].tolist()
+    picture = open_picture(folder / name, name, (width, height))
+    rows = slice(*annotations.box_starts[image : image + 2])
+    columns = (annotations.boxes_ltwh_px[rows], annotations.labels[rows], annotations.crowd[rows])
+    for ltwh_px, label, crowd in zip(*(column.tolist() for column in columns), strict=True):
+        try:
+            picture.add(Box(annotations.categories.name_of(label), tuple(ltwh_px), crowd), name)
+        except UserError:
+            what = "boxes without area inside their picture are left out"
+            picture.findings.append(Finding(what, name))
+    return picture
 
 
 def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
@@ -94,7 +84,7 @@ def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
         images, annotations = [], []
         for picture in pictures:
             image_id = next(image_ids)
-            size = {"width": picture.header.width, "height": picture.header.height}
+            size = {"width": picture.width, "height": picture.height}
             images.append({"id": image_id, "file_name": picture.name, **size})
             for box in picture.boxes:
                 _, _, width, height = ltwh_px = [round(value, EXACT_DECIMALS) for value in box.ltwh_px]

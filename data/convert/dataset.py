@@ -1,11 +1,14 @@
 """What the formats share: the data set between reading and writing, findings, and the files of both sides."""
 
+import errno
 import math
 import os
 import shutil
+import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,7 +20,6 @@ from data.pictures import UPRIGHT, orientation
 from ssd.errors import UserError
 
 Item = TypeVar("Item")
-Where = TypeVar("Where", str, Path)
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 Ltwh = tuple[float, float, float, float]
@@ -37,44 +39,12 @@ LISTED_DEFECTS = 20
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a picture's first bytes say; the size is in pixels, as stored."""
-
-    width: int
-    height: int
-    channels: int
-
-
-@dataclass(frozen=True)
 class Box:
     """An object; crowd: evaluation counts it neither as a hit nor as a miss."""
 
     category: str
     ltwh_px: Ltwh
     crowd: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture: its file, its posix path in the split's folder, its boxes."""
-
-    file: Path
-    name: str
-    header: Header
-    boxes: tuple[Box, ...]
-
-    @property
-    def stem(self) -> str:
-        """The name without its suffix, folders kept: what its annotation file is called."""
-        return os.path.splitext(self.name)[0]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Category names in the order of their ids; pictures by split. A source may lack `val`."""
-
-    categories: tuple[str, ...]
-    splits: dict[Split, list[Picture]]
 
 
 @dataclass(frozen=True)
@@ -87,8 +57,73 @@ class Finding:
     defect: bool = False
 
 
-def refuse_defects(source: Path, findings: Sequence[Finding]) -> None:
-    """Raise one UserError that lists the defects, if there are any."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture: its file, its posix path in the split's folder, what its header says, its boxes.
+
+    Size and boxes are of the pixels as stored, as in training. findings: of the file and its objects.
+    """
+
+    file: Path
+    name: str
+    width: int
+    height: int
+    channels: int
+    boxes: list[Box] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix, folders kept: what its annotation file is called."""
+        return os.path.splitext(self.name)[0]
+
+    def add(self, box: Box, where: str) -> None:
+        """Add a box, cut at the picture's edges; raise UserError where none of its area lies inside.
+
+        What hangs over is taken off the size, as training does it: a box inside keeps its exact numbers.
+        """
+        left, top, width, height = box.ltwh_px
+        over_left, over_right = max(-left, 0.0), max(left + width - self.width, 0.0)
+        over_top, over_bottom = max(-top, 0.0), max(top + height - self.height, 0.0)
+        over_px = max(over_left, over_right, over_top, over_bottom)
+        if hangs_over := over_px > 10**-EXACT_DECIMALS:
+            left, top = max(left, 0.0), max(top, 0.0)
+            width, height = width - over_left - over_right, height - over_top - over_bottom
+        if not (width > 0 and height > 0):  # as is NaN, the rest of an infinite side
+            raise UserError(
+                f"box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
+                f"{self.width}×{self.height}; correct or remove it"
+            )
+        self.boxes.append(Box(box.category, (left, top, width, height), box.crowd))
+        if hangs_over:
+            what = "boxes hung over an edge of their picture and were cut there"
+            self.findings.append(Finding(what, where, over_px))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Category names in the order of their ids; pictures by split. A source may lack `val`."""
+
+    categories: tuple[str, ...]
+    splits: dict[Split, list[Picture]]
+
+
+@contextmanager
+def defects_into(findings: list[Finding], where: object) -> Iterator[None]:
+    """Make a UserError of the block, which it ends, a defect among the findings."""
+    try:
+        yield
+    except UserError as error:
+        what = str(error).removeprefix(f"{where}: ")  # with which a file that can't be read begins
+        findings.append(Finding(what, where, defect=True))
+
+
+def gather(
+    source: Path, findings: Sequence[Finding], splits: Mapping[Split, Sequence[Picture]]
+) -> list[Finding]:
+    """Return these findings and the pictures'; raise one UserError that lists the defects, if any."""
+    pictures = [picture for split in splits.values() for picture in split]
+    findings = [*findings, *(finding for picture in pictures for finding in picture.findings)]
     defects = [f"{finding.where}: {finding.what}" for finding in findings if finding.defect]
     if len(defects) == 1:
         raise UserError(defects[0])
@@ -97,98 +132,34 @@ def refuse_defects(source: Path, findings: Sequence[Finding]) -> None:
         if len(defects) > LISTED_DEFECTS:
             lines.append(f"… and {len(defects) - LISTED_DEFECTS} more")
         raise UserError("\n  ".join(lines))
+    return findings
 
 
-def read_pictures(
-    entries: Sequence[tuple[Where, Item]],
-    read: Callable[[Where, Item], tuple[Picture, list[Finding]]],
-    title: str,
-) -> tuple[list[Picture], list[Finding]]:
-    """Read a split's pictures; entries: pairs of what annotates a picture and what else `read` needs.
+def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = None) -> Picture:
+    """Return a picture without boxes; raise UserError where it cannot be read or has another size.
 
-    Where `read` raises UserError, that is a defect of the entry.
+    size_px: width and height as the annotations say, None if they don't.
     """
-    pictures, findings = [], []
-    for where, item in shown(entries, title):
-        try:
-            picture, found = read(where, item)
-        except UserError as error:
-            findings.append(Finding(str(error), where, defect=True))
-        else:
-            pictures.append(picture)
-            findings += found
-    return pictures, findings
-
-
-def read_picture(
-    file: Path,
-    name: str,
-    size_px: tuple[float, float] | None,
-    objects: Iterable[tuple[str, Item]],
-    read: Callable[[Item, Header], Box],
-) -> tuple[Picture, list[Finding]]:
-    """Return a picture with its boxes, cut at its edges; objects: pairs of where one stands and what to read.
-
-    Where `read` raises UserError or the box has no area inside the picture, that is a defect of the object.
-    size_px: width and height as the annotations say, None if they don't. Boxes are of the pixels as stored,
-    as in training: an EXIF rotation is a finding. Raises UserError for a picture that cannot be read or has
-    another size.
-    """
-    header, findings = _read_header(file)
-    if size_px is not None and size_px != (header.width, header.height):
-        raise UserError(
-            f"says the picture has {size_px[0]:g}×{size_px[1]:g} pixels, its file has {header.width}×"
-            f"{header.height}; correct the size, or put the picture there that the boxes were drawn on"
-        )
-    boxes = []
-    for where, item in objects:
-        try:
-            box = read(item, header)
-            inside_ltwh_px, over_px = cut(box.ltwh_px, header.width, header.height)
-            if min(inside_ltwh_px[2:]) <= 0:
-                raise UserError(
-                    f"box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
-                    f"{header.width}×{header.height}; correct or remove it"
-                )
-        except UserError as error:
-            findings.append(Finding(str(error), where, defect=True))
-            continue
-        boxes.append(Box(box.category, inside_ltwh_px, box.crowd))
-        if over_px:
-            what = "boxes hung over an edge of their picture and were cut there"
-            findings.append(Finding(what, where, over_px))
-    return Picture(file, name, header, tuple(boxes)), findings
-
-
-def _read_header(file: Path) -> tuple[Header, list[Finding]]:
     try:
+        _check_regular(file)
         # Pillow warns of large pictures; an absurd size it refuses.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            upright = orientation(image) == UPRIGHT
-            header = Header(image.width, image.height, len(image.getbands()))
+            turned = orientation(image) != UPRIGHT
+            picture = Picture(file, name, image.width, image.height, len(image.getbands()))
     except UnidentifiedImageError as error:
         raise UserError(f"{file} is no picture that can be read; replace or remove it") from error
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file} cannot be read ({reason}); replace or remove it") from error
-    turned = "pictures are to be shown turned (EXIF); boxes are taken as unturned"
-    return header, [] if upright else [Finding(turned, file)]
-
-
-def cut(ltwh_px: Ltwh, full_width: int, full_height: int) -> tuple[Ltwh, float]:
-    """Return the part of a box inside a picture, and by how many pixels it hung over an edge.
-
-    What hangs over is taken off the size, as training does it: a box inside keeps its exact numbers. The size
-    is 0 or less where nothing lies inside.
-    """
-    left, top, width, height = ltwh_px
-    over_left, over_right = max(-left, 0.0), max(left + width - full_width, 0.0)
-    over_top, over_bottom = max(-top, 0.0), max(top + height - full_height, 0.0)
-    over_px = max(over_left, over_right, over_top, over_bottom)
-    if over_px <= 10**-EXACT_DECIMALS:
-        return ltwh_px, 0.0
-    left, top = max(left, 0.0), max(top, 0.0)
-    return (left, top, width - over_left - over_right, height - over_top - over_bottom), over_px
+    if size_px is not None and size_px != (picture.width, picture.height):
+        raise UserError(
+            f"says the picture has {size_px[0]:g}×{size_px[1]:g} pixels, its file has {picture.width}×"
+            f"{picture.height}; correct the size, or put the picture there that the boxes were drawn on"
+        )
+    if turned:
+        what = "pictures are to be shown turned (EXIF); boxes are taken as unturned"
+        picture.findings.append(Finding(what, file))
+    return picture
 
 
 def number(text: str, what: str) -> float:
@@ -229,11 +200,24 @@ def read_names(classes_file: Path) -> tuple[str, ...]:
 def read_lines(file: Path) -> list[str]:
     """Return a text file's lines without white space at both ends or a byte-order mark; raise UserError."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+        return [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return a file's content; raise UserError where it cannot be read."""
+    try:
+        _check_regular(file)
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+
+
+def _check_regular(file: Path) -> None:
+    """Raise OSError where there is no file, but a pipe, say, whose reading may never end."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -269,6 +253,11 @@ def write_annotations(text: str, folder: Path, suffix: str, picture: Picture) ->
             f"{picture.file}: another picture has the annotation file {picture.stem}{suffix} too; rename one"
         )
     write_text(file, text)
+
+
+def write_names(names: Sequence[str], folder: Path) -> None:
+    """Write the classes file, so that the order of the categories survives the way there and back."""
+    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in names))
 
 
 def write_text(file: Path, text: str) -> None:

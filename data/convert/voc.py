@@ -15,21 +15,22 @@ from data.convert.dataset import (
     Picture,
     Split,
     check_names,
+    defects_into,
     find_files,
+    gather,
     number,
+    open_picture,
     place_pictures,
+    read_bytes,
     read_lines,
     read_names,
-    read_picture,
-    read_pictures,
-    refuse_defects,
     shown,
     write_annotations,
+    write_names,
     write_text,
 )
 from ssd.errors import UserError
 
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _Place = tuple[Path, Path, Path | None]
 """The folder of a split's xml files, that of its pictures, and the list of its stems, None for all."""
 
@@ -41,15 +42,25 @@ def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fin
     the data set has no `val`. classes_file: the categories and their order; else classes.txt of the source,
     else all names, sorted. Raises UserError with every defect.
     """
-    if classes_file is None and (source / CLASSES_FILE).is_file():
+    if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_names(classes_file)
     places, findings = _find_places(source)
-    splits: dict[Split, list[Picture]] = {}
-    for split, place in places.items():
-        splits[split], found = _read_split(place, known, f"reading {split}")
-        findings += found
-    refuse_defects(source, findings)
+    splits: dict[Split, list[Picture]] = {split: [] for split in places}
+    for split, (annotations, folder, list_file) in places.items():
+        by_stem: dict[str, list[str]] = {}
+        for name in find_files(folder, PICTURE_SUFFIXES):
+            by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
+        stems, missing = _find_stems(annotations, list_file)
+        findings += missing
+        if list_file is None:
+            what = "pictures without an xml file are left out"
+            findings += [Finding(what, folder / by_stem[stem][0]) for stem in sorted(by_stem.keys() - stems)]
+        for stem in shown(stems, f"reading {split}"):
+            xml = annotations / f"{stem}.xml"
+            with defects_into(findings, xml):
+                splits[split].append(_read_picture(xml, folder, by_stem.get(stem, []), known))
+    findings = gather(source, findings, splits)
     boxes = [(picture, box) for split in splits.values() for picture in split for box in picture.boxes]
     what = "difficult objects are marked iscrowd"
     findings += [Finding(what, picture.file) for picture, box in boxes if box.crowd]
@@ -66,11 +77,10 @@ def _find_places(source: Path) -> tuple[dict[Split, _Place], list[Finding]]:
         if not pictures.is_dir():
             raise UserError(f"{source} has Annotations and no JPEGImages; add that folder with the pictures")
         train, val, trainval, test = (lists / f"{name}.txt" for name in ("train", "val", "trainval", "test"))
-        if train.is_file() and val.is_file():
+        if train.exists() and val.exists():
             places = {"train": (annotations, pictures, train), "val": (annotations, pictures, val)}
         else:
-            listed = next((file for file in (trainval, train) if file.is_file()), None)
-            places = {"train": (annotations, pictures, listed)}
+            places = {"train": (annotations, pictures, next(filter(Path.exists, (trainval, train)), None))}
     else:
         train, test = source / "train", source / "test"
         val = source / "val" if (source / "val").is_dir() else source / "valid"
@@ -81,49 +91,39 @@ def _find_places(source: Path) -> tuple[dict[Split, _Place], list[Finding]]:
     return places, unused
 
 
-def _read_split(
-    place: _Place, known: tuple[str, ...] | None, title: str
-) -> tuple[list[Picture], list[Finding]]:
-    annotations, folder, list_file = place
-    names: dict[str, list[str]] = {}  # the pictures of each stem
-    for name in find_files(folder, PICTURE_SUFFIXES):
-        names.setdefault(os.path.splitext(name)[0], []).append(name)
+def _find_stems(annotations: Path, list_file: Path | None) -> tuple[list[str], list[Finding]]:
+    """Return the paths of the xml files to read, without suffix, sorted, and what the list names in vain."""
     stems = [os.path.splitext(name)[0] for name in find_files(annotations, (".xml",))]
-    findings = []
     if list_file is None:
         if not stems:
             raise UserError(
                 f"{annotations} holds no xml file; give the folder that holds Annotations and JPEGImages "
                 "(of a devkit: VOCdevkit/VOC2012), or xml files beside their pictures"
             )
-        what = "pictures without an xml file are left out"
-        findings += [Finding(what, folder / names[stem][0]) for stem in sorted(names.keys() - stems)]
-    else:
-        lines = read_lines(list_file)
-        if not any(lines):
-            raise UserError(f"{list_file} names no picture; add some, or remove the file")
-        present = set(stems)
-        for row, stem in enumerate(lines, start=1):
-            if stem and stem not in present:
-                what = f"there is no {annotations / stem}.xml; add it, or remove the line"
-                findings.append(Finding(what, f"{list_file}: line {row}", defect=True))
-        stems = sorted(stem for stem in lines if stem in present)
-    entries = [(annotations / f"{stem}.xml", names.get(stem, [])) for stem in stems]
-    pictures, found = read_pictures(
-        entries, lambda xml, of_stem: _read_picture(xml, folder, of_stem, known), title
-    )
-    return pictures, findings + found
+        return stems, []
+    present, listed = set(stems), read_lines(list_file)
+    if not any(listed):
+        raise UserError(f"{list_file} names no picture; add some, or remove the file")
+    missing = [
+        Finding(
+            f"there is no {annotations / stem}.xml; add it, or remove the line",
+            f"{list_file}: line {row}",
+            defect=True,
+        )
+        for row, stem in enumerate(listed, start=1)
+        if stem and stem not in present
+    ]
+    return sorted(stem for stem in listed if stem in present), missing
 
 
-def _read_picture(
-    xml: Path, folder: Path, names: list[str], known: tuple[str, ...] | None
-) -> tuple[Picture, list[Finding]]:
+def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, ...] | None) -> Picture:
     """Read an xml file; names: the pictures of its stem, one where all is well.
 
     Its <filename> is not asked: it is often left over from before a renaming.
     """
+    content = read_bytes(xml)
     try:
-        root = fromstring(xml.read_bytes())
+        root = fromstring(content)
     except (ParseError, ValueError, LookupError) as error:  # the latter two: of its encoding
         raise UserError(f"is broken xml ({error}); export or fetch it again") from error
     if root.tag != "annotation":
@@ -139,10 +139,12 @@ def _read_picture(
     size, size_px = root.find("size"), None
     if size is not None and (_text(size, "width"), _text(size, "height")) != ("0", "0"):  # 0: not known
         size_px = number(_text(size, "width"), "width"), number(_text(size, "height"), "height")
-    objects = [(f"{xml}: object {place}", element) for place, element in enumerate(root.findall("object"), 1)]
-    return read_picture(
-        folder / names[0], names[0], size_px, objects, lambda element, _: _read_object(element, known)
-    )
+    picture = open_picture(folder / names[0], names[0], size_px)
+    for place, element in enumerate(root.findall("object"), start=1):
+        where = f"{xml}: object {place}"
+        with defects_into(picture.findings, where):
+            picture.add(_read_object(element, known), where)
+    return picture
 
 
 def _read_object(element: Element, known: tuple[str, ...] | None) -> Box:
@@ -152,7 +154,8 @@ def _read_object(element: Element, known: tuple[str, ...] | None) -> Box:
     box = element.find("bndbox")
     if box is None:
         raise UserError("<object> has no <bndbox>; add it")
-    xmin, ymin, xmax, ymax = (number(_text(box, side), f"{category}: {side}") for side in _SIDES)
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    xmin, ymin, xmax, ymax = (number(_text(box, side), f"{category}: {side}") for side in sides)
     difficult = number((element.findtext("difficult") or "").strip() or "0", f"{category}: difficult")
     # Pixels are counted from 1, and both corners are part of the box.
     return Box(category, (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1), crowd=difficult != 0)
@@ -181,16 +184,15 @@ def write_voc(data: DataSet, folder: Path, link: str) -> list[Finding]:
     for name, members in (*data.splits.items(), ("trainval", pictures)):
         stems = "".join(f"{picture.stem}\n" for picture in members)
         write_text(folder / f"ImageSets/Main/{name}.txt", stems)
-    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
+    write_names(data.categories, folder)
     return findings
 
 
 def _annotation(picture: Picture) -> tuple[Element, list[Finding]]:
-    header = picture.header
     findings = []
     root = Element("annotation")
     _fill(root, {"folder": "JPEGImages", "filename": PurePosixPath(picture.name).name})
-    size = {"width": header.width, "height": header.height, "depth": header.channels}
+    size = {"width": picture.width, "height": picture.height, "depth": picture.channels}
     _fill(SubElement(root, "size"), size)
     _fill(root, {"segmented": 0})
     for box in picture.boxes:
@@ -198,8 +200,8 @@ def _annotation(picture: Picture) -> tuple[Element, list[Finding]]:
         flags = {"pose": "Unspecified", "truncated": 0, "difficult": int(box.crowd)}
         _fill(element, {"name": box.category, **flags})
         left, top, width, height = box.ltwh_px
-        xmin, xmax = _nearest_pixels(left, left + width, header.width)
-        ymin, ymax = _nearest_pixels(top, top + height, header.height)
+        xmin, xmax = _nearest_pixels(left, left + width, picture.width)
+        ymin, ymax = _nearest_pixels(top, top + height, picture.height)
         _fill(SubElement(element, "bndbox"), {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax})
         moves = (xmin - 1 - left, ymin - 1 - top, xmax - left - width, ymax - top - height)
         if moved_px := max(map(abs, moves)):

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import yaml  # type: ignore[import-untyped]
 
 from data.convert.dataset import (
     CLASSES_FILE,
@@ -12,21 +13,21 @@ from data.convert.dataset import (
     Box,
     DataSet,
     Finding,
-    Header,
     Picture,
     Split,
     check_names,
+    defects_into,
     find_files,
+    gather,
     number,
+    open_picture,
     place_pictures,
+    read_bytes,
     read_lines,
     read_names,
-    read_picture,
-    read_pictures,
-    refuse_defects,
     shown,
     write_annotations,
-    write_text,
+    write_names,
 )
 from ssd.errors import UserError
 
@@ -37,8 +38,15 @@ _USUAL_PLACES = ("{}.txt", "images/{}", "images/{}2017", "{}/images", "{}")
 _PLACES_WITHOUT_SPLITS = ("images", "obj_train_data", "")
 _LARGEST = 2.0
 """A coordinate beyond this many pictures is taken for pixels."""
-_Entry = tuple[Path, tuple[Path, str]]
-"""A label file, which may be missing, and its picture's file and name in the split."""
+_Entry = tuple[Path, Path, str]
+"""A label file, which may be missing; its picture's file and name in the split."""
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML's reader in Python: the one in C crashes on 100,000 brackets."""
+
+    def flatten_mapping(self, _: object) -> None:
+        """Refuse `<<`, of which a few lines fill any memory: nothing reads that key."""
 
 
 class _Config(msgspec.Struct):
@@ -58,30 +66,32 @@ def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fi
     classes_file: the category names by index; else data.yaml, classes.txt or obj.names of the source. A
     picture without a label file is one without objects. Raises UserError with every defect.
     """
-    config_file = next((source / name for name in _CONFIG_FILES if (source / name).is_file()), None)
+    config_file = next((source / name for name in _CONFIG_FILES if (source / name).exists()), None)
+    content = read_bytes(config_file) if config_file else b"{}"
     try:
-        config = msgspec.yaml.decode(config_file.read_bytes(), type=_Config) if config_file else _Config()
-    except msgspec.DecodeError as error:
+        config = msgspec.convert(yaml.load(content, _Loader), _Config)  # noqa: S506 - it is a safe loader
+    except (msgspec.ValidationError, yaml.YAMLError, RecursionError, ValueError) as error:
         what = " ".join(str(error).split())
         raise UserError(f"{config_file}: {what}; correct it (quote names like 3 or yes)") from error
     names = _category_names(source, config_file, config, classes_file)
     places = _configured_places(source, config) if config.train else _usual_places(source)
     test = places.pop("test", None)
     findings = [Finding(f"{test[0]} is not used: the COCO layout has train and val")] if test else []
-    splits: dict[Split, list[Picture]] = {}
-    for split in SPLITS:
-        if split in places:
-            splits[split], found = _read_split(source, places[split], names, f"reading {split}")
-            findings += found
-    refuse_defects(source, findings)
-    return DataSet(names, splits), findings
+    splits: dict[Split, list[Picture]] = {split: [] for split in SPLITS if split in places}
+    for split, pictures in splits.items():
+        entries, found = _find_entries(source, places[split])
+        findings += found
+        for labels, file, name in shown(entries, f"reading {split}"):
+            with defects_into(findings, labels):
+                pictures.append(_read_picture(labels, file, name, names))
+    return DataSet(names, splits), gather(source, findings, splits)
 
 
 def _category_names(
     source: Path, config_file: Path | None, config: _Config, classes_file: Path | None
 ) -> tuple[str, ...]:
     if classes_file is None and config.names is None:
-        classes_file = next((source / name for name in _NAMES_FILES if (source / name).is_file()), None)
+        classes_file = next((source / name for name in _NAMES_FILES if (source / name).exists()), None)
     if classes_file is not None:
         return read_names(classes_file)
     names = config.names
@@ -113,7 +123,7 @@ def _configured_places(source: Path, config: _Config) -> dict[str, list[Path]]:
             inside = place if os.path.isabs(place) else place.lstrip("./")
             paths = (inside, Path(config.path, place))
             candidates = list(dict.fromkeys(os.path.normpath(source / path) for path in paths))
-            found = next((path for path in candidates if os.path.exists(path)), None)
+            found = next(filter(os.path.exists, candidates), None)
             if found is None:
                 raise UserError(
                     f"{source}: {split}: {place} of its yaml file is not there as {' or '.join(candidates)}; "
@@ -128,43 +138,42 @@ def _usual_places(source: Path) -> dict[str, list[Path]]:
     places = {}
     for split, names in _SPLIT_NAMES.items():
         paths = [source / pattern.format(name) for pattern in _USUAL_PLACES for name in names]
-        places[split] = [path for path in paths if path.exists()][:1]
-    if places["train"]:
-        return {split: found for split, found in places.items() if found}
-    if places["val"]:
+        if found := next(filter(Path.exists, paths), None):
+            places[split] = [found]
+    if "train" in places:
+        return places
+    if "val" in places:
         raise UserError(
             f"{source} has {places['val'][0].name} and no train beside it; add train, or rename it"
         )
     return {"train": [next(source / name for name in _PLACES_WITHOUT_SPLITS if (source / name).exists())]}
 
 
-def _read_split(
-    source: Path, places: list[Path], names: tuple[str, ...], title: str
-) -> tuple[list[Picture], list[Finding]]:
+def _find_entries(source: Path, places: list[Path]) -> tuple[list[_Entry], list[Finding]]:
+    """Return the pictures of a split; what lacks a picture is a defect."""
     entries: list[_Entry] = []
-    findings: list[Finding] = []
+    defects: list[Finding] = []
     for place in places:
-        found, defects = _in_folder(source, place) if place.is_dir() else _in_list(source, place)
+        found, unmatched = _in_folder(source, place) if place.is_dir() else _in_list(source, place)
         entries += found
-        findings += defects
-    refuse_defects(source, findings)
-    if not entries:
+        defects += unmatched
+    if not entries and not defects:
         raise UserError(f"{places[0]} holds no picture ({' '.join(PICTURE_SUFFIXES)}); add some")
-    if not any(labels.is_file() for labels, _ in entries):
-        labels, (file, _) = entries[0]
+    if not defects and not any(labels.is_file() for labels, _, _ in entries):
+        labels, file, _ = entries[0]
         raise UserError(
             f"none of {len(entries)} pictures has a label file, {file}, say, no {labels}; put "
             "the label files there"
         )
-    return read_pictures(entries, lambda labels, picture: _read_picture(labels, *picture, names), title)
+    return entries, defects
 
 
 def _in_folder(source: Path, folder: Path) -> tuple[list[_Entry], list[Finding]]:
     """Return a folder's pictures. Label files without one, in folders of label files alone, are defects."""
-    pictures = [(folder / name, name) for name in find_files(folder, PICTURE_SUFFIXES)]
-    entries = [(_label_file(source, file), (file, name)) for file, name in pictures]
-    expected = {labels for labels, _ in entries}
-    label_folders = {labels.parent for labels in expected} - {file.parent for file, _ in pictures}
+    names = find_files(folder, PICTURE_SUFFIXES)
+    entries = [(_label_file(source, folder / name), folder / name, name) for name in names]
+    expected = {labels for labels, _, _ in entries}
+    label_folders = {labels.parent for labels in expected} - {file.parent for _, file, _ in entries}
     orphans = {labels for folder in label_folders for labels in folder.glob("[!.]*.txt")} - expected
     what = "no picture belongs to it; add the picture, or remove the file"
     return entries, [Finding(what, labels, defect=True) for labels in sorted(orphans)]
@@ -175,17 +184,14 @@ def _in_list(source: Path, list_file: Path) -> tuple[list[_Entry], list[Finding]
     files, defects = [], []
     for row, line in enumerate(read_lines(list_file), start=1):
         paths = [Path(os.path.normpath(source / name)) for name in (line, line.removeprefix("data/"))]
-        file = next((path for path in paths if path.is_file()), None)
-        if file is not None:
+        if file := next(filter(Path.is_file, paths), None):
             files.append(file)
         elif line:
             what = f"there is no picture {line!r}; correct or remove the line"
             defects.append(Finding(what, f"{list_file}: line {row}", defect=True))
     top = os.path.commonpath([file.parent for file in files]) if files else ""
-    entries = [
-        (_label_file(source, file), (file, file.relative_to(top).as_posix())) for file in sorted(files)
-    ]
-    return entries, defects
+    files.sort()
+    return [(_label_file(source, file), file, file.relative_to(top).as_posix()) for file in files], defects
 
 
 def _label_file(source: Path, picture: Path) -> Path:
@@ -197,23 +203,25 @@ def _label_file(source: Path, picture: Path) -> Path:
     return base.joinpath(*folders, picture.with_suffix(".txt").name)
 
 
-def _read_picture(
-    labels: Path, file: Path, name: str, names: tuple[str, ...]
-) -> tuple[Picture, list[Finding]]:
+def _read_picture(labels: Path, file: Path, name: str, names: tuple[str, ...]) -> Picture:
     has_labels = labels.exists()
     lines = read_lines(labels) if has_labels else []
-    objects = [(f"{labels}: line {row}", line.split()) for row, line in enumerate(lines, start=1) if line]
-    picture, findings = read_picture(
-        file, name, None, objects, lambda words, header: _read_object(words, names, header)
-    )
+    picture = open_picture(file, name)
     if not has_labels:
-        findings.append(Finding("pictures have no label file: kept as pictures without objects", file))
-    what = "polygons are replaced by the boxes around them"
-    findings += [Finding(what, where) for where, words in objects if len(words) > 5]
-    return picture, findings
+        what = "pictures have no label file: kept as pictures without objects"
+        picture.findings.append(Finding(what, file))
+    for row, words in enumerate(map(str.split, lines), start=1):
+        where = f"{labels}: line {row}"
+        with defects_into(picture.findings, where):
+            if words:
+                picture.add(_read_object(words, names, picture), where)
+        if len(words) > 5:
+            what = "polygons are replaced by the boxes around them"
+            picture.findings.append(Finding(what, where))
+    return picture
 
 
-def _read_object(words: list[str], names: tuple[str, ...], header: Header) -> Box:
+def _read_object(words: list[str], names: tuple[str, ...], picture: Picture) -> Box:
     """Return the box of `class cx cy w h`, or the one around the polygon `class x y x y x y …`."""
     index = number(words[0], "class index")
     if index not in range(len(names)):
@@ -233,7 +241,7 @@ def _read_object(words: list[str], names: tuple[str, ...], header: Header) -> Bo
         raise UserError(
             f"coordinate {max(values, key=abs):g} is not relative to the picture; divide by its size"
         )
-    ltwh_px = (left * header.width, top * header.height, width * header.width, height * header.height)
+    ltwh_px = (left * picture.width, top * picture.height, width * picture.width, height * picture.height)
     return Box(names[int(index)], ltwh_px)
 
 
@@ -246,7 +254,7 @@ def write_yolo(data: DataSet, folder: Path, link: str) -> list[Finding]:
     findings = []
     for split, pictures in data.splits.items():
         for picture in shown(pictures, f"labels of {split}"):
-            full_width, full_height = picture.header.width, picture.header.height
+            full_width, full_height = picture.width, picture.height
             lines = []
             for box in picture.boxes:
                 if box.crowd:
@@ -262,5 +270,5 @@ def write_yolo(data: DataSet, folder: Path, link: str) -> list[Finding]:
     # Without `path` the folders are relative to the file.
     config = {split: f"images/{split}" for split in data.splits} | {"names": dict(enumerate(data.categories))}
     (folder / "data.yaml").write_bytes(msgspec.yaml.encode(config))
-    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
+    write_names(data.categories, folder)
     return findings

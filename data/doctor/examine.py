@@ -250,22 +250,22 @@ def compare_categories(train: Categories, val: Categories) -> Iterator[Finding]:
     # Backwards, so that of a name that stands there twice the first counts.
     train_ids, val_ids = (dict(zip(each.names[::-1], each.ids[::-1], strict=True)) for each in (train, val))
     train_names, val_names = (dict(zip(each.ids, each.names, strict=True)) for each in (train, val))
-    for name, id_ in reversed(train_ids.items()):
+    for name in dict.fromkeys((*train.names, *val.names)):
         where = f"category {name!r}"
-        if name in val_ids:
-            if val_ids[name] != id_:
-                detail = f"id {id_} in train, {val_ids[name]} in val"
-                yield Finding(Kind.category_renumbered, where, detail)
-        elif id_ in val_names and val_names[id_] not in train_ids:
-            detail = f"id {id_} is {name!r} in train, {val_names[id_]!r} in val"
-            yield Finding(Kind.category_renamed, where, detail)
-        else:
-            yield Finding(Kind.category_missing, where, f"id {id_} in train, missing from val")
-    for name, id_ in reversed(val_ids.items()):
-        renamed = id_ in train_names and train_names[id_] not in val_ids
-        if name not in train_ids and not renamed:
-            detail = f"id {id_} in val, missing from train"
-            yield Finding(Kind.category_missing, f"category {name!r}", detail)
+        if name not in val_ids:
+            id_ = train_ids[name]
+            if val_names.get(id_, name) not in train_ids:
+                detail = f"id {id_} is {name!r} in train, {val_names[id_]!r} in val"
+                yield Finding(Kind.category_renamed, where, detail)
+            else:
+                yield Finding(Kind.category_missing, where, f"id {id_} in train, missing from val")
+        elif name not in train_ids:
+            id_ = val_ids[name]
+            if train_names.get(id_, name) in val_ids:  # else told of train's name
+                yield Finding(Kind.category_missing, where, f"id {id_} in val, missing from train")
+        elif train_ids[name] != val_ids[name]:
+            detail = f"id {train_ids[name]} in train, {val_ids[name]} in val"
+            yield Finding(Kind.category_renumbered, where, detail)
 
 
 def _describe_box(annotations: Annotations, box: int) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from ssd.annotations import FIXES
+
 
 class Severity(Enum):
     """error: training refuses the set, or can't use an image. warning: it goes on, perhaps without a box."""
@@ -13,32 +15,33 @@ class Severity(Enum):
 
 
 _ERROR, _WARNING, _INFO = Severity
-_EDIT = "correct or remove the entry"
 _FETCH = "fetch the file again"
-_WHOLE_ID = "number the entries with whole numbers, and everything that refers to them"
 _DROPPED = "training leaves the box out; correct it"
 
 
 class Kind(Enum):
-    """Every kind of finding in the order of the report: its title, its severity and what to do about it."""
+    """Every kind of finding in the order of the report: its title, its severity and what to do about it.
+
+    A title alone is an error of the annotation file, which ssd.annotations.FIXES says what to do about.
+    """
 
     # the annotation file
-    unreadable_file = "annotation file unreadable", _ERROR, "name another, or fetch it again"
-    no_json = "not JSON", _ERROR, _FETCH
-    no_standard_json = "JSON that training refuses", _ERROR, "write it as UTF-8, without NaN"
-    no_list = "section missing", _ERROR, "write the three lists of a COCO file"
-    no_object = "entry that is not an object", _ERROR, _EDIT
-    field_missing = "field missing", _ERROR, _EDIT
-    field_type = "field of a wrong type", _ERROR, _EDIT
+    unreadable_file = "annotation file unreadable"
+    no_json = "not JSON"
+    no_standard_json = "JSON that training refuses"
+    no_list = "section missing"
+    no_object = "entry that is not an object"
+    field_missing = "field missing"
+    field_type = "field of a wrong type"
     refused = "refused by training", _ERROR, "do as the message says"
     # ids
-    id_text = "id that is text", _ERROR, _WHOLE_ID
-    id_fraction = "id that is a float", _ERROR, _WHOLE_ID
-    id_type = "id that is not a number", _ERROR, _WHOLE_ID
-    id_beyond_64_bits = "id beyond 64 bits", _ERROR, _WHOLE_ID
+    id_text = "id that is text"
+    id_fraction = "id that is a float"
+    id_type = "id that is not a number"
+    id_beyond_64_bits = "id beyond 64 bits"
     id_beyond_32_bits = "id over 2^31", _WARNING, "DALI's and other readers wrap it round"
     id_negative = "id negative", _WARNING, "other tools refuse it"
-    id_duplicate = "id twice", _ERROR, "give each entry its own id"
+    id_duplicate = "id twice"
     annotation_id_large = "annotation id over 2^31", _INFO, "COCO numbers crowd boxes so"
     annotation_id_duplicate = "annotation id twice", _WARNING, "pycocotools takes one of them"
     # categories
@@ -48,8 +51,8 @@ class Kind(Enum):
     category_renumbered = "category numbered differently", _ERROR, "give a name the same id in both"
     category_without_boxes = "category without a box", _INFO, "nothing is learned of it"
     # images and their files; of a picture that DALI refuses, under the names of data.pictures.ImageDefect
-    image_size = "image size out of range", _ERROR, "write the picture's size"
-    path_leaves_folder = "path leaves the folder", _ERROR, "write it relative to the folder"
+    image_size = "image size out of range"
+    path_leaves_folder = "path leaves the folder"
     link_leaves_folder = "link leaves the folder", _WARNING, "the set can't be moved or copied"
     file_name_duplicate = "file listed twice", _WARNING, "each entry trains with half the boxes"
     folder_missing = "image folder missing", _ERROR, "name another with data.…_images="
@@ -67,10 +70,10 @@ class Kind(Enum):
     animated = "animated", _WARNING, "training sees the first frame"
     file_not_listed = "file not listed", _INFO, "training does not see it"
     # annotations
-    unknown_image = "annotation of an unknown image", _ERROR, _EDIT
-    unknown_category = "annotation of an unknown category", _ERROR, _EDIT
-    box_length = "box without 4 numbers", _ERROR, "write left, top, width, height"
-    box_not_finite = "box with NaN or infinity", _ERROR, _EDIT
+    unknown_image = "annotation of an unknown image"
+    unknown_category = "annotation of an unknown category"
+    box_length = "box without 4 numbers"
+    box_not_finite = "box with NaN or infinity"
     box_inverted = "box inverted", _WARNING, _DROPPED
     box_empty = "box without area", _WARNING, _DROPPED
     box_small = "box under data.min_box_px", _WARNING, "training leaves the box out"
@@ -81,10 +84,10 @@ class Kind(Enum):
     truth_unscored = "ground truth not scored", _WARNING, "correct the errors first"
     truth_unlike = "ground truth scored wrong", _ERROR, "report it: no finding explains it"
 
-    def __init__(self, title: str, severity: Severity, fix: str) -> None:
+    def __init__(self, title: str, severity: Severity = _ERROR, fix: str = "") -> None:
         self.title = title
         self.severity = severity
-        self.fix = fix
+        self.fix = fix or FIXES[self.name]
 
 
 @dataclass(frozen=True)

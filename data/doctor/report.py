@@ -119,7 +119,7 @@ class DatasetReport:
                     "split": split,
                     "where": finding.where,
                     "detail": finding.detail,
-                    "mend": finding.kind.fix,
+                    "fix": finding.kind.fix,
                 }
                 for split, finding in self.findings
             ],

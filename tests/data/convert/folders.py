@@ -115,3 +115,8 @@ def to_coco(source: Path, source_format: str, out: Path, options: Options | None
 
 def from_coco(source: Path, out: Path, out_format: str) -> list[str]:
     return convert(source, "coco", out, out_format, Options())
+
+
+def said_of(lines: list[str], start: str) -> str:
+    """Return the line of a conversion that begins with `start`, "" where none does."""
+    return next((line for line in lines if line.startswith(start)), "")

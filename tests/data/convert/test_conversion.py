@@ -1,9 +1,11 @@
 """The folder that a conversion makes, how it deals pictures, and the command line."""
 
 import os
+import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,22 @@ from data.convert.dataset import LINKS
 from scripts.convert_dataset import main
 from ssd.errors import UserError
 from tests.conftest import ROOT
-from tests.data.convert.folders import YOLO_LINE, Row, coco_folder, picture, rows, to_coco, yolo_folder
+from tests.data.convert.folders import (
+    YOLO_LINE,
+    Row,
+    coco_folder,
+    rows,
+    said_of,
+    to_coco,
+    voc_devkit,
+    voc_object,
+    yolo_folder,
+)
 
 pytestmark = pytest.mark.unit
+
+MUTATIONS = 40
+FRAGMENTS = b"|\0|\xff|-1|1e999|nan|<|&x;|/..|\n|\xe2\x80\xa8|{|0".split(b"|")
 
 
 @pytest.fixture
@@ -30,7 +45,7 @@ def dealt(folder: Path, count: int, fraction: float = 0.2, seed: int = 0) -> set
     pictures: dict[str, list[Row]] = {f"{number}.png": [] for number in range(count)}
     source = coco_folder(folder / f"{out.name} coco", {"train": pictures}, ("ant",))
     said = convert(source, "coco", out, "voc", Options(fraction, seed))
-    assert any("no validation split in the source: dealt by file name" in line for line in said)
+    assert said_of(said, "no validation split in the source: dealt by file name")
     train, val = (
         set((out / "ImageSets" / "Main" / f"{split}.txt").read_text().split()) for split in ("train", "val")
     )
@@ -45,31 +60,33 @@ def test_set_without_validation_split_is_dealt_by_name_and_seed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("count", "fraction", "val"), [(10, 0.2, 2), (2, 0.01, 1), (2, 0.99, 1), (7, 0.5, 4)]
-)
-def test_dealing_leaves_no_split_empty(tmp_path: Path, count: int, fraction: float, val: int) -> None:
-    assert len(dealt(tmp_path, count, fraction)) == val
-
-
-@pytest.mark.parametrize(
-    ("count", "fraction", "message"),
+    ("count", "fraction", "expected"),
     [
+        (10, 0.2, 2),
+        (2, 0.01, 1),
+        (2, 0.99, 1),
+        (7, 0.5, 4),
         (1, 0.5, r"0.png is the only picture, one split stays empty; add"),
         (3, 0, r"--val-fraction 0: give a number between 0 and 1"),
         (3, 1, r"--val-fraction 1: give"),
         (3, float("nan"), r"--val-fraction nan: give"),
     ],
 )
-def test_dealing_that_leaves_a_split_empty_is_refused(
-    tmp_path: Path, count: int, fraction: float, message: str
+def test_dealing_leaves_no_split_empty(
+    tmp_path: Path, count: int, fraction: float, expected: int | str
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        dealt(tmp_path, count, fraction)
+    if isinstance(expected, int):
+        assert len(dealt(tmp_path, count, fraction)) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            dealt(tmp_path, count, fraction)
 
 
 @pytest.mark.parametrize("link", LINKS)
 def test_pictures_are_linked_or_copied_unchanged(source: Path, tmp_path: Path, link: str) -> None:
     original = source / "images" / "val" / "v.png"
+    original.rename(source / "kept.png")
+    original.symlink_to("../../kept.png")  # a hard link to this would point nowhere
     to_coco(source, "yolo", tmp_path / link, Options(link=link))
     made = tmp_path / link / "val2017" / "v.png"
     assert made.read_bytes() == original.read_bytes()
@@ -101,15 +118,6 @@ def test_failing_or_interrupted_link_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 
-def test_hard_link_to_a_relative_symlink_is_the_picture_itself(source: Path, tmp_path: Path) -> None:
-    original = source / "images" / "val" / "v.png"
-    original.rename(source / "kept.png")
-    original.symlink_to("../../kept.png")
-    to_coco(source, "yolo", tmp_path / "out")
-    assert not (tmp_path / "out" / "val2017" / "v.png").is_symlink()
-    assert (tmp_path / "out" / "val2017" / "v.png").samefile(source / "kept.png")
-
-
 def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     to_coco(source, "yolo", tmp_path / "empty")
@@ -125,9 +133,11 @@ def test_source_may_be_relative_where_a_list_is_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (source / "train.txt").write_text(f"images/train/a.png\n{source}/images/train/b.png\n")
-    to_coco(Path(source.name), "yolo", Path("out"), Options(link="symlink"))
+    said = to_coco(Path(source.name), "yolo", Path("out"))
     assert list(rows(tmp_path / "out", "train")) == ["a.png", "b.png"]
-    assert (tmp_path / "out" / "train2017" / "a.png").is_file()
+    (source / "val.txt").write_text("images/train/a.png\n")
+    said = to_coco(Path(source.name), "yolo", Path("both"))
+    assert "a.png" in said_of(said, "1 pictures are in both splits")
 
 
 def test_rotation_mark_is_said_aloud_and_the_stored_size_counts(source: Path, tmp_path: Path) -> None:
@@ -135,17 +145,73 @@ def test_rotation_mark_is_said_aloud_and_the_stored_size_counts(source: Path, tm
     exif[0x0112] = 6
     Image.new("RGB", (200, 100)).save(source / "images" / "val" / "v.png", exif=exif)
     said = to_coco(source, "yolo", tmp_path / "out")
-    assert any(line.startswith("1 pictures are to be shown turned (EXIF)") for line in said)
+    assert "v.png" in said_of(said, "1 pictures are to be shown turned (EXIF)")
     assert rows(tmp_path / "out", "val") == {"v.png": [("zebra", (75, 25, 50, 50), 0)]}
 
 
-def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, tmp_path: Path) -> None:
-    picture(source / "images" / "more" / "a.png")
-    (source / "data.yaml").write_text(
-        "{train: [images/train, images/more], val: images/val, names: [zebra, ant]}"
+def voc_for_damage(folder: Path) -> Path:
+    return voc_devkit(folder, v=(voc_object("dog", (1, 2, 30, 40)),), a=(voc_object("dog", (1, 2, 30, 40)),))
+
+
+def yolo_for_damage(folder: Path) -> Path:
+    yolo_folder(folder, v=YOLO_LINE, a=YOLO_LINE)
+    (folder / "one.txt").write_text("images/train/a.png\n")
+    (folder / "data.yaml").write_text(
+        "path: .\ntrain: one.txt\nval: images/val\nnames: {0: zebra, 1: ant}\nnc: 2\n"
     )
-    with pytest.raises(UserError, match=r"more/a\.png: another picture is a\.png too; rename"):
-        to_coco(source, "yolo", tmp_path / "out")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "files"),
+    [
+        ("voc", voc_for_damage, ("Annotations/a.xml", "ImageSets/Main/train.txt")),
+        ("yolo", yolo_for_damage, ("labels/train/a.txt", "one.txt", "data.yaml", "images/train/a.png")),
+    ],
+)
+def test_mutated_files_are_converted_or_refused_by_name(
+    tmp_path: Path, kind: str, make: Callable[[Path], Path], files: tuple[str, ...]
+) -> None:
+    source = make(tmp_path / kind)
+    draw = random.Random(8)
+    refusals = []
+    for file in (source / name for name in files):
+        text = file.read_bytes()
+        for number in range(MUTATIONS):
+            start = draw.randrange(len(text))
+            end = draw.choice((start, start + 1, start + draw.randrange(20), len(text)))
+            file.write_bytes(text[:start] + draw.choice(FRAGMENTS) + text[end:])
+            try:
+                to_coco(source, kind, tmp_path / f"{file.name}{number}")
+            except UserError as error:
+                refusals.append(str(error))
+        file.write_bytes(text)
+    assert len(refusals) > MUTATIONS // 2
+    assert [text for text in refusals if str(source) not in text] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "voc/Annotations/a.xml",
+        "voc/JPEGImages/a.png",
+        "voc/ImageSets/Main/train.txt",
+        "voc/classes.txt",
+        "yolo/labels/train/a.txt",
+        "yolo/images/train/a.png",
+        "yolo/classes.txt",
+        "yolo/data.yaml",
+        "yolo/train.txt",
+    ],
+)
+def test_pipe_is_named_and_not_waited_for(source: Path, tmp_path: Path, name: str) -> None:
+    dog = voc_object("dog", (1, 2, 30, 40))
+    voc_devkit(source.parent / "voc", v=(dog,), a=(dog,))
+    file = tmp_path / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=rf"{file}:? cannot be read \(it is no regular file\)"):
+        to_coco(tmp_path / name.partition("/")[0], name.partition("/")[0], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +221,9 @@ def test_two_folders_with_a_picture_of_the_same_name_are_refused(source: Path, t
         (("yolo", "none", "out"), "none is no folder"),
         (("yolo", "yolo", "out", "--to", "yolo"), "is yolo already; give another format with --to"),
         (("yolo", "yolo", "out", "--classes", "none.txt"), "none.txt: cannot be read"),
-        (("coco", "yolo", "out"), "is coco already"),
         (("coco", "yolo", "out", "--to", "voc"), "train2017.json is missing; give a folder in COCO"),
     ],
-)  # fmt: skip
+)
 def test_wrong_commands_end_with_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
@@ -170,20 +235,16 @@ def test_wrong_commands_end_with_an_error(
 
 
 def test_command_says_what_it_did(source: Path, tmp_path: Path) -> None:
-    ended = command(tmp_path, "yolo", source.name, "out", "--link", "copy")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "train: 2 pictures (0 without boxes), 2 boxes" in ended.stdout
-    assert "categories: 1 zebra, 2 ant" in ended.stdout
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script in a folder."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "convert_dataset.py"), *arguments],
-        cwd=folder,
+    script = str(ROOT / "scripts" / "convert_dataset.py")
+    ended = subprocess.run(
+        [sys.executable, script, "yolo", source.name, "out", "--link", "copy"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "train: 2 pictures (0 without boxes), 2 boxes" in ended.stdout
+    assert "categories: 1 zebra, 2 ant" in ended.stdout

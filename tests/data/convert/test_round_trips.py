@@ -8,22 +8,30 @@ import pytest
 
 from data.convert import Options, convert
 from ssd.errors import UserError
-from tests.data.convert.folders import category_names, coco_folder, content, from_coco, picture, rows, to_coco
+from tests.data.convert.folders import (
+    Row,
+    category_names,
+    coco_folder,
+    content,
+    from_coco,
+    picture,
+    rows,
+    said_of,
+    to_coco,
+)
 
 pytestmark = pytest.mark.unit
 
 NAMES = ("zebra", "tea pot & lid", "ant")  # neither sorted nor fit for xml as they stand
 
 
-def random_boxes(count: int) -> list[tuple[str, tuple[float, ...], int]]:
+def random_boxes(count: int) -> list[Row]:
     """Draw boxes with two decimals, as COCO has them, inside 200×100 pixels."""
     rng = np.random.default_rng(3)
     left_top = rng.uniform(0, (150, 70), (count, 2)).round(2)
     size = rng.uniform(1, (50, 30), (count, 2)).round(2)
-    return [
-        (NAMES[place % 3], tuple(box), 0)
-        for place, box in enumerate(np.concatenate((left_top, size), axis=1).tolist())
-    ]
+    boxes = np.concatenate((left_top, size), axis=1).tolist()
+    return [(NAMES[place % 3], tuple(box), 0) for place, box in enumerate(boxes)]
 
 
 @pytest.fixture
@@ -37,54 +45,50 @@ def source(tmp_path: Path) -> Path:
     return coco_folder(tmp_path / "coco", {"train": train, "val": {"v.png": random_boxes(5)}}, NAMES)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_boxes_come_back_from_yolo_to_the_last_digit(source: Path, tmp_path: Path, split: str) -> None:
-    from_coco(source, tmp_path / "yolo", "yolo")
-    to_coco(tmp_path / "yolo", "yolo", tmp_path / "back")
-    assert rows(tmp_path / "back", split) == rows(source, split)
+def coco_of(folder: Path, boxes: list[Row]) -> Path:
+    """Write a set with these boxes in its picture a.png."""
+    return coco_folder(folder, {"train": {"a.png": boxes}, "val": {"b.png": []}}, NAMES)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_boxes_come_back_from_voc_within_half_a_pixel(source: Path, tmp_path: Path, split: str) -> None:
-    said = from_coco(source, tmp_path / "voc", "voc")
-    to_coco(tmp_path / "voc", "voc", tmp_path / "back")
-    before, after = rows(source, split), rows(tmp_path / "back", split)
-    assert before.keys() == after.keys()
-    for name in before:
-        assert [(row[0], row[2]) for row in before[name]] == [(row[0], row[2]) for row in after[name]]
-        for (_, one, _), (_, other, _) in zip(before[name], after[name], strict=True):
-            sides = np.array([[*box[:2], box[0] + box[2], box[1] + box[3]] for box in (one, other)])
-            assert np.abs(sides[0] - sides[1]).max() <= 0.5 + 1e-9
-    assert any("rounded to VOC's whole pixels, by 0.5 px at most" in line for line in said)
-
-
-@pytest.mark.parametrize("middle", ["voc", "yolo"])
-def test_category_order_splits_and_pictures_survive(source: Path, tmp_path: Path, middle: str) -> None:
-    from_coco(source, tmp_path / "middle", middle)
+@pytest.mark.parametrize(("middle", "most_px"), [("voc", 0.5), ("yolo", 0)])
+def test_what_comes_back(source: Path, tmp_path: Path, middle: str, most_px: float) -> None:
+    said = from_coco(source, tmp_path / "middle", middle)
     to_coco(tmp_path / "middle", middle, tmp_path / "back")
+    for section in ("images", "annotations"):  # ids run through both splits
+        ids = [one["id"] for split in ("train", "val") for one in content(tmp_path / "back", split)[section]]
+        assert ids == list(range(1, len(ids) + 1))
     for split in ("train", "val"):
         assert category_names(tmp_path / "back", split) == list(NAMES)
         assert [category["id"] for category in content(tmp_path / "back", split)["categories"]] == [1, 2, 3]
-        for name in rows(source, split):
+        before, after = rows(source, split), rows(tmp_path / "back", split)
+        assert before.keys() == after.keys()
+        for name in before:
             file = f"{split}2017/{name}"
             assert (tmp_path / "back" / file).read_bytes() == (source / file).read_bytes()
+            for one, other in zip(before[name], after[name], strict=True):
+                assert (one[0], one[2]) == (other[0], other[2])
+                if most_px == 0:
+                    assert one[1] == other[1]
+                sides = np.array([[*box[:2], box[0] + box[2], box[1] + box[3]] for box in (one[1], other[1])])
+                assert np.abs(sides[0] - sides[1]).max() <= most_px + 1e-9
+    rounded = [line for line in said if "rounded to VOC's whole pixels, by 0.5 px at most" in line]
+    assert len(rounded) == (middle == "voc")
 
 
-def test_crowd_is_difficult_in_voc_and_comes_back(tmp_path: Path) -> None:
-    boxes = [("ant", (3, 4, 50, 60), 1), ("ant", (3, 4, 50, 60), 0)]
-    source = coco_folder(tmp_path / "coco", {"train": {"a.png": boxes}, "val": {"b.png": boxes}}, NAMES)
-    said = from_coco(source, tmp_path / "voc", "voc")
-    assert any(line.startswith("2 crowd boxes are marked difficult") for line in said)
-    to_coco(tmp_path / "voc", "voc", tmp_path / "back")
-    assert rows(tmp_path / "back", "train") == rows(source, "train")
-
-
-def test_crowd_is_left_out_of_yolo_and_counted(tmp_path: Path) -> None:
-    boxes = [("ant", (3, 4, 50, 60), 1), ("ant", (5, 4, 50, 60), 0)]
-    source = coco_folder(tmp_path / "coco", {"train": {"a.png": boxes}, "val": {"b.png": boxes}}, NAMES)
-    said = from_coco(source, tmp_path / "yolo", "yolo")
-    assert any(line.startswith("2 crowd boxes are left out") for line in said)
-    assert len((tmp_path / "yolo" / "labels" / "train" / "a.txt").read_text().splitlines()) == 1
+@pytest.mark.parametrize(
+    ("middle", "note", "back"),
+    [
+        ("voc", "1 crowd boxes are marked difficult", [1, 0]),
+        ("yolo", "1 crowd boxes are left out", [0]),
+    ],
+)
+def test_crowd_is_difficult_in_voc_and_left_out_of_yolo(
+    tmp_path: Path, middle: str, note: str, back: list[int]
+) -> None:
+    source = coco_of(tmp_path / "coco", [("ant", (3, 4, 50, 60), 1), ("ant", (3, 4, 50, 60), 0)])
+    assert "a.png" in said_of(from_coco(source, tmp_path / "middle", middle), note)
+    to_coco(tmp_path / "middle", middle, tmp_path / "back")
+    assert [crowd for _, _, crowd in rows(tmp_path / "back", "train")["a.png"]] == back
 
 
 def test_voc_corners_are_the_nearest_whole_ones_and_never_empty(tmp_path: Path) -> None:
@@ -99,8 +103,7 @@ def test_voc_corners_are_the_nearest_whole_ones_and_never_empty(tmp_path: Path) 
         (199.6, 99.7, 0.4, 0.3): (200, 100, 200, 100),
         (199.99, 99.99, 0.01, 0.01): (200, 100, 200, 100),
     }
-    boxes = {"a.png": [("ant", box, 0) for box in corners]}
-    source = coco_folder(tmp_path / "coco", {"train": boxes, "val": {"b.png": []}}, NAMES)
+    source = coco_of(tmp_path / "coco", [("ant", box, 0) for box in corners])
     from_coco(source, tmp_path / "voc", "voc")
     sides = ElementTree.parse(tmp_path / "voc/Annotations/a.xml").iterfind("object/bndbox")
     assert [tuple(int(side.text or "") for side in box) for box in sides] == list(corners.values())
@@ -108,47 +111,52 @@ def test_voc_corners_are_the_nearest_whole_ones_and_never_empty(tmp_path: Path) 
     assert rows(tmp_path / "back", "train")["a.png"][:4] == rows(source, "train")["a.png"][:4]
 
 
-@pytest.mark.parametrize("middle", ["voc", "yolo"])
-def test_pictures_that_would_share_an_annotation_file_are_refused(tmp_path: Path, middle: str) -> None:
-    pictures = {"a.png": [], "a.bmp": []}
-    source = coco_folder(tmp_path / "coco", {"train": pictures, "val": {"v.png": []}}, NAMES)
-    with pytest.raises(
-        ValueError, match=r"a\.bmp: another picture has the annotation file a\..* too; rename"
-    ):
-        from_coco(source, tmp_path / "out", middle)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_same_name_in_both_splits_is_refused_by_voc_alone(tmp_path: Path) -> None:
-    source = coco_folder(tmp_path / "coco", {"train": {"a.png": []}, "val": {"a.png": []}}, NAMES)
-    with pytest.raises(ValueError, match=r"another picture has the annotation file a\.xml too"):
-        from_coco(source, tmp_path / "voc", "voc")
-    from_coco(source, tmp_path / "yolo", "yolo")
+@pytest.mark.parametrize(
+    ("train", "val", "refusing"),
+    [(("a.png", "a.bmp"), "v.png", ["voc", "yolo"]), (("a.png",), "a.png", ["voc"])],
+)
+def test_pictures_that_would_share_an_annotation_file_are_refused(
+    tmp_path: Path, train: tuple[str, ...], val: str, refusing: list[str]
+) -> None:
+    empty: dict[str, list[Row]] = {name: [] for name in train}
+    source = coco_folder(tmp_path / "coco", {"train": empty, "val": {val: []}}, NAMES)
+    for middle in ("voc", "yolo"):
+        if middle in refusing:
+            with pytest.raises(
+                UserError, match=r"another picture has the annotation file a\.\w+ too; rename"
+            ):
+                from_coco(source, tmp_path / middle, middle)
+        else:
+            from_coco(source, tmp_path / middle, middle)
+        assert (tmp_path / middle).exists() == (middle not in refusing)
 
 
 def test_coco_boxes_without_area_inside_are_left_out_and_counted(tmp_path: Path) -> None:
     boxes = [("ant", (3, 4, 0, 60), 0), ("ant", (300, 4, 5, 5), 0), ("ant", (190, 4, 20, 10), 0)]
-    source = coco_folder(tmp_path / "coco", {"train": {"a.png": boxes}, "val": {"b.png": []}}, NAMES)
-    said = from_coco(source, tmp_path / "yolo", "yolo")
-    assert any(line.startswith("2 boxes without area inside their picture are left out") for line in said)
-    assert any(line.startswith("1 boxes hung over") and "by 10 px" in line for line in said)
+    said = from_coco(coco_of(tmp_path / "coco", boxes), tmp_path / "yolo", "yolo")
+    assert "a.png" in said_of(said, "2 boxes without area inside their picture are left out")
+    assert "by 10 px" in said_of(said, "1 boxes hung over")
     to_coco(tmp_path / "yolo", "yolo", tmp_path / "back")
     assert rows(tmp_path / "back", "train") == {"a.png": [("ant", (190, 4, 10, 10), 0)]}
 
 
-def test_coco_picture_of_another_size_than_its_entry_is_named(source: Path, tmp_path: Path) -> None:
+def test_bad_coco_source_is_named(source: Path, tmp_path: Path) -> None:
+    val = source / "annotations" / "instances_val2017.json"
+    text = val.read_text()
     picture(source / "train2017" / "a.png", 100, 200)
-    with pytest.raises(
-        ValueError, match=r"instances_train2017.json: images\[0\] \(id 70\): says .*200×100.*100×200"
+    for content_, message in (
+        (text, r"instances_train2017.json: images\[0\] \(id 70\): says .*200×100.*100×200"),
+        (text.replace('"ant"', '"bee"'), r"instances_val2017.json: 1 categories differ .*'ant' .*'bee'"),
+        (text[:-9], r"instances_val2017.json"),
+        (None, r"instances_val2017.json.*irectory"),
     ):
-        from_coco(source, tmp_path / "voc", "voc")
-
-
-def test_coco_splits_with_different_categories_are_refused(source: Path, tmp_path: Path) -> None:
-    file = source / "annotations" / "instances_val2017.json"
-    file.write_text(file.read_text().replace('"name": "ant"', '"name": "bee"'))
-    with pytest.raises(UserError, match=r"instances_val2017.json: 1 categories differ .*'ant' .*'bee'"):
-        from_coco(source, tmp_path / "voc", "voc")
+        if content_ is None:
+            val.unlink()
+            val.mkdir()
+        else:
+            val.write_text(content_)
+        with pytest.raises(UserError, match=message):
+            from_coco(source, tmp_path / "voc", "voc")
 
 
 @pytest.mark.real_data
@@ -160,8 +168,8 @@ def test_photographs_come_back_from_yolo_to_the_last_digit(
     convert(test_data / name, "coco", tmp_path / "yolo", "yolo", options)
     convert(tmp_path / "yolo", "yolo", tmp_path / "back", "coco", options)
     for split in ("train", "val"):
-        not_crowd = {
+        expected = {
             file: [row for row in found if not row[2]]
             for file, found in rows(test_data / name, split).items()
         }
-        assert rows(tmp_path / "back", split) == not_crowd
+        assert rows(tmp_path / "back", split) == expected

@@ -147,6 +147,7 @@ def plant_files(split: Split) -> None:
     split.file(Kind.exif_unreadable, damage_exif)
     split.file(Kind.too_many_pixels, claim_absurd_size)
     split.file(Kind.unreadable, replace_by_folder)
+    split.file(Kind.unreadable, lambda path: path.unlink() or os.mkfifo(path))
     split.file(Kind.link_leaves_folder, link_outside)
     entry = split.next_image()
     split.expect(Kind.size_unlike, os.path.abspath(split.folder / entry["file_name"]))

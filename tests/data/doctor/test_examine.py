@@ -71,6 +71,7 @@ def test_every_planted_defect_is_found_and_nothing_else_accused(root: Path) -> N
     }  # fmt: skip
     plain = json.loads(json.dumps(report.as_json()))
     assert plain["fit"] is False
+    assert all(entry["fix"] for entry in plain["findings"])
     listed = {(entry["split"], entry["kind"], entry["where"]) for entry in plain["findings"]}
     assert {(split, kind.title, where) for split, kind, where in expected} <= listed
     assert plain["splits"]["val"]["boxes_of_class"]["bird"] > 0
