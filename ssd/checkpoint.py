@@ -9,6 +9,7 @@ import re
 import struct
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -41,9 +42,10 @@ def step_file(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
-def saved_steps(folder: Path) -> list[Path]:
-    """List a folder's step checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))
+def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) -> list[Path]:
+    """List a folder's checkpoints of the wanted steps, oldest first."""
+    paths = sorted(path for path in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name))
+    return [path for path in paths if wanted(int(path.stem.removeprefix("step_")))]
 
 
 def package_versions() -> dict[str, str]:
@@ -112,23 +114,27 @@ def _checksum(content: bytes | memoryview) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def keep_newest(folder: Path, keep: int) -> None:
-    """Delete all step checkpoints but the newest `keep`.
+def keep_newest(folder: Path, keep: int, needed: Callable[[int], bool]) -> None:
+    """Delete all step checkpoints but the newest `keep` and the newest of the needed steps.
 
     For right after a `write`, which checked what it wrote: the newest kept is then a good one.
     """
+    newest_needed = saved_steps(folder, needed)[-1:]
     for path in saved_steps(folder)[:-keep]:
-        path.unlink()
+        if path not in newest_needed:
+            path.unlink()
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find a run's newest good checkpoint; best.pt counts as the oldest.
+def newest_checkpoint(
+    folder: Path, wanted: Callable[[int], bool] = lambda _: True
+) -> tuple[Path | None, list[str]]:
+    """Find a run's newest good checkpoint of the wanted steps; best.pt counts as the oldest.
 
     Returns its path, or None, and a line about each damaged one that is newer. Those are renamed, never to be
     taken nor deleted, unless none is good: then all stay as they are, for a person to look at.
     """
     damaged: dict[Path, str] = {}
-    for path in [*reversed(saved_steps(folder)), *folder.glob("best.pt")]:
+    for path in [*reversed(saved_steps(folder, wanted)), *folder.glob("best.pt")]:
         try:
             load_run(path)
         except CheckpointError as error:

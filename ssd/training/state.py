@@ -1,5 +1,6 @@
 """A run's state: what it begins with, what a checkpoint holds, what must agree on resume (RECIPE 9)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -44,8 +45,9 @@ class SavedRun:
     world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.
     excluded_images: ids left out for their bad files. bad_images: ids replaced by others while training.
     nonfinite_steps: how many were not taken. numbers: COCO's 12 of an evaluation after this step, if there
-    was one. best: AP and step of the evaluation that best.pt is of. state: what TrainState.collect returned;
-    its keys are the file's.
+    was one. best: AP and step of the evaluation that best.pt is of. roll_back: whether the next check that is
+    due rolls back, for a step that was not finite. state: what TrainState.collect returned; its keys are the
+    file's.
     """
 
     step: int
@@ -61,6 +63,7 @@ class SavedRun:
     versions: dict[str, str]
     numbers: dict[str, float] | None
     best: dict[str, Any] | None
+    roll_back: bool
     state: dict[str, Any]
 
     def as_plain(self) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class SavedRun:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a checkpoint. Raises CheckpointError where it can't be read or lacks a key."""
-        plain = load_run(path)
+        plain = {"roll_back": False} | load_run(path)  # older ones lack it
         keys = {field.name for field in fields(cls)} - {"state"}
         missing = sorted({*keys, *STATE} - plain.keys())
         if missing:
@@ -84,14 +87,14 @@ class SavedRun:
         return cls(**run, state={key: plain[key] for key in STATE})
 
 
-def load_newest(session: Session) -> SavedRun | None:
-    """Return a run's newest good checkpoint, the same on all ranks; None where the run has not begun.
+def load_newest(session: Session, wanted: Callable[[int], bool] = lambda _: True) -> SavedRun | None:
+    """Return a run's newest good checkpoint of the wanted steps, the same on all ranks; None where none is.
 
     Raises CheckpointError where there are checkpoints and none is good: starting over would lose the run.
     """
 
     def choose() -> tuple[str | None, list[str]]:
-        path, damaged = newest_checkpoint(session.folder / "checkpoints")
+        path, damaged = newest_checkpoint(session.folder / "checkpoints", wanted)
         return str(path) if path else None, damaged
 
     path, damaged = session.ranks.on_main(choose, CHOOSING_TIMEOUT)

@@ -83,7 +83,9 @@ def test_only_the_newest_are_kept_and_the_best(tmp_path: Path):
         step_file(tmp_path, step).touch()
     (tmp_path / "best.pt").touch()
     (tmp_path / "step_00000020.pt.tmp").touch()
-    keep_newest(tmp_path, 2)
+    keep_newest(tmp_path, 2, needed=lambda step: step < 15)
+    assert saved_steps(tmp_path) == [step_file(tmp_path, step) for step in (10, 15, 100_000_000)]
+    keep_newest(tmp_path, 2, needed=lambda _: False)
     assert saved_steps(tmp_path) == [step_file(tmp_path, 15), step_file(tmp_path, 100_000_000)]
     assert (tmp_path / "best.pt").exists()
 
