@@ -4,7 +4,8 @@ python scripts/chaos.py --kills 100 --terminations 40: runs of the embedded set 
 SIGKILL (one rank, torchrun alone, or all of them) and by the signals that ask a run to end (one rank or
 torchrun), each at a random moment of its life, start-up, evaluations and saves included, and started again
 until they end. Every run must end with the weights, momenta and metrics of the run that nobody touched; after
-a signal to end the newest checkpoint must be of the very step that the run had come to.
+a signal to end the newest checkpoint must be of the very step that the run had come to. In every second run
+three steps are not finite, and rolled back.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from ssd.training.signals import PREEMPTED_FILE, SIGNALS
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")
 GONE_WITHIN_S = 60.0
+POISONED, POISON_PX = "poisoned.json", 1e-6
+POISONED_IMAGES = (26, 30)  # their turns come in steps 5, 7 and 12; checkpoints are due after 4, 8 and 12
 
 
 @dataclass
@@ -46,22 +49,30 @@ class Tally:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, beside the data set, and how many ranks it has."""
+    """A run's folder, beside the data set, how many ranks it has, and whether it rolls back."""
 
     folder: Path
     ranks: int
+    rolls_back: bool
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the run, or go on with it."""
+        demo = self.folder.parent / "demo"
+        rollback = (
+            *(f"data.train_annotations={demo / POISONED}", f"data.min_box_px={POISON_PX / 10}"),
+            *("training.on_nonfinite=rollback", "logging.every_steps=7"),
+            *("checkpoint.every_steps=null", "checkpoint.keep=1"),
+        )
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"),
             f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
             *(f"--nproc_per_node={self.ranks}", str(ROOT / "train.py"), "experiment=demo", "name=chaos"),
-            *(f"hydra.run.dir={self.folder}", f"data.path={self.folder.parent / 'demo'}"),
+            *(f"hydra.run.dir={self.folder}", f"data.path={demo}"),
             *(f"data.batch_size={12 // self.ranks}", "data.threads=1", "schedule.epochs=3"),
             *("schedule.milestones=[2]", "schedule.warmup_steps=2", "logging.every_steps=3"),
             *("evaluation.every=1", "evaluation.pictures=1", "checkpoint.every_steps=2", "checkpoint.keep=2"),
             f"runtime.deterministic={str(self.ranks > 2).lower()}",
+            *(rollback if self.rolls_back else ()),
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with self.folder.with_suffix(".log").open("ab") as log:
@@ -80,9 +91,9 @@ class Run:
         records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
         return digest.hexdigest(), records
 
-    def log_tail(self) -> str:
-        """Return the end of what the run printed."""
-        return self.folder.with_suffix(".log").read_text(errors="replace")[-2000:]
+    def log(self) -> str:
+        """Return what the run printed."""
+        return self.folder.with_suffix(".log").read_text(errors="replace")
 
 
 def main() -> None:
@@ -92,17 +103,24 @@ def main() -> None:
     tally = Tally()
     folder = Path(mkdtemp(prefix="chaos-"))
     generate(folder / "demo", 60, 5)
-    untouched = Run(folder / "untouched", options.ranks)
-    started = time.monotonic()
-    if untouched.start().wait() != 0:
-        raise SystemExit("error: the run that nobody touched failed: " + untouched.log_tail())
-    lifetime = time.monotonic() - started
-    expected = untouched.outcome()
-    print(f"in {folder}; untouched: {lifetime:.0f} s, weights and momenta {expected[0][:16]}", flush=True)
+    poison(folder / "demo")
+    references: list[tuple[str, list[dict[str, Any]]]] = []
+    for name in ("untouched", "untouched_rollback"):
+        untouched = Run(folder / name, options.ranks, rolls_back=bool(references))
+        started = time.monotonic()
+        if untouched.start().wait() != 0:
+            raise SystemExit(f"error: the run that nobody touched failed: {untouched.log()[-2000:]}")
+        lifetime = time.monotonic() - started
+        references.append(untouched.outcome())
+        weights = references[-1][0][:16]
+        print(f"in {folder}; {name}: {lifetime:.0f} s, weights and momenta {weights}", flush=True)
+    if "weights and momenta are those after step" not in untouched.log():
+        raise SystemExit(f"error: nothing was rolled back: {untouched.log()[-2000:]}")
     left = ["kill"] * options.kills + ["terminate"] * options.terminations
     chance.shuffle(left)
     while left:
-        run = Run(folder / f"run_{tally.runs}", options.ranks)
+        run = Run(folder / f"run_{tally.runs}", options.ranks, rolls_back=tally.runs % 2 == 1)
+        expected = references[run.rolls_back]
         failures = torment(run, left, chance, lifetime, tally)
         try:
             weights, metrics = run.outcome()
@@ -130,6 +148,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
     return parser.parse_args()
+
+
+def poison(demo: Path) -> None:
+    """Write annotations in which some boxes' sides vanish in float32, which makes their losses infinite."""
+    content = json.loads((demo / "annotations" / "instances_train2017.json").read_text())
+    for annotation in content["annotations"]:
+        if annotation["image_id"] in POISONED_IMAGES:
+            annotation["bbox"][2:] = [POISON_PX, POISON_PX]
+    (demo / POISONED).write_text(json.dumps(content))
 
 
 def count(text: str) -> int:
@@ -170,7 +197,7 @@ def torment(run: Run, left: list[str], chance: random.Random, lifetime: float, t
                 failures.append(f"preempted at step {step}, its newest checkpoint is of {newest}")
     status = run.start().wait()
     if status != 0:
-        failures.append(f"ended with status {status}: {run.log_tail()}")
+        failures.append(f"ended with status {status}: {run.log()[-2000:]}")
     return failures
 
 

@@ -12,6 +12,7 @@ import time
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -28,19 +29,6 @@ FORMAT = 1
 PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
 PLAIN = (int, float, str, bool, type(None), Tensor)
 RETRY_WAITS_S = (1.0, 2.0, 4.0)  # before what a failing system didn't read is read again
-
-# What entries of ours are, as check_kinds takes it. Whatever depends on the network is checked where it is.
-KINDS: dict[str, Any] = {
-    **dict.fromkeys(("step", "global_batch", "nonfinite_steps"), int),
-    "config": {"data": {}, "model": {}, "optimizer": {}, "schedule": {}, "runtime": {"precision": str}},
-    "categories": {"ids": [int], "names": [str]},
-    "excluded_images": [int],
-    "bad_images": [int],
-    "model": {},
-    "optimizer": {"state": {}},
-    "scaler": {},
-    "ranks": [{}],
-}
 
 # torch.save writes a zip archive. The seal is the archive's comment, its very end, which every reader
 # of zip files passes over: data and checksum are one file and become visible by one rename.
@@ -62,13 +50,16 @@ def step_file(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
-def saved_steps(folder: Path) -> list[Path]:
-    """List a folder's step checkpoints, oldest first."""
+def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) -> list[Path]:
+    """List a folder's checkpoints of the wanted steps, oldest first."""
     try:
         names = os.listdir(folder)  # glob takes a folder that it fails to read for an empty one
     except FileNotFoundError:
         return []
-    return sorted(folder / name for name in names if re.fullmatch(r"step_\d{8,}\.pt", name))
+    steps = [
+        int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d{8}|[1-9]\d{8,})\.pt", name))
+    ]
+    return [step_file(folder, step) for step in sorted(steps) if wanted(step)]
 
 
 def package_versions() -> dict[str, str]:
@@ -93,33 +84,6 @@ def check_plain(value: object, key: str = "checkpoint") -> None:
             check_plain(entry, f"{key}[{index}]")
     elif type(value) not in PLAIN:
         raise TypeError(f"{key} is a {type(value).__name__}: convert it to a plain value before saving")
-
-
-def check_kinds(value: Any, kind: Any, where: str) -> None:
-    """Raise CheckpointError, naming the place, unless a value is of a kind.
-
-    kind: a type; a tensor, for one of its shape and dtype that holds each of its numbers; a dict, for one
-    that has its keys at least; [kind], for a list of any length; [kind, kind], for one of two entries.
-    """
-    due: Any = Tensor if isinstance(kind, Tensor) else kind if isinstance(kind, type) else type(kind)
-    fits, told = isinstance(value, due), due.__name__
-    if isinstance(kind, Tensor):
-        told = f"a plain tensor {tuple(kind.shape)} of {kind.dtype}"
-        fits = fits and value.layout is torch.strided and value.device.type == "cpu"
-        fits = fits and (value.shape, value.dtype) == (kind.shape, kind.dtype)
-        fits = fits and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-    elif isinstance(kind, list) and len(kind) > 1:
-        told, fits = f"a list of {len(kind)}", fits and len(value) == len(kind)
-    if not fits:
-        given = "missing" if value is None else f"a {type(value).__name__}"
-        given = f"{given} {tuple(value.shape)}" if isinstance(value, Tensor) else given
-        raise CheckpointError(f"{where} is {given}, not {told}; give another file, or move it away")
-    if isinstance(kind, dict):
-        for key, entry in kind.items():
-            check_kinds(value.get(key), entry, f"{where}[{key!r}]")
-    elif isinstance(kind, list):
-        for index, entry in enumerate(value):
-            check_kinds(entry, kind[index % len(kind)], f"{where}[{index}]")
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -164,43 +128,58 @@ def _checksum(content: bytes | memoryview) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def keep_newest(folder: Path, keep: int, written: Path) -> None:
-    """Delete all step checkpoints but the newest `keep` and the one just written, which is a good one."""
+def keep_newest(folder: Path, keep: int, written: Path, needed: Callable[[int], bool]) -> None:
+    """Delete all step checkpoints but the newest `keep`, the newest of the needed steps and the one written.
+
+    For right after a `write`, which checked what it wrote: that one is good.
+    """
+    spared = [written, *saved_steps(folder, needed)[-1:]]
     for path in saved_steps(folder)[:-keep]:
-        if path != written:
+        if path not in spared:
             path.unlink()
 
 
-def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find a run's newest good checkpoint; best.pt counts as the oldest, and is looked at in any case.
+def newest_checkpoint(
+    folder: Path, wanted: Callable[[int], bool] = lambda _: True
+) -> tuple[Path | None, list[str]]:
+    """Find a run's newest good checkpoint of the wanted steps; best.pt counts as the oldest.
 
-    Returns its path, or None, and a line about each damaged one. Those are renamed, never to be taken nor
-    deleted, unless none is good: then all stay as they are, for a person to look at. So they do where the
-    system fails to read one, which may be good: that gives None, and a line about it alone.
+    Returns its path, or None, and a line about each damaged one, best.pt always among those that are looked
+    at. Those are renamed, never to be taken nor deleted, unless none is good: then all stay as they are, for
+    a person to look at. Raises UnreadableError, and leaves all as they are, where the system fails.
     """
     newest: Path | None = None
     damaged: dict[Path, str] = {}
-    best = folder / "best.pt"
     try:
-        steps = saved_steps(folder)
+        candidates = saved_steps(folder, wanted)[::-1]
     except OSError as error:
-        return None, [f"{folder} can't be read ({error.strerror})"]
-    for path in [*reversed(steps), *([best] if os.path.lexists(best) else [])]:
-        if newest is not None and path != best:
-            continue
-        try:
-            step = load_run(path).get("step")
-            if path != best and step != int(path.stem.removeprefix("step_")):
-                raise CheckpointError(f"checkpoint {path} is damaged or renamed: it holds step {step}")
-        except UnreadableError as error:
-            return None, [str(error)]
-        except CheckpointError as error:
-            damaged[path] = str(error)
+        raise UnreadableError(f"{folder} can't be read ({error.strerror})") from error
+    for path in candidates:
+        if (defect := _defect(path)) is None:
+            newest = path
+            break
+        damaged[path] = defect
+    best = folder / "best.pt"
+    if os.path.lexists(best):
+        if (defect := _defect(best)) is None:
+            newest = newest or best
         else:
-            newest = newest or path
+            damaged[best] = defect
     if newest is None:
         return None, list(damaged.values())
-    return newest, [f"{error}; {_set_aside(bad)}" for bad, error in damaged.items()]
+    return newest, [f"{defect}; {_set_aside(path)}" for path, defect in damaged.items()]
+
+
+def _defect(path: Path) -> str | None:
+    """Say why a checkpoint can't be taken, None if it can. Raises UnreadableError where the system fails."""
+    try:
+        step = load_run(path).get("step")
+    except UnreadableError:
+        raise
+    except CheckpointError as error:
+        return str(error)
+    named = re.fullmatch(r"step_(\d+)\.pt", path.name)
+    return f"checkpoint {path} is of step {step}" if named and int(named[1]) != step else None
 
 
 def _set_aside(path: Path) -> str:
@@ -237,14 +216,12 @@ def load_file(path: Path) -> dict[str, Any]:
     except Exception as error:  # a broken file may raise anything at all out of torch
         reason = (str(error) or repr(error)).splitlines()[0]
         kind = UnreadableError if sealed else CheckpointError  # what is as it was sealed isn't broken
-        raise kind(f"checkpoint {path} can't be read ({reason}); give another file") from error
+        what = f"checkpoint {path} can't be read: it is cut short, damaged or no checkpoint ({reason})"
+        raise kind(f"{what}; give another file") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} is a {type(state).__name__}, not a dict; give another file")
     if state.get("format") == FORMAT and not sealed:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum is missing; give another file")
-    if state.get("format") == FORMAT:
-        kinds = {key: KINDS[key] for key in KINDS if key in state}
-        check_kinds(state, kinds, f"checkpoint {path} can't be used: state")
     return state
 
 
@@ -257,7 +234,7 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"checkpoint {path} does not exist") from error
     except (OSError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) else "out of memory"
-        raise UnreadableError(f"checkpoint {path} can't be read ({reason})") from error
+        raise UnreadableError(f"checkpoint {path} can't be read ({reason}); try again once it can") from error
 
 
 def _check_size(content: bytes) -> None:
@@ -274,14 +251,14 @@ def load_run(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError for any other or damaged file, UnreadableError where the system fails for good.
     """
-    for wait in RETRY_WAITS_S:
+    for wait in (*RETRY_WAITS_S, None):
         try:
             state = load_file(path)
             break
         except UnreadableError:
+            if wait is None:
+                raise
             time.sleep(wait)
-    else:
-        state = load_file(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (format {state.get('format')!r})")
     return state

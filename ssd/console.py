@@ -22,8 +22,11 @@ class _Output:
     """Standard output for as long as it takes what is printed: a run doesn't end for want of a reader."""
 
     def __init__(self) -> None:
-        self._stream = sys.stdout
-        self._stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # for terminals without × or →
+        self._stream.reconfigure(errors="replace")  # for terminals without × or →
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # what a progress bar stands before
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

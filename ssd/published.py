@@ -46,7 +46,7 @@ class Weights:
     """What a detector can be made of.
 
     model: state dict in our layout. backbone, num_classes: as its keys and shapes have them.
-    categories, config: None in a published checkpoint, which has neither.
+    categories, config (its sections data and runtime): None in a published checkpoint, which has neither.
     """
 
     model: dict[str, Tensor]
@@ -91,7 +91,7 @@ def load_weights(path: Path) -> Weights:
         model = model if ours else from_published(model)
         backbone = backbone_of(model)
         categories = Categories.from_plain(state["categories"]) if ours else None
-        config = state["config"] if ours else None
+        config = {key: dict(state["config"][key]) for key in ("data", "runtime")} if ours else None
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error}; give a checkpoint that is whole") from error
     except (ValueError, AttributeError, TypeError) as error:

@@ -136,11 +136,20 @@ def test_killed_at_once_with_all_its_processes_a_run_goes_on(bench: Bench, name:
     bench.assert_ended_as(bench.uninterrupted(1), name)
 
 
-def test_a_rank_that_hangs_ends_the_run_and_its_peers_show_where_they_wait(bench: Bench, name: str):
-    short = ("training.hang_timeout_minutes=0.1", "evaluation.timeout_minutes=0.1", *SAVING)
+def test_a_pause_does_not_end_the_run_and_a_rank_that_hangs_does_and_its_peers_show_where_they_wait(
+    bench: Bench, name: str
+):
+    short = ("training.hang_timeout_minutes=0.1", "evaluation.timeout_minutes=0.2", "evaluation.every=2")
     output = bench.folder / "hanging.txt"
-    process = start(bench.train_command(name, *short, ranks=2), output)
+    process = start(bench.train_command(name, *short, *SAVING, ranks=2), output)
     wait_for(bench.checkpoint(name, 1), process)
+    for number, seconds in ((signal.SIGSTOP, 12), (signal.SIGCONT, 0)):
+        for rank in ranks_of(process):
+            os.kill(rank, number)
+        time.sleep(seconds)
+    saved = len(saved_steps(bench.folder / name / "checkpoints"))
+    wait_for(bench.checkpoint(name, saved + 2), process)
+
     peer, hanging = ranks_of(process)
     os.kill(hanging, signal.SIGSTOP)  # it neither runs nor ends
     deadline = time.monotonic() + LIMIT_S

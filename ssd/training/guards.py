@@ -3,10 +3,13 @@
 import faulthandler
 import json
 import math
+import os
 import signal
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Self
 
 import torch
@@ -164,24 +167,39 @@ class Watchdog:
     """Prints all threads' stacks when `alive` was not called again for `timeout`, then kills the process.
 
     It watches from the first call on: how long a start may take is for the data to say. No timeout: never.
-    Both are the kernel's and C's work: a rank that hangs with Python's lock held is found as well.
+    Time in which the process stood still (SIGSTOP, a paused container) doesn't count. A thread counts, and a
+    call that never lets go of Python's lock stops that too: only the other ranks' watchdogs find such a hang.
     """
 
     def __init__(self, timeout: timedelta | None) -> None:
         self._timeout = timeout
+        self._counted_s, self._limit_s = 0.0, math.inf  # the thread alone writes the one, `alive` the other
+        self._closed = Event()
 
     def alive(self, extra: timedelta = timedelta(0)) -> None:
         """Start waiting from the beginning. extra: how much longer the next thing may take."""
-        if self._timeout is None:
-            return
-        seconds = (self._timeout + extra).total_seconds()
-        faulthandler.dump_traceback_later(seconds, file=_STANDARD_ERROR)
-        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE.total_seconds())
+        if self._timeout is not None:
+            self._allowed = self._timeout + extra
+            self._limit_s = self._counted_s + self._allowed.total_seconds()
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+        if self._timeout is not None:
+            Thread(target=self._watch, args=[self._timeout], daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._closed.set()
+
+    def _watch(self, timeout: timedelta) -> None:
+        tick_s = min(1.0, timeout.total_seconds() / 10)
+        before = time.monotonic()
+        while not self._closed.wait(tick_s):
+            now = time.monotonic()
+            self._counted_s += min(now - before, 2 * tick_s)
+            before = now
+            if self._counted_s >= self._limit_s:
+                os.write(_STANDARD_ERROR, f"Timeout ({self._allowed})!\n".encode())
+                faulthandler.dump_traceback(_STANDARD_ERROR)
+                if not self._closed.wait(GRACE.total_seconds()) and self._counted_s >= self._limit_s:
+                    os.kill(os.getpid(), signal.SIGALRM)

@@ -1,5 +1,6 @@
 """A run's checkpoints, written beside training: the state is copied at once, the disk works meanwhile."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,11 +17,12 @@ LOST = "the steps since the checkpoint before are lost"
 class CheckpointSaver:
     """Saves a run: every rank calls, rank 0 writes, one checkpoint at a time.
 
-    What goes wrong is not raised in the writing thread but kept, until all ranks are told of it (`check`).
+    needed: tells of a step whether a rollback could need its checkpoint; the newest such one stays. What goes
+    wrong is not raised in the writing thread but kept, until all ranks are told of it (`check`).
     """
 
-    def __init__(self, config: CheckpointConfig, session: Session) -> None:
-        self._config, self._session = config, session
+    def __init__(self, config: CheckpointConfig, session: Session, needed: Callable[[int], bool]) -> None:
+        self._config, self._session, self._needed = config, session, needed
         self._folder = session.folder / "checkpoints"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -86,7 +88,7 @@ class CheckpointSaver:
             write(self._folder / "best.pt", state)
             self.best = state["best"]
         write(step_file(self._folder, step), state)
-        keep_newest(self._folder, self._config.keep, step_file(self._folder, step))
+        keep_newest(self._folder, self._config.keep, step_file(self._folder, step), self._needed)
 
 
 def _host_copy(value: Any) -> Any:

@@ -90,18 +90,16 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
     """
     path = folder / PREEMPTED_FILE
 
-    def torchrun_of_file() -> tuple[str | None, str | None]:
+    def torchrun_of_file() -> str | None:
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"]), None
+            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it isn't ours
-            return None, None
+            return None
         except OSError as error:
-            return None, error.strerror
+            raise UserError(f"{path} can't be read ({error.strerror}); remove it") from error
 
     torchrun = _torchrun()
-    left_under, failure = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
-    if failure:
-        raise UserError(f"{path} can't be read ({failure}); remove it, launchers look for a file there")
+    left_under = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
     if any(ranks.gather(torchrun is not None and torchrun == left_under)):
         raise Preempted
     if ranks.is_main:

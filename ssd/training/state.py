@@ -1,24 +1,19 @@
 """A run's state: what it begins with, what a checkpoint holds, what must agree on resume (RECIPE 9)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import torch
 import torchvision
 from torch import nn
 from torch.optim import SGD
 
 from ssd.categories import COCO, Categories
-from ssd.checkpoint import (
-    FORMAT,
-    CheckpointError,
-    check_kinds,
-    load_file,
-    load_run,
-    newest_checkpoint,
-)
+from ssd.checkpoint import FORMAT, CheckpointError, load_file, load_run, newest_checkpoint
 from ssd.cli import as_plain
 from ssd.config import ModelConfig, TrainConfig, require
 from ssd.distributed import Ranks
@@ -34,6 +29,7 @@ STATE = ("model", "optimizer", "scaler", "ranks")  # a checkpoint's keys that ar
 
 # What shapes the trajectory. All other keys may change when a run resumes.
 MUST_STAY = (
+    "data.train_annotations",  # by what they hold
     "seed",
     *(f"data.{key}" for key in ("batch_size", "augment", "limit", "crowd", "min_box_px")),
     *(f"model.{key}" for key in ("backbone", "weights", "checkpoint", "freeze_batchnorm")),
@@ -51,8 +47,9 @@ class SavedRun:
     world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.
     excluded_images: ids left out for their bad files. bad_images: ids replaced by others while training.
     nonfinite_steps: how many were not taken. numbers: COCO's 12 of an evaluation after this step, if there
-    was one. best: AP and step of the evaluation that best.pt is of. state: what TrainState.collect returned;
-    its keys are the file's.
+    was one. best: AP and step of the evaluation that best.pt is of. roll_back: whether the next check that is
+    due rolls back, for a step that was not finite. state: what TrainState.collect returned; its keys are the
+    file's.
     """
 
     step: int
@@ -68,6 +65,7 @@ class SavedRun:
     versions: dict[str, str]
     numbers: dict[str, float] | None
     best: dict[str, Any] | None
+    roll_back: bool
     state: dict[str, Any]
 
     def as_plain(self) -> dict[str, Any]:
@@ -78,7 +76,7 @@ class SavedRun:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a checkpoint. Raises CheckpointError where it can't be read or lacks a key."""
-        plain = load_run(path)
+        plain = {"roll_back": False} | load_run(path)  # older ones lack it
         keys = {field.name for field in fields(cls)} - {"state"}
         missing = sorted({*keys, *STATE} - plain.keys())
         if missing:
@@ -87,19 +85,21 @@ class SavedRun:
                 "Go on with that one, or begin a run from its weights: name=… model.checkpoint=…"
             )
         run = {key: plain[key] for key in keys}
-        run["categories"] = Categories.from_plain(plain["categories"])
-        return cls(**run, state={key: plain[key] for key in STATE})
+        try:
+            return msgspec.convert(run | {"state": {key: plain[key] for key in STATE}}, cls)
+        except msgspec.ValidationError as error:
+            raise CheckpointError(f"checkpoint {path} can't be used ({error}); give another file") from error
 
 
-def load_newest(session: Session) -> SavedRun | None:
-    """Return a run's newest good checkpoint, the same on all ranks; None where the run has not begun.
+def load_newest(session: Session, wanted: Callable[[int], bool] = lambda _: True) -> SavedRun | None:
+    """Return a run's newest good checkpoint of the wanted steps, the same on all ranks; None where none is.
 
     Raises CheckpointError on all ranks where there are checkpoints and none is good, as starting over would
     lose the run, or where the system fails to read one.
     """
 
     def choose() -> tuple[str | None, list[str]]:
-        path, damaged = newest_checkpoint(session.folder / "checkpoints")
+        path, damaged = newest_checkpoint(session.folder / "checkpoints", wanted)
         return str(path) if path else None, damaged
 
     path, damaged = session.ranks.on_main(choose, CHOOSING_TIMEOUT)
@@ -108,25 +108,28 @@ def load_newest(session: Session) -> SavedRun | None:
         return session.ranks.on_all(lambda: SavedRun.load(Path(path)))
     if damaged:
         raise CheckpointError(
-            f"no checkpoint of the run can be taken: {'; '.join(damaged)}. Every file stays as it is. Start "
-            "again once the system reads it, put a good one there, or give name=… to start another run"
+            f"no checkpoint of the run is good: {'; '.join(damaged)}. "
+            "Put a good one there, or give name=… to start another run"
         )
     return None
+
+
+def check_override(keys: list[str]) -> None:
+    """Raise UserError where a key of resume.override is none that has to stay."""
+    for key in keys:
+        require(key in MUST_STAY, "resume.override", keys, f"{key} is none of {', '.join(MUST_STAY)}")
 
 
 def check_same_run(config: TrainConfig, fingerprint: str, ranks: Ranks, saved: SavedRun) -> None:
     """Raise CheckpointError naming each key that must stay and differs, both values, and the fix.
 
-    Keys in resume.override may differ. Raises UserError where one of them is not among those that must stay.
+    Keys in resume.override may differ.
     """
     was = _values_that_must_stay(saved.config, saved.fingerprint)
     now = _values_that_must_stay(as_plain(config), fingerprint)
     if ranks.world_size != saved.world_size:  # the global batch stays, whatever a rank's share was to be
         was["data.batch_size"] = now["data.batch_size"]
-    override = config.resume.override
-    for key in override:
-        require(key in now, "resume.override", override, f"{key} is none of {', '.join(now)}")
-    differing = [key for key in now if was[key] != now[key] and key not in override]
+    differing = [key for key in now if was[key] != now[key] and key not in config.resume.override]
     if differing:
         lines = "\n".join(f"  {key}: {was[key]} in the checkpoint, {now[key]} now" for key in differing)
         raise CheckpointError(
@@ -137,8 +140,8 @@ def check_same_run(config: TrainConfig, fingerprint: str, ranks: Ranks, saved: S
 
 
 def _values_that_must_stay(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    values: dict[str, Any] = {"data.train_annotations": f"those of fingerprint {fingerprint}"}
-    for key in MUST_STAY:
+    values: dict[str, Any] = {MUST_STAY[0]: f"those of fingerprint {fingerprint}"}
+    for key in MUST_STAY[1:]:
         section, _, name = key.rpartition(".")
         values[key] = (config[section] if section else config).get(name)  # older checkpoints may lack it
     return values
@@ -192,29 +195,17 @@ class TrainState:
             "ranks": self.ranks.gather(of_rank),
         }
 
-    def check_fits(self, saved: SavedRun) -> None:
-        """Raise CheckpointError, naming the entry, unless `restore` can put a run's state back."""
-        state, own = saved.state, self.network.state_dict()
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        saved_momenta = state["optimizer"]["state"]  # which may be missing: see restore_learned
-        momenta = {i: {"momentum_buffer": p} for i, p in enumerate(parameters) if i in saved_momenta}
-        of_rank = {"rng_cpu": torch.get_rng_state(), "loss_sums": [float] * 3}
-        kinds = {
-            "model": {key: own.get(key, type(None)) for key in {*own, *state["model"]}},
-            "optimizer": {"state": momenta},
-            "scaler": {key: type(each) for key, each in self.scaler.state_dict().items() if state["scaler"]},
-            "ranks": [of_rank] * len(state["ranks"]) or [of_rank, of_rank],  # there is one at least
-        }
-        where = f"the run's checkpoint after step {saved.step} can't be used: state"
-        check_kinds(state, kinds, where)
-        if saved.best is not None:
-            check_kinds(saved.best, {"AP": float, "step": int}, f"{where}['best']")
-
     def restore_learned(self, state: dict[str, Any]) -> None:
         """Put weights, momenta and loss scale back; weight decay and momentum are the config's."""
         self.network.load_state_dict(state["model"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        # Into memory laid out like the parameter's, which the fused step relies on: a checkpoint of another
+        # runtime.channels_last has other strides.
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        self.optimizer.state.clear()
+        for index, saved in state["optimizer"]["state"].items():
+            own, momentum = parameters[index], saved["momentum_buffer"]
+            momentum = torch.empty_like(own).copy_(momentum.view(own.shape))
+            self.optimizer.state[own]["momentum_buffer"] = momentum
         fill_missing_momenta(self.optimizer)  # saved under optimizer.momentum=0 there were none
         if state["scaler"]:  # empty where it was saved without fp16
             self.scaler.load_state_dict(state["scaler"])

@@ -10,7 +10,7 @@ import torch
 
 from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
-from ssd.checkpoint import package_versions
+from ssd.checkpoint import CheckpointError, package_versions
 from ssd.cli import as_plain, as_yaml
 from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
@@ -24,7 +24,15 @@ from ssd.training.log import LossMeter, RunLog, Stopwatch, batch_picture
 from ssd.training.optimizer import build_optimizer, build_schedule
 from ssd.training.saver import CheckpointSaver
 from ssd.training.session import Session
-from ssd.training.state import SavedRun, TrainState, blank_network, build_network, check_same_run, load_newest
+from ssd.training.state import (
+    SavedRun,
+    TrainState,
+    blank_network,
+    build_network,
+    check_override,
+    check_same_run,
+    load_newest,
+)
 from ssd.training.step import TrainStep, compile_and_share
 
 
@@ -73,10 +81,11 @@ class Trainer:
         self.train_step = TrainStep(model, optimizer, scaler, self.guard, runtime, MultiBoxLoss())
         self.global_batch = task.batch_size * self.ranks.world_size
         self.schedule = build_schedule(config.optimizer, config.schedule, self.global_batch)
-        self.saver = CheckpointSaver(config.checkpoint, session)
+        self.saver = CheckpointSaver(config.checkpoint, session, self._rolls_back_to)
         self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
         self.step = 0
         self._known_bad: set[int] = set()  # ids of images replaced while training
+        self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
         self._log: RunLog | None = None  # rank 0's, while training
 
@@ -88,12 +97,18 @@ class Trainer:
 
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
-        self.state.check_fits(saved)
-        self.state.restore(saved.state)
+        try:
+            self.state.restore(saved.state)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"the run's checkpoint after step {saved.step} holds another state ({reason}); move it away"
+            ) from error
         self.step = self.saver.step = saved.step
         self.saver.best = saved.best
         self.nonfinite.count = saved.nonfinite_steps
         self._known_bad = set(saved.bad_images)
+        self._roll_back_due = saved.roll_back and self._may_roll_back
         self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
 
     def fit(self) -> None:
@@ -179,7 +194,7 @@ class Trainer:
         every = self.config.training.compare_replicas_every
         if every and self.step % every == 0 and self.ranks.world_size > 1:
             compare_replicas(self.network, self.state.optimizer, self.ranks)
-        if self.step % self.config.logging.every_steps == 0 or self.step == self.last_step:
+        if self._record_is_due():
             self._record()
         if self._save_is_due() or self._evaluation_is_due():
             self.save()  # before an evaluation too: whatever happens in it, no step is lost
@@ -214,10 +229,16 @@ class Trainer:
     def _check_health(self) -> None:
         """Tell all ranks what went wrong on any since the last time, and do what the config says about it."""
         nonfinite = self.nonfinite.check(self.guard, self.task.loader, self.schedule)
-        if nonfinite:
-            if self.config.training.on_nonfinite is OnNonfinite.rollback:
-                nonfinite += f"; weights and momenta are those after step {self._roll_back()} again"
-            self.console.say(f"{nonfinite}; going on ({self.nonfinite.count} such steps so far)")
+        told = [nonfinite] if nonfinite else []
+        if nonfinite and self._may_roll_back:
+            self._roll_back_due = True
+        # A save that only a signal or an error asks for leaves it to the check that would have come anyhow.
+        check_is_due = self._record_is_due() or self._save_is_due() or self._evaluation_is_due()
+        if self._roll_back_due and check_is_due:
+            told.append(f"weights and momenta are those after step {self._roll_back()} again")
+            self._roll_back_due = False
+        if told:
+            self.console.say(f"{'; '.join(told)}; going on ({self.nonfinite.count} such steps so far)")
         check_loss_scale(self.state.scaler)
         self.saver.check()
         for bad_images in self.ranks.gather(self.task.loader.bad_images()):
@@ -227,15 +248,16 @@ class Trainer:
                     self._known_bad.add(image_id)
 
     def _roll_back(self) -> int:
-        """Take back what was learned since the newest checkpoint, on all ranks; return its step.
+        """Take back what was learned since the newest checkpoint that was due, on all ranks; return its step.
 
-        The step stays: the images between are not seen again, since the same ones would lead to the same end.
+        What a signal or an error left doesn't count: a run without ends the same. The step stays: the images
+        between are not seen again, since the same ones would lead to the same end.
         """
         self.saver.wait()
-        saved = load_newest(self.session)
+        saved = load_newest(self.session, self._rolls_back_to)
         if saved is None:
             raise UserError(
-                "training.on_nonfinite=rollback: there is no checkpoint yet; give a smaller "
+                "training.on_nonfinite=rollback: there is no checkpoint yet that was due; give a smaller "
                 "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
             )
         self.state.restore_learned(saved.state)
@@ -287,9 +309,24 @@ class Trainer:
                 versions=package_versions(),
                 numbers=numbers,
                 best=best,
+                roll_back=self._roll_back_due,
                 state=self.state.collect(),
             )
         )
+
+    @property
+    def _may_roll_back(self) -> bool:
+        return self.config.training.on_nonfinite is OnNonfinite.rollback
+
+    def _rolls_back_to(self, step: int) -> bool:
+        """Tell whether a step's checkpoint is one to roll back to: due however the run is stopped or ends."""
+        epochs, position = divmod(step, self.task.loader.steps_per_epoch)
+        evaluated = position == 0 and self.config.evaluation.due(epochs - 1)
+        saved = self.config.checkpoint.due(step, self.task.loader.steps_per_epoch)
+        return self._may_roll_back and (evaluated or saved)
+
+    def _record_is_due(self) -> bool:
+        return self.step % self.config.logging.every_steps == 0 or self.step == self.last_step
 
     def _evaluation_is_due(self) -> bool:
         epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)
@@ -312,6 +349,7 @@ def start_or_resume(
     Returns it and what its weights come from. Raises CheckpointError where the checkpoint is of a run shaped
     by other values.
     """
+    check_override(config.resume.override)
     if saved is None:
         network, origin = build_network(config.model, task.categories, config.seed)
         return Trainer(config, network, task, session), origin

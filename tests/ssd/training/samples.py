@@ -23,6 +23,7 @@ SAVED: dict[str, Any] = {
     "versions": {"torch": "2"},
     "numbers": {"AP": 0.25},
     "best": None,
+    "roll_back": False,
     "state": {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {}}, "scaler": {}, "ranks": []},
 }
 

@@ -90,7 +90,7 @@ class TwoHosts(Ranks):
         self.left, self.other = left, other
 
     def on_main(self, *_: object) -> Any:
-        return self.left, None
+        return self.left
 
     def gather(self, value: Any) -> list[Any]:
         return [value, self.other]

@@ -284,7 +284,7 @@ def poisoned_trainer(config: TrainConfig, session: Session, steps: set[int]) -> 
     [
         ("stop", {1}, r"step after 1, which was not taken .*image ids \d+, \d+; "),
         ("skip", {0, 1}, r"2 such steps are more than training\.nonfinite_limit=1"),
-        ("rollback", {0}, r"rollback: there is no checkpoint yet; .*checkpoint\.every_steps"),
+        ("rollback", {0}, r"rollback: there is no checkpoint yet that was due; .*checkpoint\.every_steps"),
     ],
 )
 def test_bad_steps_stop_the_run_and_their_images_and_boxes_are_left(
@@ -333,6 +333,31 @@ def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
     assert (before["step"], after["step"]) == (2, 4)
     assert same(before, after)
     assert "weights and momenta are those after step 2 again; going on (1" in capsys.readouterr().out
+
+
+def test_rolling_back_ends_the_same_whatever_a_signal_saved_between(
+    demo: Path, session: Session, tmp_path: Path
+):
+    """The sixth step is bad, which the record after the seventh tells: it goes back to step 4, evaluated."""
+    given = config(
+        demo,
+        "training.on_nonfinite=rollback checkpoint.every_steps=null checkpoint.every_epochs=null",
+        "checkpoint.keep=1 evaluation.epochs=[0] evaluation.pictures=1 logging.every_steps=7",
+        "schedule.epochs=2 schedule.max_steps=null",
+    )
+    whole = replace(session, folder=tmp_path / "whole")
+    whole.folder.mkdir()
+    poisoned_trainer(given, whole, {5}).fit()
+    for step in (5, 6):
+        trainer = poisoned_trainer(given, session, {5})
+        before_step(trainer, step, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Preempted):
+            trainer.fit()
+        assert steps_saved(session) == [4, step]
+        session.signals.received = 0
+    poisoned_trainer(given, session, {5}).fit()
+    assert same(checkpoints(session)[-1], checkpoints(whole)[-1])
+    assert records(session) == records(whole)
 
 
 def preempted(session: Session) -> dict[str, Any]:
