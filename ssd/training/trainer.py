@@ -196,8 +196,8 @@ class Trainer:
             compare_replicas(self.network, self.state.optimizer, self.ranks)
         if self._record_is_due():
             self._record()
-        if self._save_is_due() or self._evaluation_is_due():
-            self.save()  # before an evaluation too: whatever happens in it, no step is lost
+        if self._save_is_due():
+            self.save()
             self.stopwatch.restart()
         if self._evaluation_is_due():
             self._evaluate()
@@ -230,11 +230,9 @@ class Trainer:
         """Tell all ranks what went wrong on any since the last time, and do what the config says about it."""
         nonfinite = self.nonfinite.check(self.guard, self.task.loader, self.schedule)
         told = [nonfinite] if nonfinite else []
-        if nonfinite and self._may_roll_back:
-            self._roll_back_due = True
+        self._roll_back_due |= self._may_roll_back and nonfinite is not None
         # A save that only a signal or an error asks for leaves it to the check that would have come anyhow.
-        check_is_due = self._record_is_due() or self._save_is_due() or self._evaluation_is_due()
-        if self._roll_back_due and check_is_due:
+        if self._roll_back_due and (self._record_is_due() or self._save_is_due()):
             told.append(f"weights and momenta are those after step {self._roll_back()} again")
             self._roll_back_due = False
         if told:
@@ -250,8 +248,8 @@ class Trainer:
     def _roll_back(self) -> int:
         """Take back what was learned since the newest checkpoint that was due, on all ranks; return its step.
 
-        What a signal or an error left doesn't count: a run without ends the same. The step stays: the images
-        between are not seen again, since the same ones would lead to the same end.
+        What a signal or an error left doesn't count: a run that had none would end otherwise. The step stays:
+        the images between are not seen again, since the same ones would lead to the same end.
         """
         self.saver.wait()
         saved = load_newest(self.session, self._rolls_back_to)
@@ -323,7 +321,7 @@ class Trainer:
         epochs, position = divmod(step, self.task.loader.steps_per_epoch)
         evaluated = position == 0 and self.config.evaluation.due(epochs - 1)
         saved = self.config.checkpoint.due(step, self.task.loader.steps_per_epoch)
-        return self._may_roll_back and (evaluated or saved)
+        return self._may_roll_back and step > 0 and (evaluated or saved)
 
     def _record_is_due(self) -> bool:
         return self.step % self.config.logging.every_steps == 0 or self.step == self.last_step
@@ -334,8 +332,9 @@ class Trainer:
         return self.step > 0 and position == 0 and (last or self.config.evaluation.due(epochs - 1))
 
     def _save_is_due(self) -> bool:
-        steps_per_epoch = self.task.loader.steps_per_epoch
-        return self.step == self.last_step or self.config.checkpoint.due(self.step, steps_per_epoch)
+        """Before an evaluation too: whatever happens in it, no step is lost."""
+        due = self.config.checkpoint.due(self.step, self.task.loader.steps_per_epoch)
+        return due or self.step == self.last_step or self._evaluation_is_due()
 
     def _epoch_of_last_step(self) -> int:
         return max(self.step - 1, 0) // self.task.loader.steps_per_epoch

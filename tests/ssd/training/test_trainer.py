@@ -328,7 +328,9 @@ def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
 ):
     """Step 3 is taken, step 4 is bad: the weights after it are those of the checkpoint after step 2."""
     rollback = "training.on_nonfinite=rollback checkpoint.every_steps=2 logging.every_steps=4"
-    poisoned_trainer(config(demo, rollback, "schedule.max_steps=4"), session, {3}).fit()
+    trainer = poisoned_trainer(config(demo, rollback, "schedule.max_steps=4"), session, {3})
+    assert [trainer._rolls_back_to(step) for step in range(5)] == [False, False, True, False, True]
+    trainer.fit()
     before, after = checkpoints(session)
     assert (before["step"], after["step"]) == (2, 4)
     assert same(before, after)
