@@ -1,6 +1,6 @@
 # make        the environment (.venv), from the pinned requirements
 # make demo   generate the embedded set, train on it, evaluate, draw
-# make quick  lint, types and unit tests
+# make quick  lint, types and the fast tests
 # make test   lint, types and all tests
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,8 +31,8 @@ docs: .venv/made ## Make the docs' pictures of a run three times as long as the 
 	$(BIN)/python train.py experiment=demo name=docs schedule.epochs=30 schedule.milestones=[20,26] evaluation.every=10
 	$(BIN)/python scripts/make_docs.py runs/docs docs
 
-quick: lint types ## Lint, types and unit tests: a few minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
+quick: lint types ## Lint, types and the fast tests: a minute and a half on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "unit and not slow"
 
 test: lint types ## Lint, types and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -32,19 +32,9 @@ from ssd.training.signals import PREEMPTED_FILE, SIGNALS
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")
 GONE_WITHIN_S = 60.0
+REFERENCES = ("plain", "rollback")
 POISONED, POISON_PX = "poisoned.json", 1e-6
 POISONED_IMAGES = (26, 30)  # their turns come in steps 5, 7 and 12; checkpoints are due after 4, 8 and 12
-
-
-@dataclass
-class Tally:
-    """What was done and what came of it."""
-
-    hits: Counter[str] = field(default_factory=Counter)
-    runs: int = 0
-    preempted: int = 0
-    restarted_by_torchrun: int = 0
-    failures: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -91,63 +81,54 @@ class Run:
         records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
         return digest.hexdigest(), records
 
-    def log(self) -> str:
-        """Return what the run printed."""
-        return self.folder.with_suffix(".log").read_text(errors="replace")
-
 
 def main() -> None:
     """Hit runs until enough hits were made; print what came of it; exit with 1 if any run ended otherwise."""
-    options = parse_options()
+    parser = argparse.ArgumentParser(description="Hit real training runs by signals at random moments.")
+    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs to send")
+    parser.add_argument("--terminations", type=int, default=40, help="signals to end to send")
+    parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
+    options = parser.parse_args()
     chance = random.Random(options.seed)
-    tally = Tally()
     folder = Path(mkdtemp(prefix="chaos-"))
     generate(folder / "demo", 60, 5)
     poison(folder / "demo")
-    references: list[tuple[str, list[dict[str, Any]]]] = []
-    for name in ("untouched", "untouched_rollback"):
-        untouched = Run(folder / name, options.ranks, rolls_back=bool(references))
-        started = time.monotonic()
-        if untouched.start().wait() != 0:
-            raise SystemExit(f"error: the run that nobody touched failed: {untouched.log()[-2000:]}")
-        lifetime = time.monotonic() - started
-        references.append(untouched.outcome())
-        weights = references[-1][0][:16]
-        print(f"in {folder}; {name}: {lifetime:.0f} s, weights and momenta {weights}", flush=True)
-    if "weights and momenta are those after step" not in untouched.log():
-        raise SystemExit(f"error: nothing was rolled back: {untouched.log()[-2000:]}")
+    references = [untouched(Run(folder / name, options.ranks, name == "rollback")) for name in REFERENCES]
+    lifetime = references[-1][0]
     left = ["kill"] * options.kills + ["terminate"] * options.terminations
     chance.shuffle(left)
+    tally: Counter[str] = Counter()
     while left:
-        run = Run(folder / f"run_{tally.runs}", options.ranks, rolls_back=tally.runs % 2 == 1)
-        expected = references[run.rolls_back]
+        run = Run(folder / f"run_{tally['runs']}", options.ranks, rolls_back=tally["runs"] % 2 == 1)
         failures = torment(run, left, chance, lifetime, tally)
         try:
-            weights, metrics = run.outcome()
-            failures += ["other weights or momenta"] if weights != expected[0] else []
-            failures += ["other metrics"] if metrics != expected[1] else []
+            if run.outcome() != references[run.rolls_back][1]:
+                failures.append("other weights, momenta or metrics")
         except (CheckpointError, OSError, IndexError) as error:
             failures.append(f"no outcome: {error!r}")
-        tally.runs += 1
-        tally.failures += [f"{run.folder.name}: {failure}" for failure in failures]
-        print(f"{run.folder.name}: {failures or 'ended as expected'}; {dict(tally.hits)}", flush=True)
+        tally["runs"] += 1
+        tally["failed runs"] += bool(failures)
+        print(f"{run.folder.name}: {failures or 'ended as expected'}; {dict(tally)}", flush=True)
         if not failures:  # four checkpoints each
             shutil.rmtree(run.folder)
             run.folder.with_suffix(".log").unlink()
-    print(json.dumps({"ranks": options.ranks, **vars(tally)}, indent=2))
-    if tally.failures:
+    if tally["failed runs"]:
         raise SystemExit(f"error: what failed is kept in {folder}")
     shutil.rmtree(folder)
 
 
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Hit real training runs by signals at random moments.")
-    parser.add_argument("--kills", type=count, default=100, help="SIGKILLs to send")
-    parser.add_argument("--terminations", type=count, default=40, help="signals to end to send")
-    parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
-    return parser.parse_args()
+def untouched(run: Run) -> tuple[float, tuple[str, list[dict[str, Any]]]]:
+    """Let a run come to its end; return how long it took and its outcome."""
+    started = time.monotonic()
+    status = run.start().wait()
+    lifetime = time.monotonic() - started
+    rolled_back = "weights and momenta are those after step" in run.folder.with_suffix(".log").read_text()
+    if status != 0 or rolled_back != run.rolls_back:
+        raise SystemExit(f"error: status {status} or no rollback of the run left alone: see {run.folder}.log")
+    outcome = run.outcome()
+    print(f"{run.folder}, left alone: {lifetime:.0f} s, {outcome[0][:16]}", flush=True)
+    return lifetime, outcome
 
 
 def poison(demo: Path) -> None:
@@ -159,61 +140,52 @@ def poison(demo: Path) -> None:
     (demo / POISONED).write_text(json.dumps(content))
 
 
-def count(text: str) -> int:
-    """Read a number of things on the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 0 on")
-    return int(text)
-
-
-def torment(run: Run, left: list[str], chance: random.Random, lifetime: float, tally: Tally) -> list[str]:
+def torment(
+    run: Run, left: list[str], chance: random.Random, lifetime: float, tally: Counter[str]
+) -> list[str]:
     """Start a run and hit it, again and again while hits are left, at most four times; then let it end.
 
     Returns what went wrong: a preempted run whose newest checkpoint is not of its step, an end with an error.
     """
     failures = []
-    for _ in range(chance.randint(1, 4)):
-        if not left:
-            break
+    for _ in range(min(chance.randint(1, 4), len(left))):
         process = run.start()
         if ends_within(process, chance.uniform(0, lifetime)):
             break  # it was quicker
-        hit(process, left.pop(), chance, tally)
+        tally[hit(process, left.pop(), chance)] += 1
         if not ends_within(process, GONE_WITHIN_S):
             print(f"torchrun {process.pid} runs {GONE_WITHIN_S:.0f} s after a signal; killed", flush=True)
-            for worker in children(process.pid):
-                os.kill(worker, signal.SIGKILL)
-            process.kill()
+            for pid in (*children(process.pid), process.pid):
+                os.kill(pid, signal.SIGKILL)
             process.wait()
-        elif process.returncode == 0:
-            tally.restarted_by_torchrun += 1
+        tally["restarted by torchrun"] += process.returncode == 0
         preempted = run.folder / PREEMPTED_FILE
         step = json.loads(preempted.read_text())["step"] if preempted.exists() else None
         if step is not None:  # it had begun to train
-            tally.preempted += 1
+            tally["preempted"] += 1
             saved = saved_steps(run.folder / "checkpoints")
             newest = load_run(saved[-1])["step"] if saved else 0
             if newest != step:
                 failures.append(f"preempted at step {step}, its newest checkpoint is of {newest}")
     status = run.start().wait()
     if status != 0:
-        failures.append(f"ended with status {status}: {run.log()[-2000:]}")
+        failures.append(f"ended with status {status}: see {run.folder}.log")
     return failures
 
 
-def hit(process: subprocess.Popen[bytes], kind: str, chance: random.Random, tally: Tally) -> None:
-    """Send one signal to a target of the kind."""
+def hit(process: subprocess.Popen[bytes], kind: str, chance: random.Random) -> str:
+    """Send one signal to a target of the kind; name both."""
     workers = children(process.pid)
     number = signal.SIGKILL if kind == "kill" else chance.choice(SIGNALS)
     target = chance.choice(["all", "torchrun", "one rank"] if kind == "kill" else ["torchrun", "one rank"])
     if target == "one rank" and not workers:
         target = "torchrun"  # it has not started any yet
-    tally.hits[f"{number.name} to {target}"] += 1
     # torchrun puts its workers into sessions of their own.
     one = [chance.choice(workers)] if target == "one rank" else [process.pid]
     with suppress(ProcessLookupError):  # it ended in the meantime
         for pid in [process.pid, *workers] if target == "all" else one:
             os.kill(pid, number)
+    return f"{number.name} to {target}"
 
 
 def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:

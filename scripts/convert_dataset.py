@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.convert import FORMATS, Options, convert
 from data.convert.dataset import LINKS
-from ssd.errors import UserError
+from ssd.errors import UserError, printable
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted, {given.out} was not made") from None
-    print("\n".join(lines))
+    print(printable("\n".join(lines)))
 
 
 def parser() -> argparse.ArgumentParser:

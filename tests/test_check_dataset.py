@@ -15,7 +15,7 @@ from ssd.errors import UserError
 from tests.conftest import ROOT
 from tests.data.doctor.planted import plant_all, sound_set
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def check_dataset(*overrides: str) -> object:

@@ -24,7 +24,7 @@ from ssd.training.state import SavedRun
 from ssd.training.trainer import Task
 from tests.data.coco_folder import crashing_jpeg_2000, index_of, three_pictures
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from ssd.errors import UserError
 from ssd.image import PictureError, read_picture
 from tests.data.coco_folder import crashing_jpeg_2000, noise, noise_folder
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 WIDTH, HEIGHT = 64, 48
 IMAGES = 6

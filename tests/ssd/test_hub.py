@@ -26,7 +26,7 @@ from ssd.published import to_published
 from tests.golden_inputs import decode_inputs, forward_images, golden_arrays
 from tests.web_site import Site, serving
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 NAMES = ("cell", "platelet")
 CONFIG = as_plain(TrainConfig(name="x"))

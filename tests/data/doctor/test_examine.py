@@ -22,7 +22,7 @@ from ssd.console import RunConsole
 from tests.data.coco_folder import index_of, noise_folder
 from tests.data.doctor.planted import Expected, Split, plant_all, rotate, sound_set
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def examined(root: Path, **data: Any) -> DatasetReport:

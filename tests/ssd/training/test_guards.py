@@ -18,7 +18,7 @@ from ssd.errors import UserError
 from ssd.training.guards import check_loss_scale, checksum, compare_replicas
 from ssd.training.optimizer import build_optimizer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 class Replicas(Ranks):

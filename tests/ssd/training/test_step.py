@@ -16,7 +16,7 @@ from ssd.training.optimizer import Schedule, build_optimizer
 from ssd.training.step import TrainStep
 from tests.golden_inputs import golden_arrays, ground_truth, published_weights, trajectory_images
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 CPU = torch.device("cpu")
 

@@ -347,7 +347,7 @@ def test_rolling_back_ends_the_same_whatever_a_signal_saved_between(
         "checkpoint.keep=1 evaluation.epochs=[0] evaluation.pictures=1 logging.every_steps=7",
         "schedule.epochs=2 schedule.max_steps=null",
     )
-    whole = replace(session, folder=tmp_path / "whole")
+    whole = replace(session, folder=tmp_path / "whole", lock=None)
     whole.folder.mkdir()
     poisoned_trainer(given, whole, {5}).fit()
     for step in (5, 6):
