@@ -263,7 +263,7 @@ class TrainingConfig:
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     nonfinite_limit: int = 10
     compare_replicas_every: int | None = 1000
-    hang_timeout_minutes: float | None = 30.0
+    hang_timeout_minutes: float | None = 10.0
 
     def __post_init__(self) -> None:
         _require_at_least(self, "training.", nonfinite_limit=1, compare_replicas_every=1)

@@ -66,9 +66,9 @@ def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:
         raise UserError("runtime.precision=bf16: this GPU has none; give runtime.precision=fp16 or fp32")
     if config.tf32 and not on_gpu:
         raise UserError("runtime.tf32=true needs a GPU; on a CPU give runtime.tf32=false")
-    products = "tf32" if config.tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = products
-    torch.backends.cudnn.fp32_precision = products
+    # Not by fp32_precision: after that the getters of these two raise, and torch.compile asks them.
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
     # Shapes never change, so the search pays once; which algorithm wins may differ from run to run.
     torch.backends.cudnn.benchmark = on_gpu and not config.deterministic
     if config.deterministic:

@@ -76,6 +76,7 @@ def torchrun_arguments(words: list[str]) -> list[str]:
     """Parse as torchrun does; return what the training script gets."""
     options = get_args_parser().parse_args(words)
     assert "SIGUSR1" in options.signals_to_handle  # else it would kill torchrun and leave the ranks behind
+    assert options.shutdown_timeout == 50  # an evaluation may hold up the ranks' last save
     assert options.training_script == "train.py"
     arguments: list[str] = options.training_script_args
     return arguments

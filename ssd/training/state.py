@@ -178,8 +178,8 @@ class TrainState:
     def collect(self) -> dict[str, Any]:
         """Return the state as plain values; every rank takes part, waits for its device, and gets all of it.
 
-        BatchNorm statistics differ between ranks while training; all take rank 0's, as DDP does at the next
-        forward pass anyhow, so that the trajectory stays.
+        BatchNorm statistics differ between ranks while training, which doesn't look at them: all take rank
+        0's.
         """
         self.ranks.take_main(list(self.network.buffers()))
         on_gpu = self.ranks.device.type == "cuda"

@@ -1,6 +1,7 @@
 """One training step. Nothing in it waits for the device, and every shape is static."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -40,8 +41,7 @@ class TrainStep:
         groups = self.optimizer.param_groups
         for group in groups:
             group["lr"] = learning_rate
-        buffers = list(self.model.buffers())
-        buffers_before = [buffer.clone() for buffer in buffers]
+        statistics_before = [_flat(buffers) for buffers in self._statistics]
         with self.runtime.autocast():
             offsets, logits = self.model(self.runtime.arrange(batch.images))
         localization, confidence = self.loss.parts(offsets, logits, batch.target_offsets, batch.labels)
@@ -59,14 +59,29 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        for buffer, before in zip(buffers, buffers_before, strict=True):  # BatchNorm's statistics
-            buffer.copy_(torch.where(skipped, before, buffer))
+        for buffers, before in zip(self._statistics, statistics_before, strict=True):
+            kept = torch.where(skipped, before, _flat(buffers)).split([each.numel() for each in buffers])
+            torch._foreach_copy_(
+                buffers, [part.view_as(own) for part, own in zip(kept, buffers, strict=True)]
+            )
 
         parts = torch.stack([localization.detach(), confidence.detach()])
         # Overflow under a loss scaler is how it finds its scale; a bad step is one whose loss isn't finite.
         bad = ~torch.isfinite(parts).all() if self.scaler.is_enabled() else skipped
         self.guard.note(step, parts, bad)
         return parts, ~skipped
+
+    @cached_property
+    def _statistics(self) -> list[list[Tensor]]:
+        """BatchNorm's buffers by type, floats and counts: together they take a few kernels, not hundreds."""
+        buffers = list(self.model.buffers())
+        floats = [each for each in buffers if each.is_floating_point()]
+        counts = [each for each in buffers if not each.is_floating_point()]
+        return [group for group in (floats, counts) if group]
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([each.view(-1) for each in tensors])
 
 
 def compile_and_share(network: nn.Module, config: RuntimeConfig, ranks: Ranks) -> nn.Module:
@@ -81,4 +96,6 @@ def compile_and_share(network: nn.Module, config: RuntimeConfig, ranks: Ranks) -
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=config.deterministic,
+        # Training looks at no BatchNorm statistics, and whoever does takes rank 0's (Ranks.take_main).
+        forward_sync_buffers=False,
     )

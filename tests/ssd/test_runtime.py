@@ -43,3 +43,17 @@ def test_network_and_images_get_the_configured_layout(channels_last: bool):
     assert network.weight.is_contiguous(memory_format=layout)
     assert images.is_contiguous(memory_format=layout)
     assert network(images).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_whoever_asks_for_tf32_is_answered(tf32: bool):
+    """As torch.compile asks, and cudnn.flags."""
+    try:
+        set_up(RuntimeConfig(precision=Precision.fp32, tf32=tf32), torch.device("cuda"))
+        with torch.backends.cudnn.flags(enabled=True):
+            pass
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+        assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == tf32
+    finally:
+        set_up(RuntimeConfig(precision=Precision.fp32), CPU)

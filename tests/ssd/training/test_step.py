@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssd.batches import TrainBatch
 from ssd.boxes import default_boxes, encode_offsets, match
@@ -85,6 +86,29 @@ def test_no_step_waits_for_the_device_and_all_shapes_are_static():
 def test_the_proof_above_notices_a_wait():
     with pytest.raises(DataDependentOutputException):
         fake_steps(after_each=lambda parts: parts.sum().item())
+
+
+class CountedKernels(TorchDispatchMode):
+    """Counts the operations in which a GPU would launch something."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += not operation.is_view
+        return operation(*args, **kwargs or {})
+
+
+def test_a_step_launches_at_most_60_kernels_beyond_a_bare_one():
+    step, meter, batch = make_step(SSD300("resnet50")), LossMeter(CPU), random_batch()
+    with CountedKernels() as ours:
+        meter.add(*step(batch, 0, 1e-3))
+    with CountedKernels() as bare:
+        offsets, logits = step.model(batch.images)
+        step.loss(offsets, logits, batch.target_offsets, batch.labels).backward()
+        step.optimizer.step()
+        step.optimizer.zero_grad()
+    assert bare.count > 500
+    assert ours.count - bare.count <= 60
 
 
 def test_forward_and_loss_compile_without_a_graph_break():
