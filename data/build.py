@@ -16,7 +16,7 @@ from data.pictures import CRASHES, Level, bad_images_error, exclude, find_bad_im
 from data.sampling import BatchPlan
 from ssd.annotations import read_ground_truth
 from ssd.categories import Categories
-from ssd.config import Check, DataConfig, OnBadImage, TrainConfig, default_threads
+from ssd.config import Check, DataConfig, Decoder, OnBadImage, TrainConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import Ranks
 from ssd.evaluation.evaluator import Evaluator, Example
@@ -197,4 +197,4 @@ def _refuse(bad: dict[int, str], index: CocoIndex, fix: str) -> None:
 def _graph_options(batch_size: int, data: DataConfig, runtime: Runtime, ranks: Ranks) -> GraphOptions:
     threads = data.threads or default_threads(ranks.local_world_size)
     device_id = None if ranks.device.type == "cpu" else ranks.device.index
-    return GraphOptions(batch_size, runtime.image_dtype, threads, device_id)
+    return GraphOptions(batch_size, runtime.image_dtype, threads, device_id, data.decoder is Decoder.gpu)

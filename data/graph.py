@@ -1,7 +1,7 @@
 """The DALI graph: encoded files and decisions in, network input and targets out. Once for CPU and GPU.
 
-It has no random operator and no state: what is drawn is drawn outside (data.augment) and fed in. Where it
-runs is one value, `device_id`: it picks the decoder, and the later stages follow their input.
+It has no random operator and no state: what is drawn is drawn outside (data.augment) and fed in. Where there
+is a GPU, pictures go there decoded (data.decoder=cpu) or to be decoded; the later stages follow their input.
 """
 
 from collections.abc import Iterable
@@ -33,13 +33,15 @@ class GraphOptions:
     """What is the same for every batch of a graph.
 
     batch_size: images a batch at most. dtype: of the images, torch.float32 or torch.float16.
-    threads: CPU threads of the graph. device_id: the GPU, None for a graph on the CPU.
+    threads: CPU threads of the graph. device_id: the GPU, None for a graph on the CPU. decodes_on_gpu: or
+    else the CPU decodes, whatever comes after.
     """
 
     batch_size: int
     dtype: torch.dtype
     threads: int
     device_id: int | None
+    decodes_on_gpu: bool = False
 
 
 class TrainingInputs(NamedTuple):
@@ -124,16 +126,20 @@ def _read(
     paths: DataNode, start: DataNode | list[float], size: DataNode | list[float], options: GraphOptions
 ) -> DataNode:
     """Decode only the window and resize it: N×300×300×3 RGB, uint8."""
+    on_gpu = options.device_id is not None
     images = fn.decoders.image_slice(
         fn_file.read(paths),
-        device="cpu" if options.device_id is None else "mixed",
+        device="mixed" if on_gpu and options.decodes_on_gpu else "cpu",
         rel_start=start,
         rel_shape=size,
         adjust_orientation=False,  # DALI would rotate the picture by its EXIF tag and leave the boxes
         # Unless told so, the GPU's decoder upsamples chroma otherwise than the CPU's, which takes no notice
         # and with which the recipe's accuracies were got (RECIPE 9).
         jpeg_fancy_upsampling=True,
+        hw_decoder_load=0.0,  # the GPU's own JPEG unit was seen to damage pictures in silence
     )
+    if on_gpu and not options.decodes_on_gpu:
+        images = images.gpu()
     resized = fn.resize(
         images, size=[IMAGE_SIZE, IMAGE_SIZE], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
 from data.index import CocoIndex
-from data.pictures import bad_images_error, bad_line, replace_bad, why_it_fails
+from data.pictures import bad_images_error, bad_line, dali_reason, replace_bad, why_it_fails
 from data.sampling import BatchPlan, evaluation_batches
 from ssd.batches import EvaluationBatch, TrainBatch
 from ssd.errors import UserError
@@ -121,8 +121,7 @@ class DaliTrainLoader:
         bad = self._find_bad(step, self._share)
         met = {image: bad[image] for image in self._images(step, self._known_bad) if image in bad}
         if not met:
-            error.add_note(f"step {step}: each of the batch's image files can be read by itself")
-            raise error
+            raise _unexplained(f"step {step}", error) from error
         if not self._replaces:
             fix = f"{REPLACE}, or train with data.on_bad_image=quarantine"
             raise bad_images_error(f"step {step}: DALI cannot read", met.values(), fix) from error
@@ -174,8 +173,7 @@ class DaliEvaluationLoader:
                 reasons = ((image, why_it_fails(self._graph([[image]], alone))) for image in batch)
                 lines = [bad_line(self._index, image, why) for image, why in reasons if why is not None]
                 if not lines:
-                    error.add_note("evaluation: each of the batch's image files can be read by itself")
-                    raise
+                    raise _unexplained("evaluation", error) from error
                 raise bad_images_error("evaluation: DALI cannot read", lines, REPLACE) from error
             rows = slice(batch.start, batch.stop)
             yield EvaluationBatch(
@@ -187,6 +185,14 @@ class DaliEvaluationLoader:
     def _graph(self, batches: Iterable[Iterable[int]], options: GraphOptions) -> Pipeline:
         paths = (([encode_path(self._index.path(image)) for image in batch],) for batch in batches)
         return evaluation_graph(paths, options)
+
+
+def _unexplained(where: str, error: RuntimeError) -> UserError:
+    """Return the error of a batch that fails though its files don't; all ranks are to end by it."""
+    return UserError(
+        f"{where}: DALI fails on a batch though the CPU reads each of its image files by itself: "
+        f"{dali_reason(error)}; with data.decoder=gpu give data.decoder=cpu"
+    )
 
 
 def _run(pipeline: Pipeline, options: GraphOptions) -> list[Tensor]:

@@ -231,7 +231,7 @@ def why_it_fails(graph: Pipeline) -> str | None:
     try:
         graph.run()
     except RuntimeError as error:
-        return _dali_reason(error)
+        return dali_reason(error)
     return None
 
 
@@ -258,7 +258,7 @@ def bad_images_error(what: str, lines: Iterable[str], fix: str) -> UserError:
     return UserError(f"{what} {'; '.join([*lines][:NAMED_IMAGES])}. {fix}")
 
 
-def _dali_reason(error: RuntimeError) -> str:
+def dali_reason(error: RuntimeError) -> str:
     """Return DALI's own words: they stand between the line in our code and a trace through its own."""
     own = str(error).rpartition("encountered:")[2].partition("Current pipeline object")[0]
     return own.partition("C++ context")[0].strip(" :\n")
@@ -455,7 +455,7 @@ def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) 
     except RuntimeError as error:
         _shape_graph.cache_clear()  # after an error DALI calls a pipeline no longer valid
         if len(paths) == 1:
-            return [_printed_reason() or _dali_reason(error).partition("\n")[0][:120]]
+            return [_printed_reason() or dali_reason(error).partition("\n")[0][:120]]
         return [result for path in paths for result in _read_group([path], decode, threads, timeout_s)]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -26,7 +26,10 @@ from torch import Tensor
 from .errors import UserError
 
 FORMAT = 1
-PACKAGES = ("torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "hydra-core")
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "hydra-core", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg"),  # with which DALI decodes
+)
 PLAIN = (int, float, str, bool, type(None), Tensor)
 RETRY_WAITS_S = (1.0, 2.0, 4.0)  # before what a failing system didn't read is read again
 
@@ -63,7 +66,7 @@ def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) ->
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what shapes a trajectory; of the two DALI builds one is installed."""
+    """Return the versions of what shapes a trajectory; of the builds for CUDA 12 and 13 one is installed."""
     found: dict[str, str] = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -64,6 +64,13 @@ class Check(Enum):
     full = "full"
 
 
+class Decoder(Enum):
+    """Where pictures are decoded, on a machine with GPUs; the rest of the pipeline runs on the GPU."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
 @dataclass
 class DataPaths:
     """Where a data set is; the four paths follow from `path` where they are not given."""
@@ -99,6 +106,7 @@ class DataConfig(DataPaths):
     crowd: bool = True
     min_box_px: float = 1.0
     threads: int | None = None
+    decoder: Decoder = Decoder.cpu
     cache: str | None = None
     on_bad_image: OnBadImage = OnBadImage.fail
     check: Check = Check.header

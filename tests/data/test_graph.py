@@ -3,10 +3,13 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import fn
+from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
 from data.augment import Augmentation, augment_boxes
@@ -300,3 +303,16 @@ def test_exif_orientation_does_not_turn_the_picture_away_from_its_boxes(tmp_path
     picture.save(tmp_path / "plain.jpg")
     picture.save(tmp_path / "turned.jpg", exif=exif)
     assert torch.equal(evaluate(tmp_path / "plain.jpg"), evaluate(tmp_path / "turned.jpg"))
+
+
+@pytest.mark.parametrize(("decodes_on_gpu", "decoder"), [(False, "cpu"), (True, "mixed")])
+@pytest.mark.parametrize("graph", [training_graph, evaluation_graph])
+def test_all_that_a_graph_of_a_gpu_puts_out_is_there_wherever_it_decodes(
+    graph: Callable[..., Pipeline], decodes_on_gpu: bool, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defined, not run: that takes a GPU."""
+    decode = Mock(wraps=fn.decoders.image_slice)
+    monkeypatch.setattr(fn.decoders, "image_slice", decode)
+    pipeline = graph(iter([]), GraphOptions(2, torch.float16, 1, device_id=0, decodes_on_gpu=decodes_on_gpu))
+    assert {node.device for node in pipeline._graph_out} == {"gpu"}
+    assert decode.call_args.kwargs["device"] == decoder

@@ -363,14 +363,17 @@ def test_a_step_of_bad_images_alone_is_an_error(index: CocoIndex, tmp_path: Path
     assert "data.on_bad_image" not in str(caught.value)
 
 
-def test_failure_that_no_file_explains_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_that_no_file_explains_is_an_error_that_every_rank_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = noise_folder(tmp_path, 2)
     index = read_index(folder.annotation_file, folder.image_folder)
     (folder.image_folder / "100.png").unlink()
     monkeypatch.setattr(data.loader, "why_it_fails", lambda _: None)
-    with pytest.raises(RuntimeError, match="File mapping failed") as caught:
-        take(loader(index, 2), 0, 1)
-    assert caught.value.__notes__ == ["step 0: each of the batch's image files can be read by itself"]
+    for failing in (loader(index, 2), DaliEvaluationLoader(index, options(2))):
+        batches = failing.batches(0) if isinstance(failing, DaliTrainLoader) else iter(failing)
+        with pytest.raises(UserError, match=r"DALI fails on a batch .*File mapping failed.*decoder=cpu"):
+            next(batches)
 
 
 def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
