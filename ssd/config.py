@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import MISSING
 
 from .detect import MAX_DETECTIONS, SHOWN_SCORE
-from .errors import UserError
+from .errors import UserError, require
 from .published import Weights
 
 MAX_THREADS = 1024  # enough for any machine's cores; a million no system starts
@@ -21,12 +21,6 @@ MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can st
 def default_threads(ranks_on_machine: int = 1) -> int:
     """Divide the cores that this process may use among the machine's ranks: 1 to 8 threads, RECIPE 6."""
     return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), 8)
-
-
-def require(holds: bool, key: str, value: object, fix: str) -> None:
-    """Raise UserError(“key=value: fix”) unless the condition holds."""
-    if not holds:
-        raise UserError(f"{key}={'null' if value is None else value}: {fix}")
 
 
 def _require_at_least(config: object, section: str, **lowest: int) -> None:
