@@ -352,14 +352,17 @@ class EvaluateConfig:
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.
 
+        So with the paths too: what the training evaluated on, unless data.path says otherwise.
         Raises UserError where model.backbone is given and another than the checkpoint's.
         """
         named = self.model.backbone.value if self.model.backbone else weights.backbone
         fix = f"the checkpoint is a {weights.backbone}; leave the key out"
         require(named == weights.backbone, "model.backbone", named, fix)
         trained = weights.config["data"] if weights.config else {}
-        values = {"batch_size": trained.get("batch_size", DataConfig.batch_size)} | _given(self.data)
-        return DataConfig(**values), self.runtime.filled_from(weights)
+        values: dict[str, Any] = {"batch_size": trained.get("batch_size", DataConfig.batch_size)}
+        if self.data.path is None:
+            values |= {key: trained.get(key) for key in ("path", "val_images", "val_annotations")}
+        return DataConfig(**values | _given(self.data)), self.runtime.filled_from(weights)
 
 
 @dataclass
