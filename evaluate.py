@@ -1,7 +1,7 @@
 """Score a checkpoint: python evaluate.py checkpoint=…, or the same under torchrun.
 
-Without data.path=DIR that is on the validation data of its training; relative paths are as the training had
-them. Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/evaluate.yaml.
+Without data.path=DIR that is on the validation data of its training, relative paths from the current folder.
+Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/evaluate.yaml.
 """
 
 from datetime import timedelta
@@ -25,9 +25,8 @@ def main(config: EvaluateConfig) -> None:
     timeout = timedelta(minutes=config.timeout_minutes)
     with open_ranks(runtime_config.device, timeout) as ranks, RunConsole(ranks.is_main) as console:
         paths = {key: getattr(data, key) for key in ("path", "val_images", "val_annotations")}
-        if taken := [
-            f"data.{key}={path}" for key, path in paths.items() if path != getattr(config.data, key)
-        ]:
+        taken = [f"data.{key}={path}" for key, path in paths.items() if path != getattr(config.data, key)]
+        if taken:
             console.say(f"{', '.join(taken)}, as {config.checkpoint} was trained")
         ranks.on_all(lambda: check_file(config.out, "out") if ranks.is_main else None)
         runtime = set_up(runtime_config, ranks.device)

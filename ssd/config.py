@@ -352,7 +352,7 @@ class EvaluateConfig:
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.
 
-        So with the paths too: what the training evaluated on, unless data.path says otherwise.
+        So with the paths, unless data.path or both others say where the validation data is.
         Raises UserError where model.backbone is given and another than the checkpoint's.
         """
         named = self.model.backbone.value if self.model.backbone else weights.backbone
@@ -360,7 +360,7 @@ class EvaluateConfig:
         require(named == weights.backbone, "model.backbone", named, fix)
         trained = weights.config["data"] if weights.config else {}
         values: dict[str, Any] = {"batch_size": trained.get("batch_size", DataConfig.batch_size)}
-        if self.data.path is None:
+        if self.data.path is None and None in (self.data.val_images, self.data.val_annotations):
             values |= {key: trained.get(key) for key in ("path", "val_images", "val_annotations")}
         return DataConfig(**values | _given(self.data)), self.runtime.filled_from(weights)
 

@@ -197,7 +197,7 @@ def test_an_evaluation_runs_as_trained_but_for_what_is_given(
         ([], ("trained", None, "elsewhere.json")),
         (["data.path=given"], ("given", None, None)),
         (["data.val_images=given"], ("trained", "given", "elsewhere.json")),
-        (["data.val_images=given", "data.val_annotations=x.json"], ("trained", "given", "x.json")),
+        (["data.val_images=given", "data.val_annotations=x.json"], (None, "given", "x.json")),
     ],
 )
 def test_an_evaluation_without_data_path_is_on_what_the_training_was(overrides: list[str], paths: tuple):
