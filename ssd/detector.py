@@ -44,6 +44,7 @@ class Prediction:
     def draw(self) -> Image.Image:
         """Return the picture with boxes, names and scores drawn on a copy of it; a file is read again."""
         picture = read_picture(self.picture)
+        picture = picture.copy() if picture is self.picture else picture
         texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
         draw_boxes(picture, self.boxes_ltrb_px.tolist(), self.labels.tolist(), texts)
         return picture

@@ -13,7 +13,7 @@ from io import BytesIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .batches import IMAGENET_MEAN, IMAGENET_STD
@@ -35,8 +35,8 @@ class PictureError(UserError):
 def read_picture(source: Picture | BytesIO, name: str | None = None) -> Image.Image:
     """Read a picture as RGB, turned upright as its EXIF orientation has it, its first frame if it moves.
 
-    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. What was given stays as it
-    is. name: what errors call it.
+    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. Pillow's picture that is
+    all that is returned itself, and no other is changed. name: what errors call it.
     Raises PictureError where it is missing, truncated, no picture, too large (Pillow's limit of 179 million
     pixels), of a kind without a range of brightness (32-bit integers and floats), or another kind of array.
     """
@@ -54,7 +54,10 @@ def read_picture(source: Picture | BytesIO, name: str | None = None) -> Image.Im
                     f"{name}: its 32 bits a channel (mode {opened.mode}) have no range; save it with 8"
                 )
             opened.load()
-            return _as_rgb(ImageOps.exif_transpose(opened))
+            # A copy of what is large already would cost a batch's memory once more.
+            return (
+                opened if opened is source and _is_ready(opened) else _as_rgb(ImageOps.exif_transpose(opened))
+            )
     except PictureError:
         raise
     except FileNotFoundError as error:
@@ -71,6 +74,11 @@ def _of_array(values: NDArray[np.uint8], name: str) -> Image.Image:
         got = f"{values.dtype} {'×'.join(map(str, values.shape))}"
         raise PictureError(f"{name} is an array {got}; give uint8 H×W×3, RGB")
     return Image.fromarray(values)
+
+
+def _is_ready(picture: Image.Image) -> bool:
+    upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return upright and picture.mode == "RGB" and "transparency" not in picture.info
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

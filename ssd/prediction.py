@@ -231,10 +231,9 @@ def predict_pictures(
                 else:
                     batch.append(file)
                     pictures.append(outcome)
-            found = detector.predict(
-                pictures, config.threshold, config.classes, config.max_detections, config.batch_size
-            )
-            for written in pool.map(output.write_picture, batch, found):
+            options = (config.threshold, config.classes, config.max_detections, config.batch_size)
+            # Without a name, which would hold the pictures while the next ones are read.
+            for written in pool.map(output.write_picture, batch, detector.predict(pictures, *options)):
                 results += written
                 count(1)
     output.write_json(results)

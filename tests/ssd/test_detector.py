@@ -115,6 +115,7 @@ def test_one_object_many_times_is_read_once(detector: Detector, tmp_path: Path):
         ),
         (np.zeros((2, 5, 7, 3), np.uint8), r"pictures\[0\] is an array uint8 2×5×7×3;"),
         (np.zeros((0, 7, 3), np.uint8), r"pictures\[0\] is an array uint8 0×7×3;"),
+        ([np.zeros((5, 7, 3), np.uint8)] * 8 + [None], r"pictures\[8\] is of type NoneType; "),
         (torch.zeros(3, 5, 7), r"pictures\[0\] is of type Tensor; give a path, a PIL picture or a uint8"),
         (["gone.jpg"], r"^gone\.jpg does not exist$"),
         ("", "^'' does not exist$"),
