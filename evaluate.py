@@ -1,5 +1,6 @@
-"""Score a checkpoint: python evaluate.py checkpoint=… data.path=DIR, or the same under torchrun.
+"""Score a checkpoint: python evaluate.py checkpoint=…, or the same under torchrun.
 
+Without data.path=DIR that is on the validation data of its training, relative paths from the current folder.
 Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/evaluate.yaml.
 """
 
@@ -23,6 +24,10 @@ def main(config: EvaluateConfig) -> None:
     data, runtime_config = config.resolve(weights)
     timeout = timedelta(minutes=config.timeout_minutes)
     with open_ranks(runtime_config.device, timeout) as ranks, RunConsole(ranks.is_main) as console:
+        paths = {key: getattr(data, key) for key in ("path", "val_images", "val_annotations")}
+        taken = [f"data.{key}={path}" for key, path in paths.items() if path != getattr(config.data, key)]
+        if taken:
+            console.say(f"{', '.join(taken)}, as {config.checkpoint} was trained")
         ranks.on_all(lambda: check_file(config.out, "out") if ranks.is_main else None)
         runtime = set_up(runtime_config, ranks.device)
         evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)

@@ -32,8 +32,10 @@ def nvidia_ssd(
         this trainer, whose backbone and classes the network then has. By default the environment variable
         NVIDIA_SSD_WEIGHTS says so, and without it they come from NVIDIA's NGC.
 
-    Returns a module in training mode: call .eval(). It takes images N×3×300×300, ImageNet-normalised, on any
-    device, in any float format, and returns offsets N×4×8732 and class logits N×81×8732 for decode_results.
+    Returns a module in training mode: call .eval(). Its `predict` takes pictures by path, as PIL pictures or
+    uint8 arrays and gives boxes in pixels (docs/DATA.md, Predictions). Called itself, it takes
+    images N×3×300×300, ImageNet-normalised, on any device, in any float format, and returns offsets N×4×8732
+    and class logits N×81×8732 for decode_results.
     category_names are its classes' names, label 1's first.
     Raises ValueError for arguments that don't fit and weights that can't be had or read. Only tensors and
     plain values are unpickled. Source: Liu et al., SSD: Single Shot MultiBox Detector, ECCV 2016; RECIPE.md.
@@ -51,7 +53,7 @@ def ssd300(
 
     backbone: resnet18, resnet34, resnet50, resnet101 or resnet152. num_classes: background included.
         By default those of the checkpoint; resnet50 and 81 without one.
-    checkpoint: path or URL of weights, as nvidia_ssd takes them (a run's best.pt, say); None is random.
+    checkpoint: path or URL of weights, as nvidia_ssd takes them, or a run's folder; None is random.
     Returns a module as nvidia_ssd does; its logits are N×num_classes×8732. category_names are those of the
     checkpoint; COCO's 80, or "class 1" and so on, where nothing names them.
     Raises ValueError as nvidia_ssd does, and where backbone or num_classes are not the checkpoint's.

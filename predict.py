@@ -6,10 +6,11 @@ Leaves the pictures with boxes drawn, and detections.json. Keys and their values
 from pathlib import Path
 
 from ssd.cli import check_folder, run
-from ssd.config import PredictConfig, default_threads
+from ssd.config import PredictConfig
 from ssd.console import RunConsole
+from ssd.detector import Detector
 from ssd.distributed import choose_device
-from ssd.prediction import Output, Predictor, find_pictures, predict_pictures
+from ssd.prediction import Output, find_pictures, predict_pictures
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -19,16 +20,16 @@ def main(config: PredictConfig) -> None:
     files = find_pictures(config.sources(), Path(config.out))
     weights = load_weights(Path(config.checkpoint))
     categories = weights.categories_or_coco(config.checkpoint)
-    labels = categories.labels_named(config.classes)
+    categories.labels_named(config.classes)  # an unknown name is told before the work
     runtime_config = config.runtime.filled_from(weights)
     runtime = set_up(runtime_config, choose_device(runtime_config.device, local_rank=0))
-    predictor = Predictor(weights.network(), runtime, config.threshold, config.max_detections, labels)
+    detector = Detector.of(weights, runtime.precision.value)
+    runtime.place(detector)
     output = Output(Path(config.out), categories)
     check_folder(output.folder, "out")
     with RunConsole(is_main=True) as console:
         console.say(f"{config.checkpoint}, scores above {config.threshold}, {runtime.describe()}")
-        threads = config.threads or default_threads()
-        predict_pictures(files, predictor, output, config.batch_size, threads, console)
+        predict_pictures(files, detector, output, config, console)
 
 
 if __name__ == "__main__":

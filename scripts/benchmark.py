@@ -34,8 +34,8 @@ from pycocotools.cocoeval import COCOeval
 from data.build import open_training
 from ssd.batches import TrainBatch
 from ssd.cli import check_file, run
-from ssd.config import DataConfig, TrainConfig, require
-from ssd.errors import UserError
+from ssd.config import DataConfig, TrainConfig
+from ssd.errors import UserError, require
 from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.evaluation.evaluator import write_report
 from ssd.training.session import Session, open_session

@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import MISSING
 
 from .detect import MAX_DETECTIONS, SHOWN_SCORE
-from .errors import UserError
+from .errors import UserError, require
 from .published import Weights
 
 MAX_THREADS = 1024  # enough for any machine's cores; a million no system starts
@@ -21,12 +21,6 @@ MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can st
 def default_threads(ranks_on_machine: int = 1) -> int:
     """Divide the cores that this process may use among the machine's ranks: 1 to 8 threads, RECIPE 6."""
     return min(max(len(os.sched_getaffinity(0)) // ranks_on_machine, 1), 8)
-
-
-def require(holds: bool, key: str, value: object, fix: str) -> None:
-    """Raise UserError(“key=value: fix”) unless the condition holds."""
-    if not holds:
-        raise UserError(f"{key}={'null' if value is None else value}: {fix}")
 
 
 def _require_at_least(config: object, section: str, **lowest: int) -> None:
@@ -366,14 +360,17 @@ class EvaluateConfig:
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.
 
+        So with the paths, unless data.path or both others say where the validation data is.
         Raises UserError where model.backbone is given and another than the checkpoint's.
         """
         named = self.model.backbone.value if self.model.backbone else weights.backbone
         fix = f"the checkpoint is a {weights.backbone}; leave the key out"
         require(named == weights.backbone, "model.backbone", named, fix)
         trained = weights.config["data"] if weights.config else {}
-        values = {"batch_size": trained.get("batch_size", DataConfig.batch_size)} | _given(self.data)
-        return DataConfig(**values), self.runtime.filled_from(weights)
+        values: dict[str, Any] = {"batch_size": trained.get("batch_size", DataConfig.batch_size)}
+        if self.data.path is None and None in (self.data.val_images, self.data.val_annotations):
+            values |= {key: trained.get(key) for key in ("path", "val_images", "val_annotations")}
+        return DataConfig(**values | _given(self.data)), self.runtime.filled_from(weights)
 
 
 @dataclass

@@ -13,3 +13,9 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+def require(holds: bool, key: str, value: object, fix: str) -> None:
+    """Raise UserError(“key=value: fix”) unless the condition holds."""
+    if not holds:
+        raise UserError(f"{key}={'null' if value is None else value}: {fix}")

@@ -1,4 +1,4 @@
-"""What torch.hub gives: networks from weight files by path or URL; pictures → input; output → detections.
+"""What ssd.load and torch.hub give: detectors from weight files by path or URL, and the hub page's functions.
 
 It needs torch, torchvision, numpy and Pillow alone, and imports relatively: its package is not `ssd` there.
 """
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from .boxes import IMAGE_SIZE, default_boxes
-from .categories import COCO, Categories
+from .categories import COCO
 from .detect import detect
-from .errors import UserError
+from .detector import Detector, check_precision
+from .errors import UserError, require
 from .image import PictureError, centre_crop, normalize, read_picture, squash
-from .model import SSD300
 from .published import Weights, load_weights
 
 Source = str | os.PathLike[str]  # a path (~ is the home folder) or a http:, https: or file: URL
@@ -39,37 +39,49 @@ NVIDIA_URL = (
 )
 
 
-class HubSSD300(SSD300):
-    """SSD300 that takes images wherever they are and knows what its classes are called.
+def load(checkpoint: Source, device: str = "auto", precision: str | None = None) -> Detector:
+    """Load a detector, whose `predict` finds the objects of pictures; ssd.load.
 
-    backbone, num_classes: as SSD300 has them. category_names: label k is category_names[k-1], "class k" where
-    neither `categories` nor COCO's number of classes say more. Its state dict is an SSD300's.
+    checkpoint: a run's folder (its best.pt), a file of ours or a published one, or what nvidia_ssd takes.
+    device: auto (a GPU where there is one), cpu, cuda or cuda:1. precision: fp16 (GPUs only), bf16 or fp32;
+    by default that of its training, but fp32 on a CPU after fp16, and of a published checkpoint.
+    Returns it in evaluation mode. Raises UserError, a ValueError, for what can't be had.
     """
-
-    def __init__(self, backbone: str, num_classes: int, categories: Categories | None = None) -> None:
-        super().__init__(backbone, num_classes)
-        if categories is None and num_classes == COCO.num_classes:
-            categories = COCO  # published checkpoints name no classes
-        numbered = tuple(f"class {label}" for label in range(1, num_classes))
-        self.category_names = categories.names if categories else numbered
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Move images N×3×300×300 to the network's device and number format, then do as SSD300 does."""
-        return super().forward(images.to(next(self.parameters())))
+    where = _device(device)
+    weights = _weights("checkpoint", checkpoint)
+    if precision is None:
+        precision = str(weights.config["runtime"]["precision"]) if weights.config else "fp32"
+        precision = "fp32" if (precision, where.type) == ("fp16", "cpu") else precision
+    check_precision(precision, where)
+    detector = Detector.of(weights, precision).to(where)
+    return detector.to(memory_format=torch.channels_last).eval()  # RECIPE 5
 
 
-def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: Source | None) -> HubSSD300:
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name!r} is unknown; give auto, cpu, cuda or cuda:1") from error
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    fix = f"{found} GPUs were found; give a lower number, or cpu"
+    require(device.type != "cuda" or (device.index or 0) < found, "device", name, fix)
+    return device
+
+
+def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: Source | None) -> Detector:
     """Do what hubconf.nvidia_ssd says."""
     if model_math not in ("fp32", "fp16"):
         raise UserError(f"model_math={model_math!r} is unknown; take fp32 or fp16")
     if weights is not None and not pretrained:
         raise UserError(f"weights={str(weights)!r} and pretrained=False exclude each other; leave one out")
     if not pretrained:
-        network = HubSSD300("resnet50", COCO.num_classes)
+        network = Detector("resnet50", COCO.num_classes)
     elif weights is None and (named := os.environ.get("NVIDIA_SSD_WEIGHTS")):
-        network = _network(_weights("NVIDIA_SSD_WEIGHTS", named, force_reload))
+        network = Detector.of(_weights("NVIDIA_SSD_WEIGHTS", named, force_reload))
     else:
-        network = _network(_weights("weights", NVIDIA_URL if weights is None else weights, force_reload))
+        network = Detector.of(_weights("weights", NVIDIA_URL if weights is None else weights, force_reload))
     if model_math == "fp16":
         for module in network.modules():
             if isinstance(module, nn.Conv2d):  # not BatchNorm: float16 can't hold every variance
@@ -78,17 +90,17 @@ def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: S
     return network
 
 
-def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Source | None) -> HubSSD300:
+def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Source | None) -> Detector:
     """Do what hubconf.ssd300 says."""
     if checkpoint is None:
         num_classes = COCO.num_classes if num_classes is None else num_classes
-        return HubSSD300("resnet50" if backbone is None else backbone, num_classes)
+        return Detector("resnet50" if backbone is None else backbone, num_classes)
     weights = _weights("checkpoint", checkpoint)
     if backbone not in (None, weights.backbone):
         raise UserError(f"backbone={backbone!r}: {checkpoint} has {weights.backbone}; leave it out")
     if num_classes not in (None, weights.num_classes):
         raise UserError(f"num_classes={num_classes}: {checkpoint} has {weights.num_classes}; leave it out")
-    return _network(weights)
+    return Detector.of(weights)
 
 
 def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
@@ -142,12 +154,6 @@ def get_coco_object_dictionary() -> list[str]:
     return list(COCO.names)
 
 
-def _network(weights: Weights) -> HubSSD300:
-    network = HubSSD300(weights.backbone, weights.num_classes, weights.categories)
-    network.load_state_dict(weights.model)
-    return network
-
-
 def _weights(argument: str, source: Source, force_reload: bool = False) -> Weights:
     """Read the weights that an argument or environment variable names; UserErrors begin with its name."""
     # In earlier ones torch.load runs a file's code even with weights_only: CVE-2025-32434, CVE-2026-24747.
@@ -160,7 +166,7 @@ def _weights(argument: str, source: Source, force_reload: bool = False) -> Weigh
         sha256 = fragment.removeprefix("sha256=").lower()
         if file is None:
             return _downloaded(os.fspath(source), sha256, force_reload)
-        if sha256 and file.is_file():  # load_weights says what anything else is
+        if sha256 and (file.is_file() or file.is_dir()):  # a folder has none; load_weights names the rest
             found = hashlib.sha256(file.read_bytes()).hexdigest()
             if found != sha256:
                 raise UserError(f"the sha256 of {file} is {found}; get the file again or correct the URL")

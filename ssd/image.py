@@ -7,13 +7,13 @@ antialiased linear resize; the two differ by at most a few of 255 steps) but nev
 import colorsys
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO
+from contextlib import nullcontext
+from io import BytesIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .batches import IMAGENET_MEAN, IMAGENET_STD
@@ -24,28 +24,40 @@ from .errors import UserError
 _FORMATS_WITHOUT_32_BITS = ("PNG", "PPM")
 
 
+# A file, what Pillow has opened or made, or an array H×W×3, RGB.
+Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+
 class PictureError(UserError):
     """A picture that can't be read; the message says which and why."""
 
 
-def read_picture(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
+def read_picture(source: Picture | BytesIO, name: str | None = None) -> Image.Image:
     """Read a picture as RGB, turned upright as its EXIF orientation has it, its first frame if it moves.
 
-    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. name: what errors call it.
+    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. Pillow's picture that is
+    all that is returned itself, and no other is changed. name: what errors call it.
     Raises PictureError where it is missing, truncated, no picture, too large (Pillow's limit of 179 million
-    pixels), or of a kind without a range of brightness (32-bit integers and floats).
+    pixels), of a kind without a range of brightness (32-bit integers and floats), or another kind of array.
     """
-    name = name or str(file)
-    if isinstance(file, Path) and os.path.exists(file) and not os.path.isfile(file):
+    name = name or str(source) or "''"
+    if isinstance(source, np.ndarray):
+        return _of_array(source, name)
+    if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
         raise PictureError(f"{name} is no regular file")  # a pipe would be waited for
     try:
-        with Image.open(file) as opened:
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as opened:
+            if 0 in opened.size:
+                raise PictureError(f"{name} has no pixels")
             if opened.mode == "F" or (opened.mode == "I" and opened.format not in _FORMATS_WITHOUT_32_BITS):
                 raise PictureError(
                     f"{name}: its 32 bits a channel (mode {opened.mode}) have no range; save it with 8"
                 )
             opened.load()
-            return _as_rgb(ImageOps.exif_transpose(opened))
+            # A copy of what is large already would cost a batch's memory once more.
+            return (
+                opened if opened is source and _is_ready(opened) else _as_rgb(ImageOps.exif_transpose(opened))
+            )
     except PictureError:
         raise
     except FileNotFoundError as error:
@@ -55,6 +67,18 @@ def read_picture(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     # Pillow's decoders raise almost anything on a broken file, DecompressionBombError among it.
     except Exception as error:
         raise PictureError(f"{name} can't be read as a picture ({error})") from error
+
+
+def _of_array(values: NDArray[np.uint8], name: str) -> Image.Image:
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
+        got = f"{values.dtype} {'×'.join(map(str, values.shape))}"
+        raise PictureError(f"{name} is an array {got}; give uint8 H×W×3, RGB")
+    return Image.fromarray(values)
+
+
+def _is_ready(picture: Image.Image) -> bool:
+    upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return upright and picture.mode == "RGB" and "transparency" not in picture.info
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -11,21 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
-from ssd.boxes import default_boxes
 from ssd.categories import Categories
 from ssd.cli import writing
+from ssd.config import PredictConfig, default_threads
 from ssd.console import RunConsole
-from ssd.detect import detect
+from ssd.detector import Detector, Prediction
 from ssd.errors import UserError
-from ssd.image import PictureError, draw_boxes, normalize, read_picture, squash
-from ssd.runtime import Runtime
+from ssd.image import PictureError, read_picture
 
 # Of what Pillow reads the kinds that are pictures: not its documents (.eps), films (.mpg) and data (.h5).
 SUFFIXES = frozenset(
@@ -50,17 +46,6 @@ class PictureFile:
     path: Path
     name: str
     drawn: Path
-
-
-class Found(NamedTuple):
-    """What was found on one picture, best first.
-
-    boxes_ltrb_px: K×4 in pixels of the picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
-    """
-
-    boxes_ltrb_px: list[list[float]]
-    scores: list[float]
-    labels: list[int]
 
 
 def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
@@ -156,68 +141,11 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-class ReadPicture(NamedTuple):
-    """A picture as a person sees it and, but for the number format, as the network does: 300×300."""
-
-    file: PictureFile
-    picture: Image.Image
-    squashed: Image.Image
-
-
-def _read(file: PictureFile) -> ReadPicture | PictureError:
+def _read(file: PictureFile) -> Image.Image | PictureError:
     try:
-        picture = read_picture(file.path)
+        return read_picture(file.path)
     except PictureError as error:
         return error
-    return ReadPicture(file, picture, squash(picture))
-
-
-class Predictor:
-    """Runs a network over pictures and keeps the best detections of some classes.
-
-    network: in evaluation mode from here on, and moved where the runtime has it. labels: those that are kept.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        runtime: Runtime,
-        threshold: float,
-        max_detections: int,
-        labels: frozenset[int],
-    ) -> None:
-        self.threshold = threshold
-        self._network = runtime.place(network).eval()
-        self._runtime = runtime
-        self._max_detections = max_detections
-        self._labels = torch.tensor(sorted(labels), device=runtime.device)
-        self._default_boxes = default_boxes().to(runtime.device)
-
-    @torch.inference_mode()
-    def __call__(self, squashed: Sequence[Image.Image], sizes_px: Sequence[tuple[int, int]]) -> list[Found]:
-        """Find the objects of N pictures, given as the network takes them, 300×300, and their own sizes.
-
-        Raises UserError where the network's outputs are not finite.
-        """
-        values = np.stack([np.asarray(picture) for picture in squashed]).astype(np.float32) / 255
-        images = normalize(values).to(self._runtime.device, self._runtime.image_dtype)
-        with self._runtime.autocast():
-            offsets, logits = self._network(self._runtime.arrange(images))
-        if not (offsets.isfinite().all() and logits.isfinite().all()):
-            raise UserError(
-                f"the network's outputs are not finite in {self._runtime.precision.value}; give "
-                "runtime.precision=fp32, or another checkpoint where that is so in fp32 too"
-            )
-        # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
-        # until the other classes are gone.
-        everything = logits.shape[1] * logits.shape[2]
-        detected = detect(offsets, logits, self._default_boxes, self.threshold, max_detections=everything)
-        found = []
-        for (boxes_ltrb, scores, labels), size_px in zip(detected, sizes_px, strict=True):
-            best = torch.isin(labels, self._labels).nonzero()[: self._max_detections, 0]
-            boxes_ltrb_px = boxes_ltrb[best].cpu().double() * torch.tensor(size_px).repeat(2)
-            found.append(Found(boxes_ltrb_px.tolist(), scores[best].tolist(), labels[best].tolist()))
-        return found
 
 
 @dataclass(frozen=True)
@@ -227,12 +155,9 @@ class Output:
     folder: Path
     categories: Categories
 
-    def write_picture(self, read: ReadPicture, found: Found) -> list[dict[str, Any]]:
+    def write_picture(self, file: PictureFile, found: Prediction) -> list[dict[str, Any]]:
         """Draw what was found into a picture, save it, and return it as COCO's results."""
-        file, picture = read.file, read.picture
-        names = map(self.categories.name_of, found.labels)
-        texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
-        draw_boxes(picture, found.boxes_ltrb_px, found.labels, texts)
+        picture = found.draw()
         kind = _DRAWN_KINDS[file.drawn.suffix.lower()]
         profile = picture.info.get("icc_profile")
         # A profile of grey or CMYK values is none of the RGB values that these became.
@@ -249,7 +174,9 @@ class Output:
                 "bbox": [left, top, right - left, bottom - top],
                 "score": score,
             }
-            for (left, top, right, bottom), score, label in zip(*found, strict=True)
+            for (left, top, right, bottom), score, label in zip(
+                found.boxes_ltrb_px.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
         ]
 
     def write_json(self, results: Sequence[dict[str, Any]]) -> None:
@@ -275,10 +202,9 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def predict_pictures(
     files: Sequence[PictureFile],
-    predictor: Predictor,
+    detector: Detector,
     output: Output,
-    batch_size: int,
-    threads: int,
+    config: PredictConfig,
     console: RunConsole,
 ) -> None:
     """Find, draw and write the objects of all pictures, and say what was found.
@@ -292,20 +218,22 @@ def predict_pictures(
     results: list[dict[str, Any]] = []
     unread: list[str] = []
     title = f"looking at {_counted(len(files), 'picture')}"
+    threads = config.threads or default_threads()
     with ThreadPoolExecutor(threads) as pool, console.counting(len(files), title) as count:
-        for start in range(0, len(files), batch_size):
-            batch = []
-            for outcome in pool.map(_read, files[start : start + batch_size]):
+        for start in range(0, len(files), config.batch_size):
+            named = files[start : start + config.batch_size]
+            batch, pictures = [], []
+            for file, outcome in zip(named, pool.map(_read, named), strict=True):
                 if isinstance(outcome, PictureError):
                     console.say(str(outcome))
                     unread.append(str(outcome))
                     count(1)
                 else:
-                    batch.append(outcome)
-            if not batch:
-                continue
-            found = predictor([each.squashed for each in batch], [each.picture.size for each in batch])
-            for written in pool.map(output.write_picture, batch, found):
+                    batch.append(file)
+                    pictures.append(outcome)
+            options = (config.threshold, config.classes, config.max_detections, config.batch_size)
+            # Without a name, which would hold the pictures while the next ones are read.
+            for written in pool.map(output.write_picture, batch, detector.predict(pictures, *options)):
                 results += written
                 count(1)
     output.write_json(results)
@@ -313,7 +241,7 @@ def predict_pictures(
     if results:
         console.table(f"found → {output.folder}", count_rows(results, output.categories))
     else:
-        console.say(f"nothing has a score above threshold={predictor.threshold} → {output.folder}")
+        console.say(f"nothing has a score above threshold={config.threshold} → {output.folder}")
     done = len(files) - len(unread)
     what = f"{_counted(len(results), 'detection')} on {_counted(done, 'picture')}"
     console.say(f"{what}, {seconds:.1f} s, {done / seconds:.1f} pictures/s")

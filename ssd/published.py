@@ -1,5 +1,6 @@
 """Published checkpoints ↔ ours; the weights in a file of either kind → a network."""
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -79,9 +80,14 @@ class Weights:
 def load_weights(path: Path) -> Weights:
     """Read the weights of one of our checkpoints or of a published one (`model` in a dict, or bare).
 
-    Nothing but tensors and plain values is unpickled. Raises CheckpointError where the file is neither,
-    or where a tensor doesn't fit its network.
+    path: the file; of a run's folder its checkpoints/best.pt. Nothing but tensors and plain values is
+    unpickled. Raises CheckpointError where the file is neither, or where a tensor doesn't fit its network.
     """
+    if os.path.isdir(path):
+        folder, path = path, path / "checkpoints" / "best.pt"
+        if not os.path.lexists(path):
+            fix = "give a run's folder once it was evaluated, or a checkpoint file"
+            raise CheckpointError(f"checkpoint {folder} is a folder without checkpoints/best.pt; {fix}")
     state = load_file(path)
     ours = state.get("format") == FORMAT
     try:

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import Precision, RuntimeConfig
+from .detector import AUTOCAST, check_precision
 from .errors import UserError
-
-AUTOCAST = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Runtime:
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass."""
-        dtype = AUTOCAST[self.precision]
+        dtype = AUTOCAST[self.precision.value]
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision is not Precision.fp32)
 
     def place(self, network: nn.Module) -> nn.Module:
@@ -60,10 +59,7 @@ def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:
     Raises UserError naming the key where it can't.
     """
     on_gpu = device.type == "cuda"
-    if config.precision is Precision.fp16 and not on_gpu:
-        raise UserError("runtime.precision=fp16 needs a GPU; on a CPU give runtime.precision=bf16 or fp32")
-    if config.precision is Precision.bf16 and on_gpu and not torch.cuda.is_bf16_supported(False):
-        raise UserError("runtime.precision=bf16: this GPU has none; give runtime.precision=fp16 or fp32")
+    check_precision(config.precision.value, device, "runtime.precision")
     if config.tf32 and not on_gpu:
         raise UserError("runtime.tf32=true needs a GPU; on a CPU give runtime.tf32=false")
     # Not by fp32_precision: after that the getters of these two raise, and torch.compile asks them.

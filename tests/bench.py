@@ -64,9 +64,6 @@ class Bench:
         assert state_hash(self.checkpoint(name)) == state_hash(self.checkpoint(expected))
         assert without_times(self.records(name)) == without_times(self.records(expected))
 
-    def evaluate(self, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-        return run(self.command("evaluate.py", f"data.path={self.data}", *overrides, ranks=ranks))
-
     def checkpoint(self, name: str, step: int = LAST_STEP) -> Path:
         return self.folder / name / "checkpoints" / f"step_{step:08d}.pt"
 

@@ -1,6 +1,7 @@
 """conf/ and its schema: what is accepted, what is refused, and that every experiment is a valid run."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -188,6 +189,25 @@ def test_an_evaluation_runs_as_trained_but_for_what_is_given(
     assert (data.batch_size, runtime.precision) == (batch_size, precision)
     assert runtime.channels_last is channels_last
     assert data.limit is None  # a limit of the training is not the evaluation's
+
+
+@pytest.mark.parametrize(
+    ("overrides", "paths"),
+    [
+        ([], ("trained", None, "elsewhere.json")),
+        (["data.path=given"], ("given", None, None)),
+        (["data.val_images=given"], ("trained", "given", "elsewhere.json")),
+        (["data.val_images=given", "data.val_annotations=x.json"], (None, "given", "x.json")),
+    ],
+)
+def test_an_evaluation_without_data_path_is_on_what_the_training_was(overrides: list[str], paths: tuple):
+    assert TRAINED.config
+    trained_on = {"path": "trained", "val_annotations": "elsewhere.json", "train_images": "not used"}
+    trained = replace(TRAINED, config=TRAINED.config | {"data": trained_on})
+    data, _ = evaluate_config(*overrides).resolve(trained)
+    assert (data.path, data.val_images, data.val_annotations) == paths
+    with pytest.raises(UserError, match=r"^data\.path=null: give data\.path=DIR in COCO layout"):
+        evaluate_config().resolve(PUBLISHED)[0].locate("val_images")
 
 
 def test_an_evaluation_is_refused_by_key():

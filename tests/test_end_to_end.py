@@ -70,7 +70,9 @@ def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Be
     name = bench.uninterrupted(2)
     logged = {key: value for key, value in bench.records(name)[-1].items() if key in NAMES}
     out = tmp_path / "report.json"
-    output = succeeded(bench.evaluate(f"checkpoint={bench.checkpoint(name)}", f"out={out}"))
+    checkpoint = bench.checkpoint(name)
+    output = succeeded(run(bench.command("evaluate.py", f"checkpoint={checkpoint}", f"out={out}")))
+    assert output.startswith(f"data.path={bench.data}, as {checkpoint} was trained\n")
     report = json.loads(out.read_text())
     assert report["numbers"] == logged
     assert report["images_scored"] == 5

@@ -117,6 +117,35 @@ def test_the_pages_code_runs_as_issued(project: Path):
             np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_ssd_load_needs_no_more_and_finds_the_same(project: Path, tmp_path: Path):
+    script = """
+import sys, ssd
+weights, picture, out = sys.argv[1:]
+model = ssd.load(weights, device="cpu")
+found = model.predict(picture, threshold=0.05)
+found.draw().save(out)
+print(len(found.names), set(found.names) <= set(model.category_names), "omegaconf" in sys.modules)
+"""
+    hub_model = load("ssd300", checkpoint=project / "nvidia.pt")
+    expected = hub_model.predict(project / "wide.png", threshold=0.05)
+    assert len(expected.names) > 5
+    environment = {"PYTHONPATH": f"{project / 'site'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        project / "nvidia.pt",
+        project / "wide.png",
+        tmp_path / "drawn.png",
+    ]
+    said = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment, check=True, capture_output=True, text=True
+    )
+    assert said.stdout.split() == [str(len(expected.names)), "True", "False"]
+    assert Image.open(tmp_path / "drawn.png").size == (420, 300)
+
+
 def load(entry: str, *arguments: object, repository: Path = ROOT, **keywords: object):
     return torch.hub.load(str(repository), entry, *arguments, source="local", **keywords)
 

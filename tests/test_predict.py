@@ -19,6 +19,7 @@ from PIL import Image
 
 import evaluate
 import predict
+import ssd
 from ssd.boxes import default_boxes
 from ssd.checkpoint import write
 from ssd.cli import as_plain
@@ -53,7 +54,7 @@ def network() -> SSD300:
 
 @pytest.fixture(scope="module")
 def checkpoint(network: SSD300, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
+    path = tmp_path_factory.mktemp("run") / "checkpoints" / "best.pt"
     config = as_plain(TrainConfig(name="x", model=ModelConfig(backbone=Backbone.resnet18)))
     config["runtime"]["precision"] = "fp32"
     categories = {"ids": list(IDS), "names": list(NAMES)}
@@ -144,6 +145,30 @@ def test_it_finds_what_a_look_at_each_picture_by_itself_finds_and_draws_it_uprig
         (line,) = [line for line in output.splitlines() if line.startswith(f"│ {name} ")]
         assert line.split()[3:6] == [str(len(mine)), "on", str(len(set(mine)))]
     assert f"{len(found)} detections on 5 pictures" in output
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": ["ant"], "threshold": 0.5, "max_detections": 5}])
+def test_in_python_the_run_finds_the_same_in_two_lines(
+    options: dict[str, Any], checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = {"threshold": 0.2, "max_detections": MOST} | options
+    overrides = {key: f"[{','.join(value)}]" if key == "classes" else value for key, value in options.items()}
+    run_folder = checkpoint.parent.parent
+    results = predicted(run_folder, photos, tmp_path, **overrides)
+    monkeypatch.chdir(tmp_path)
+    model = ssd.load(run_folder, device="cpu")
+    found = model.predict([photos / name for name in sorted(SIZES)], **options)
+    for image_id, prediction in enumerate(found, start=1):
+        mine = [each for each in results if each["image_id"] == image_id]
+        assert prediction.scores.tolist() == [each["score"] for each in mine]
+        assert [IDS[label - 1] for label in prediction.labels] == [each["category_id"] for each in mine]
+        assert prediction.names == [NAMES[label - 1] for label in prediction.labels]
+        boxes = [
+            [left, top, right - left, bottom - top] for left, top, right, bottom in prediction.boxes_ltrb_px
+        ]
+        assert boxes == [each["bbox"] for each in mine]
+    assert sum(len(each.names) for each in found) == len(results) > 10
+    assert np.array_equal(found[0].draw(), Image.open(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (3, 8), (50, 2)])

@@ -15,9 +15,9 @@ from torch.optim import SGD
 from ssd.categories import COCO, Categories
 from ssd.checkpoint import FORMAT, CheckpointError, load_file, load_run, newest_checkpoint
 from ssd.cli import as_plain
-from ssd.config import ModelConfig, TrainConfig, require
+from ssd.config import ModelConfig, TrainConfig
 from ssd.distributed import Ranks
-from ssd.errors import UserError
+from ssd.errors import UserError, require
 from ssd.model import SSD300
 from ssd.published import load_weights
 from ssd.training.log import LossMeter

@@ -18,8 +18,9 @@ from ssd.categories import COCO
 from ssd.checkpoint import FORMAT, write
 from ssd.cli import as_plain
 from ssd.config import TrainConfig
+from ssd.detector import Detector
 from ssd.errors import UserError
-from ssd.hub import HubSSD300, nvidia_ssd, ssd300
+from ssd.hub import nvidia_ssd, ssd300
 from ssd.image import PictureError
 from ssd.model import SSD300
 from ssd.published import to_published
@@ -53,13 +54,13 @@ def small() -> SSD300:
     return network
 
 
-def save(path: Path, network: SSD300, names: tuple[str, ...] = NAMES) -> Path:
+def save(path: Path, network: SSD300, names: tuple[str, ...] = NAMES, config: object = CONFIG) -> Path:
     categories = {"ids": [*range(1, len(names) + 1)], "names": list(names)}
     state = {
         "format": FORMAT,
         "model": dict(network.state_dict()),
         "categories": categories,
-        "config": CONFIG,
+        "config": config,
     }
     write(path, state)
     return path
@@ -164,6 +165,16 @@ def test_a_download_is_kept_until_a_reload_that_succeeds(
         ),
         (lambda ours: nvidia(f"{ours.as_uri()}#sha256={SHA256_OF_NOTHING}"), "the sha256 of .*best.pt is "),
         (
+            lambda ours: nvidia(f"{ours.parent.as_uri()}#sha256={SHA256_OF_NOTHING}"),
+            "^weights=.*Is a directory",
+        ),
+        (lambda _: hub.load("here.pt"), "^checkpoint=here.pt: checkpoint here.pt does not exist"),
+        (lambda ours: hub.load(ours.parent), "is a folder without checkpoints/best.pt"),
+        (lambda ours: hub.load(ours, "gpu"), "^device='gpu' is unknown; give auto, cpu, cuda or cuda:1"),
+        (lambda ours: hub.load(ours, "cuda:99"), "^device=cuda:99: [01-9]+ GPUs were found"),
+        (lambda ours: hub.load(ours, "cpu", "fp16"), "^precision=fp16 needs a GPU; on a CPU give precision="),
+        (lambda ours: hub.load(ours, "cpu", "int8"), "^precision='int8': give fp16, bf16, fp32"),
+        (
             lambda _: nvidia(f"file:///gone.pt#sha256={SHA256_OF_NOTHING}"),
             "checkpoint /gone.pt does not exist",
         ),
@@ -240,6 +251,26 @@ def test_a_torch_that_can_be_made_to_run_files_reads_none(ours: Path, monkeypatc
 # The network that users hold
 
 
+@pytest.mark.parametrize(
+    ("trained", "given", "computed"),
+    [("fp16", None, "fp32"), ("bf16", None, "bf16"), ("fp32", None, "fp32"), ("bf16", "fp32", "fp32")],
+)
+def test_a_loaded_detector_computes_as_it_was_trained_where_the_device_can(
+    trained: str, given: str | None, computed: str, small: SSD300, tmp_path: Path
+):
+    """The folder of a run, which on a GPU is trained in float16 unless one says otherwise."""
+    best = tmp_path / "checkpoints" / "best.pt"
+    save(best, small, config=CONFIG | {"runtime": {"precision": trained}})
+    detector = hub.load(tmp_path, "cpu", given)
+    assert (detector.precision, detector.training, detector.category_names) == (computed, False, NAMES)
+    (whole,), (single,) = (
+        each.predict([Image.new("RGB", (40, 30), "red")], 0)
+        for each in (detector, ssd300(None, None, tmp_path))
+    )
+    assert np.allclose(whole.scores, single.scores, rtol=1e-5) == (computed == "fp32")
+    np.testing.assert_allclose(whole.scores[:20], single.scores[:20], atol=0.05)
+
+
 def test_images_are_moved_to_the_networks_number_format_and_device(ours: Path):
     network, images = nvidia(ours), forward_images()[:1]
     assert torch.equal(outputs(network, images.half()), outputs(network, images.half().float()))
@@ -252,7 +283,7 @@ def test_a_copy_is_the_same_network(ours: Path, small: SSD300):
     torch.save(network, file)
     file.seek(0)
     for copied in (copy.deepcopy(network), torch.load(file, weights_only=False)):
-        assert isinstance(copied, HubSSD300)
+        assert isinstance(copied, Detector)
         assert copied.category_names == NAMES
         assert torch.equal(outputs(copied), outputs(small))
     SSD300("resnet18", 3).load_state_dict(network.state_dict())

@@ -1,4 +1,4 @@
-"""Pictures found, detected in, drawn and written; predict.py as a whole: tests/test_predict.py."""
+"""Pictures found, drawn and written; predict.py as a whole: tests/test_predict.py."""
 
 import json
 import os
@@ -7,34 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from ssd.boxes import cxcywh_to_ltrb, default_boxes
 from ssd.categories import Categories
-from ssd.config import Precision
+from ssd.detector import Prediction
 from ssd.errors import UserError
-from ssd.image import normalize
 from ssd.prediction import (
     SUFFIXES,
-    Found,
     Output,
     PictureFile,
-    Predictor,
-    ReadPicture,
     count_rows,
     drawn_name,
     find_pictures,
 )
-from ssd.runtime import Runtime
 
 pytestmark = pytest.mark.unit
 
 CATEGORIES = Categories((18, 90), ("dog", "[bold]tooth brush"))
-NOTHING = Found([], [], [])
-RUNTIME = Runtime(torch.device("cpu"), Precision.fp32, tf32=False, channels_last=True)
-BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
 
 # Finding
 
@@ -141,85 +130,21 @@ def test_pillow_reads_every_suffix_that_is_looked_for():
     assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} <= set(Image.OPEN)
 
 
-# Detecting
-
-
-class Seen(nn.Module):
-    """A network that sees objects of given labels and scores exactly where given default boxes are."""
-
-    def __init__(self, objects: Sequence[tuple[int, int, float]]) -> None:
-        super().__init__()
-        self.logits = torch.full((4, len(BOXES_LTRB)), -50.0)
-        self.logits[0] = 0.0
-        for box, label, score in objects:
-            self.logits[label, box] = np.log(score / (1 - score))
-        self.images = torch.empty(0)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        assert not self.training
-        self.images = images
-        return torch.zeros(len(images), 4, len(BOXES_LTRB)), self.logits.repeat(len(images), 1, 1)
-
-
-def predict(network: nn.Module, sizes_px: list[tuple[int, int]], **options: object) -> list[Found]:
-    given = {"threshold": 0.3, "max_detections": 200, "labels": frozenset((1, 2, 3))} | options
-    return Predictor(network, RUNTIME, **given)([Image.new("RGB", (300, 300))] * len(sizes_px), sizes_px)
-
-
-def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
-    box = int(BOXES_LTRB.sum(1).argmin())
-    for size, found in zip(
-        sizes := [(900, 50), (300, 300)], predict(Seen([(box, 2, 0.9)]), sizes), strict=True
-    ):
-        expected = BOXES_LTRB[box].double().numpy() * np.tile(size, 2)
-        assert expected.min() < 0
-        np.testing.assert_allclose(found.boxes_ltrb_px, expected[None], rtol=1e-5)
-        assert (found.labels, found.scores) == ([2], pytest.approx([0.9]))
-
-
-@pytest.mark.parametrize(
-    ("objects", "options", "labels"),
-    [
-        ([], {}, []),
-        ([(0, 1, 0.31), (700, 2, 0.29), (1500, 3, 0.8)], {}, [3, 1]),  # above the threshold, best first
-        (
-            # The best of the wanted classes count, not of all.
-            [(0, 1, 0.9), (700, 1, 0.8), (1500, 2, 0.7), (2200, 3, 0.6), (2900, 2, 0.5)],
-            {"labels": frozenset((2, 3)), "max_detections": 2},
-            [2, 3],
-        ),
-    ],
-)
-def test_which_detections_are_kept(objects: list[tuple[int, int, float]], options: dict, labels: list[int]):
-    (found,) = predict(Seen(objects), [(300, 300)], **options)
-    assert found.labels == labels
-    assert [len(box) for box in found.boxes_ltrb_px] == [4] * len(labels)
-
-
-def test_the_network_sees_the_pictures_as_it_was_trained():
-    values = np.random.default_rng(0).integers(0, 256, (2, 300, 300, 3), dtype=np.uint8)
-    network = Seen([])
-    Predictor(network, RUNTIME, 0.3, 200, frozenset((1,)))([*map(Image.fromarray, values)], [(1, 1)] * 2)
-    assert torch.equal(network.images, normalize(values / np.float32(255)))
-    assert network.images.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_outputs_that_are_not_finite_are_an_error_not_an_empty_picture(value: float):
-    network = Seen([])
-    network.logits[1, 7] = value
-    with pytest.raises(UserError, match=r"not finite in fp32; give runtime\.precision=fp32"):
-        predict(network, [(300, 300)])
-
-
 # Drawing and writing
 
 
-def write(folder: Path, name: str, picture: Image.Image | None = None, found: Found = NOTHING) -> list[dict]:
+def write(
+    folder: Path,
+    name: str,
+    picture: Image.Image | None = None,
+    found: Sequence[tuple[list[float], float, int]] = (),
+) -> list[dict]:
     file = PictureFile(7, Path("photos") / name, name, folder / drawn_name(name, [name]))
+    boxes_ltrb_px, scores, labels = (np.array([each[k] for each in found]) for k in range(3))
+    names = [CATEGORIES.name_of(label) for label in labels.astype(int)]
     picture = picture or Image.new("RGB", (40, 30))
     output = Output(folder, CATEGORIES)
-    results = output.write_picture(ReadPicture(file, picture, picture), found)
+    results = output.write_picture(file, Prediction(boxes_ltrb_px, scores, labels, names, picture))
     output.write_json(results)
     return results
 
@@ -261,7 +186,7 @@ def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, space: bytes, kept
 
 
 def test_what_was_found_is_drawn_and_written_unclipped_in_cocos_format(tmp_path: Path):
-    found = Found([[-10.5, 100, 200, 320], [1, 2, 3, 4]], [0.75, 0.5], [1, 2])
+    found = [([-10.5, 100, 200, 320], 0.75, 1), ([1, 2, 3, 4], 0.5, 2)]
     write(tmp_path, "s/a.png", Image.new("RGB", (300, 300)), found)
     dog = {"category_id": 18, "bbox": [-10.5, 100, 210.5, 220], "score": 0.75}
     brush = {"category_id": 90, "bbox": [1, 2, 2, 2], "score": 0.5}

@@ -1,0 +1,188 @@
+"""What is on a picture? A detector that knows what its classes are called: pictures in, boxes in pixels out.
+
+Behind ssd.load, torch.hub and predict.py. It needs torch, torchvision, numpy and Pillow alone, and imports
+relatively: its package is not `ssd` under torch.hub.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from .boxes import default_boxes
+from .categories import COCO, Categories
+from .detect import MAX_DETECTIONS, SHOWN_SCORE, Detections, detect
+from .errors import UserError, require
+from .image import Picture, draw_boxes, normalize, read_picture, squash
+from .model import SSD300
+from .published import Weights
+
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # by precision
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was found on one picture, best first.
+
+    boxes_ltrb_px: K×4 in pixels of the upright picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
+    names: of these classes, K. picture: as it was given.
+    """
+
+    boxes_ltrb_px: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    names: list[str]
+    picture: Picture
+
+    def draw(self) -> Image.Image:
+        """Return the picture with boxes, names and scores drawn on a copy of it; a file is read again."""
+        picture = read_picture(self.picture)
+        picture = picture.copy() if picture is self.picture else picture
+        texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
+        draw_boxes(picture, self.boxes_ltrb_px.tolist(), self.labels.tolist(), texts)
+        return picture
+
+
+class _Look(NamedTuple):
+    """A picture as it was given, its size upright, and what the network sees of it, 300×300."""
+
+    picture: Picture
+    size_px: tuple[int, int]
+    squashed: Image.Image
+
+
+class Detector(SSD300):
+    """SSD300 that takes pictures, and images wherever they are.
+
+    backbone, num_classes: as SSD300 has them; its state dict is an SSD300's.
+    categories: what its labels mean; "class 1" and so on where neither they nor COCO's number of classes say.
+    precision: in which `predict` computes: fp32 (as the weights are), or fp16 or bf16 by autocast.
+    """
+
+    def __init__(
+        self, backbone: str, num_classes: int, categories: Categories | None = None, precision: str = "fp32"
+    ) -> None:
+        super().__init__(backbone, num_classes)
+        if categories is None and num_classes == COCO.num_classes:
+            categories = COCO  # published checkpoints name no classes
+        numbers = range(1, num_classes)
+        self.categories = categories or Categories(tuple(numbers), tuple(f"class {n}" for n in numbers))
+        self.precision = precision
+
+    @classmethod
+    def of(cls, weights: Weights, precision: str = "fp32") -> Self:
+        """Make the detector that these are the weights of."""
+        detector = cls(weights.backbone, weights.num_classes, weights.categories, precision)
+        detector.load_state_dict(weights.model)
+        return detector
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """The classes' names: label k is category_names[k-1]."""
+        return self.categories.names
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Move images N×3×300×300 to the network's device and number format, then do as SSD300 does."""
+        return super().forward(images.to(next(self.parameters())))
+
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        threshold: float = SHOWN_SCORE,
+        classes: Collection[str] | None = None,
+        max_detections: int = MAX_DETECTIONS,
+        batch_size: int = 8,
+    ) -> Any:
+        """Find the objects of a picture, which gives a Prediction, or of a list of them: a list.
+
+        pictures: each of any size, as a path, a PIL picture or a uint8 array H×W×3 (RGB); files are read in
+        threads. threshold: of the scores, from 0 to below 1. classes: only these, by name. max_detections: a
+        picture, the best ones. batch_size: pictures that the network sees at once.
+        Raises UserError, a ValueError, for an argument or a picture that can't be used, and where the
+        network's outputs are not finite.
+        """
+        if not isinstance(pictures, list | tuple | Iterator):
+            alone: Any = [pictures]
+            return self.predict(alone, threshold, classes, max_detections, batch_size)[0]
+        require(0 <= threshold < 1, "threshold", threshold, "give a score from 0 to below 1")
+        require(max_detections >= 1, "max_detections", max_detections, "give at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "give at least 1")
+        labels = self.categories.labels_named([classes] if isinstance(classes, str) else classes)
+        given, device = list(pictures), next(self.parameters()).device
+        kept, boxes_cxcywh = torch.tensor(sorted(labels), device=device), default_boxes().to(device)
+        found: list[Prediction] = []
+        training = self.training
+        self.eval()
+        try:
+            with ThreadPoolExecutor() as pool:
+                for start in range(0, len(given), batch_size):
+                    looks = _look_at(given[start : start + batch_size], start, pool)
+                    detected = self._detect([each.squashed for each in looks], boxes_cxcywh, threshold)
+                    for look, detections in zip(looks, detected, strict=True):
+                        found.append(self._prediction(look, detections, kept, max_detections))
+        finally:
+            self.train(training)
+        return found
+
+    @torch.inference_mode()
+    def _detect(
+        self, squashed: Sequence[Image.Image], boxes_cxcywh: Tensor, threshold: float
+    ) -> list[Detections]:
+        """Find all objects of all classes in N pictures as the network takes them, 300×300."""
+        values = np.stack([np.asarray(picture) for picture in squashed]).astype(np.float32) / 255
+        images, weight = normalize(values).to(boxes_cxcywh.device), next(self.parameters())
+        if not weight.is_contiguous(memory_format=torch.channels_last):
+            images = images.contiguous()
+        autocast = self.precision != "fp32"
+        with torch.autocast(weight.device.type, dtype=AUTOCAST[self.precision], enabled=autocast):
+            offsets, logits = self(images)
+        if not (offsets.isfinite().all() and logits.isfinite().all()):
+            raise UserError(
+                f"the network's outputs are not finite in {self.precision}; give precision=fp32 "
+                "(runtime.precision=fp32), or another checkpoint where that is so in fp32 too"
+            )
+        # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
+        # until the other classes are gone.
+        everything = logits.shape[1] * logits.shape[2]
+        return detect(offsets, logits, boxes_cxcywh, threshold, max_detections=everything)
+
+    def _prediction(self, look: _Look, found: Detections, kept: Tensor, max_detections: int) -> Prediction:
+        best = torch.isin(found.labels, kept).nonzero()[:max_detections, 0]
+        boxes_ltrb_px = found.boxes[best].cpu().double() * torch.tensor(look.size_px).repeat(2)
+        scores, labels = found.scores[best].cpu().numpy(), found.labels[best].cpu().numpy()
+        names = [self.categories.name_of(label) for label in labels.tolist()]
+        return Prediction(boxes_ltrb_px.numpy(), scores, labels, names, look.picture)
+
+
+def check_precision(precision: str, device: torch.device, key: str = "precision") -> None:
+    """Raise UserError, naming the key, where there is no such precision or the device lacks it."""
+    on_gpu = device.type == "cuda"
+    require(precision in AUTOCAST, key, repr(precision), f"give {', '.join(AUTOCAST)}")
+    if precision == "fp16" and not on_gpu:
+        raise UserError(f"{key}=fp16 needs a GPU; on a CPU give {key}=bf16 or fp32")
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
+        raise UserError(f"{key}=bf16: this GPU has none; give {key}=fp16 or fp32")
+
+
+def _look_at(pictures: list[Any], first: int, pool: ThreadPoolExecutor) -> list[_Look]:
+    """Read pictures, of which errors call the first one pictures[first], in threads."""
+    # Each object once: Pillow reads a picture when it is needed, and not in two threads.
+    distinct = {id(each): (each, f"pictures[{index}]") for index, each in enumerate(pictures, first)}
+    looks = dict(zip(distinct, pool.map(_look, distinct.values()), strict=True))
+    return [looks[id(each)] for each in pictures]
+
+
+def _look(named: tuple[Any, str]) -> _Look:
+    picture, name = named
+    if not isinstance(picture, str | os.PathLike | Image.Image | np.ndarray):
+        kind = type(picture).__name__
+        raise UserError(f"{name} is of type {kind}; give a path, a PIL picture or a uint8 array H×W×3, RGB")
+    read = read_picture(picture, None if isinstance(picture, str | os.PathLike) else name)
+    return _Look(picture, read.size, squash(read))
