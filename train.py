@@ -19,6 +19,8 @@ from ssd.training.trainer import derived_numbers, start_or_resume
 def main(config: TrainConfig) -> None:
     """Set up, fit, tear down."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder.is_relative_to(Path.cwd()):  # shorter to read
+        folder = folder.relative_to(Path.cwd())
     with open_session(config, folder) as session:
         saved = load_newest(session)
         task, summary = open_training(config, saved, session)

@@ -21,7 +21,7 @@ from ssd.distributed import Ranks, open_ranks
 from ssd.errors import UserError
 from ssd.runtime import Runtime, set_up
 from ssd.training.guards import GRACE, Watchdog
-from ssd.training.signals import StopSignals, end_with_parent, leave_if_preempted
+from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_if_preempted
 
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
@@ -69,9 +69,14 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
         RunConsole(ranks.is_main) as console,
         StopSignals(folder, ranks.is_main) as signals,
     ):
-        require_seen_by_all(folder, ranks)
-        leave_if_preempted(folder, ranks)
-        yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog, lock)
+        try:
+            require_seen_by_all(folder, ranks)
+            leave_if_preempted(folder, ranks)
+            runtime = set_up(config.runtime, ranks.device)
+            yield Session(runtime, ranks, console, folder, signals, watchdog, lock)
+        except Preempted as preempted:  # not said where it is raised: a signal comes in the midst of anything
+            console.say(*preempted.told)
+            raise
 
 
 @contextmanager

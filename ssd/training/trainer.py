@@ -10,7 +10,7 @@ import torch
 
 from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
-from ssd.checkpoint import CheckpointError, package_versions
+from ssd.checkpoint import CheckpointError, package_versions, step_file
 from ssd.cli import as_plain, as_yaml
 from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
@@ -180,9 +180,12 @@ class Trainer:
     def _leave(self) -> NoReturn:
         """Save this step and raise Preempted; every rank calls this once any of them got a signal."""
         number = self.ranks.highest(self.session.signals.received)
-        if self.step:
-            self._save_unless_saved()
-        self.session.signals.leave(self.step, number)
+        if not self.step:
+            self.session.signals.leave(0, number)
+        self._save_unless_saved()
+        path = step_file(self.session.folder / "checkpoints", self.step)
+        saved = f"after step {self.step} of {self.last_step}, saved in {path}; the same command goes on"
+        self.session.signals.leave(self.step, number, saved)
 
     def _save_unless_saved(self) -> None:
         """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""

@@ -5,7 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.training.session import Session, open_session
-from ssd.training.signals import PREEMPTED_FILE, Preempted
+from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
 from ssd.training.state import load_newest
 from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
@@ -367,13 +367,25 @@ def preempted(session: Session) -> dict[str, Any]:
     return content
 
 
-def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
-    trainer = open_trainer(config(demo, "checkpoint.every_epochs=null checkpoint.every_steps=null"), session)
-    before_step(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Preempted):
+@pytest.mark.parametrize(
+    ("number", "step", "told"),
+    [
+        (signal.SIGINT, 2, "after step 2 of 3, saved in run/checkpoints/step_00000002.pt; the same command"),
+        (signal.SIGTERM, 0, NOTHING_DONE),
+    ],
+)
+def test_a_signal_saves_the_step_and_says_which(
+    number: signal.Signals, step: int, told: str, demo: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    never = config(demo, "checkpoint.every_epochs=null checkpoint.every_steps=null")
+    monkeypatch.chdir(tmp_path)
+    with suppress(Preempted), open_session(never, Path("run")) as session:
+        trainer = open_trainer(never, session)
+        before_step(trainer, step, lambda: signal.raise_signal(number))
         trainer.fit()
-    assert steps_saved(session) == [preempted(session)["step"]] == [2]
-    assert preempted(session)["signal"] == "SIGTERM"
+    assert steps_saved(session) == [2][:step]
+    assert (preempted(session)["step"], preempted(session)["signal"]) == (step, number.name)
+    assert capsys.readouterr().out.count(f"stopped by {number.name} {told}") == 1
 
 
 def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
