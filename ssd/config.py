@@ -272,9 +272,10 @@ class TrainingConfig:
 
 @dataclass
 class ResumeConfig:
-    """Keys that shape a run and may still differ from those that it began with."""
+    """Keys that shape a run and may differ from those it began with; or never: it begins anew each time."""
 
     override: list[str] = field(default_factory=list)
+    never: bool = False
 
 
 # The four scripts.

@@ -45,9 +45,11 @@ def test_a_run_shows_its_derived_numbers_and_cocos_lines(bench: Bench):
     assert output.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]") == 2
 
 
-def test_a_smoke_test_trains_saves_evaluates_and_draws(bench: Bench, name: str):
+def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, name: str):
     where = (f"data.path={bench.data}", f"hydra.run.dir={bench.folder / name}")
-    succeeded(run(bench.command("train.py", "experiment=demo", "debug=smoke", *where)))
+    command = bench.command("train.py", "experiment=demo", "debug=smoke", *where)
+    succeeded(run([*command, "data.batch_size=2", "schedule.max_steps=1"]))
+    succeeded(run(command))
     records = bench.records(name)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 6]  # 26 images, 4 a step
     assert set(NAMES) <= set(records[-1])

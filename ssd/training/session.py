@@ -1,5 +1,7 @@
 """What a run has around it on this process, opened and closed as one."""
 
+import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_
 
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
+WRITTEN = ("checkpoints", "nonfinite", "pictures", "events.out.tfevents.*", "metrics.jsonl", "config.yaml")
+ANEW_TIMEOUT = timedelta(minutes=10)  # gigabytes on a slow file system
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
 TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
 
@@ -72,6 +76,8 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
         try:
             require_seen_by_all(folder, ranks)
             leave_if_preempted(folder, ranks)
+            if config.resume.never and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+                ranks.on_main(lambda: begin_anew(folder), ANEW_TIMEOUT)
             runtime = set_up(config.runtime, ranks.device)
             yield Session(runtime, ranks, console, folder, signals, watchdog, lock)
         except Preempted as preempted:  # not said where it is raised: a signal comes in the midst of anything
@@ -95,6 +101,19 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
             raise UserError(f"{folder}: another process trains there; {fix}") from error
     with lock:
         yield (folder / LOCK_FILE).stat()
+
+
+def begin_anew(folder: Path) -> None:
+    """Remove from a run's folder what a run under resume.never has left there, and nothing else.
+
+    config.yaml, which says that it was such a run, goes last: if this is cut short, the next start ends it.
+    Raises UserError where a file can't be removed.
+    """
+    config = folder / WRITTEN[-1]
+    with writing(folder, "hydra.run.dir"):
+        if config.exists() and "\n  never: true\n" in config.read_text(encoding="utf-8", errors="replace"):
+            for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:

@@ -184,7 +184,8 @@ class Trainer:
             self.session.signals.leave(0, number)
         self._save_unless_saved()
         path = step_file(self.session.folder / "checkpoints", self.step)
-        saved = f"after step {self.step} of {self.last_step}, saved in {path}; the same command goes on"
+        then = "begins anew (resume.never)" if self.config.resume.never else "goes on"
+        saved = f"after step {self.step} of {self.last_step}, saved in {path}; the same command {then}"
         self.session.signals.leave(self.step, number, saved)
 
     def _save_unless_saved(self) -> None:
