@@ -18,6 +18,8 @@ from ssd.training.trainer import derived_numbers, start_or_resume
 
 def main(config: TrainConfig) -> None:
     """Set up, fit, tear down."""
+    for key in ("train_images", "train_annotations", "val_images", "val_annotations"):
+        config.data.locate(key)  # what is to be given comes before what the device lacks
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):  # shorter to read
         folder = folder.relative_to(Path.cwd())

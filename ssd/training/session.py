@@ -5,7 +5,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from errno import ENOENT, ENOTDIR
@@ -99,8 +99,15 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
         except Timeout as error:
             fix = "stop it, or give another name=…"
             raise UserError(f"{folder}: another process trains there; {fix}") from error
+    path = folder / LOCK_FILE
     with lock:
-        yield (folder / LOCK_FILE).stat()
+        held = path.stat()
+        try:
+            yield held
+        finally:
+            with suppress(OSError):  # it was moved or removed
+                if os.listdir(folder) == [LOCK_FILE] and samestat(held, path.stat()):
+                    path.unlink()  # a start that was refused leaves nothing; who waits for it makes another
 
 
 def begin_anew(folder: Path) -> None:

@@ -24,6 +24,7 @@ def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_pat
         pass
     with own_folder(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []  # of a start that did nothing
 
 
 def test_a_folder_that_was_moved_or_removed_is_lost_though_another_has_its_name(session: Session):
