@@ -28,6 +28,10 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
         "step_00000012.pt",
     ]
     assert list(folder.glob("events.out.tfevents.*"))
+    command, commit, *told = (folder / "run.log").read_text().splitlines()
+    assert "train.py name=" in command
+    assert re.fullmatch(r"commit ([0-9a-f]{40}(-dirty)?|unknown)", commit)
+    assert told == (bench.folder / f"{folder.name}.txt").read_text().splitlines()
     assert "backbone: resnet18" in (folder / "config.yaml").read_text()
     assert (folder / "pictures" / "step_00000000" / "first_training_batch.jpg").exists()
     assert len(list((folder / "pictures" / "step_00000012").iterdir())) == 2
