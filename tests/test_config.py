@@ -135,7 +135,7 @@ evaluation.epochs=[-3] evaluation.every=0 evaluation.pictures=-1
 evaluation.timeout_minutes=0 evaluation.timeout_minutes=inf
 checkpoint.keep=0 checkpoint.every_steps=0 checkpoint.every_epochs=0
 training.hang_timeout_minutes=0 training.hang_timeout_minutes=inf training.hang_timeout_minutes=1e9
-training.nonfinite_limit=0 training.compare_replicas_every=0
+training.patience=0 training.nonfinite_limit=0 training.compare_replicas_every=0
 seed=-1 name=a/b name=''
 """
 

@@ -146,6 +146,42 @@ def test_stopped_after_any_step_logged_saved_and_evaluated_at_other_times_the_we
     assert "is finished: 8 of 8 steps are done. A new name=… starts another" in told
 
 
+def test_out_of_patience_it_ends_and_resumed_at_the_same_step(
+    demo: Path, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    aps = {4: 0.2, 8: 0.3, 12: 0.3, 16: 0.1}  # as good is not better
+    score, crashes = Evaluator.score, {12}
+
+    def scored(*given: Any) -> Any:
+        if trainer.session is session and trainer.step in crashes:
+            crashes.remove(trainer.step)
+            crash()
+        result = score(*given)
+        return replace(result, numbers=result.numbers | {"AP": aps[trainer.step]})
+
+    monkeypatch.setattr(Evaluator, "score", scored)
+    patient = config(demo, TWO_EPOCHS, "schedule.epochs=5 training.patience=2")
+    whole = replace(session, folder=tmp_path / "whole", lock=None)
+    whole.folder.mkdir()
+    trainer = open_trainer(patient, whole)
+    trainer.fit()
+    for step in (9, 15, 15):  # the second one in the evaluation after step 12
+        trainer = open_trainer(patient, session)
+        before_step(trainer, step, crash)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit()
+    for _ in range(2):
+        trainer = open_trainer(patient, session)
+        trainer.fit()
+    assert not crashes
+    assert steps_saved(session)[-1] == steps_saved(whole)[-1] == 16
+    assert same(checkpoints(session)[-1], checkpoints(whole)[-1])
+    assert records(session) == records(whole)
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("ended by training.patience=2: none of so many beat AP 0.300") == 2
+    assert "16 of 20 steps are done. A new name=… starts another; a larger training.patience lets" in told
+
+
 class FullDisk:
     """Writes of checkpoints that fail while it is full; `full` may name the one file without room."""
 
