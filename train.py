@@ -18,7 +18,11 @@ from ssd.training.trainer import derived_numbers, start_or_resume
 
 def main(config: TrainConfig) -> None:
     """Set up, fit, tear down."""
+    for key in ("train_images", "train_annotations", "val_images", "val_annotations"):
+        config.data.locate(key)  # what is to be given comes before what the device lacks
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder.is_relative_to(Path.cwd()):  # shorter to read
+        folder = folder.relative_to(Path.cwd())
     with open_session(config, folder) as session:
         saved = load_newest(session)
         task, summary = open_training(config, saved, session)

@@ -8,7 +8,8 @@ scoring  the 12 numbers of made-up detections of the validation split, against p
 make     nothing: it writes a made-up set of COCO's size to data.path
 
 Sides that are compared take turns in one process, so that a noisy machine hits both. Printed are medians over
-the rounds and the spread of the ratios within them; benchmark.out=FILE writes them as json.
+the rounds and the spread of the ratios within them; benchmark.out=FILE writes them as json. More keys:
+benchmark.rounds=10 of both sides, benchmark.steps=4 of each in a round, benchmark.warmup=3 before the first.
 """
 
 import contextlib

@@ -1,17 +1,20 @@
 """From the shell to a checked config; a mistake is one line, and outputs are checked before the work."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
+from textwrap import indent
 from typing import TypeVar, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -32,10 +35,13 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: str) -> None:
     """Call a script's main with conf/name.yaml as the command line changes it, checked by the schema.
 
-    UserError, and what Hydra refuses, become one line on stderr and exit status 1. HYDRA_FULL_ERROR=1 in the
-    environment shows where in Hydra that came from.
+    --help shows the script's docstring and keys. UserError, and what Hydra refuses, become one line on stderr
+    and exit status 1. HYDRA_FULL_ERROR=1 in the environment shows where in Hydra that came from.
     """
     register(f"{name}_schema", schema)
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(sys.modules[main.__module__].__doc__, _help(conf, name), sep="\n", end="")
+        raise SystemExit(0)
     raised_by_main: list[Exception] = []
 
     @wraps(main)  # Hydra names the job after the file that the innermost function is in
@@ -43,6 +49,7 @@ def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: 
         try:
             main(parse(schema, composed))
         except UserError as error:
+            _remove_unused(Path(HydraConfig.get().runtime.output_dir))
             raise SystemExit(f"error: {error}") from None
         except Exception as error:
             raised_by_main.append(error)
@@ -58,6 +65,15 @@ def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: 
         raise SystemExit(f"error: {_explain_hydra(error, schema, conf)}") from None
     finally:
         os.environ[_FULL_ERROR] = wanted
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder that Hydra made for a start that was refused, and runs/ above it, while empty."""
+    working = Path.cwd()
+    with suppress(OSError):  # one holds something
+        for made in [folder, *(parent for parent in folder.parents if parent.is_relative_to(working))]:
+            if made != working:
+                made.rmdir()
 
 
 def register(name: str, schema: type) -> None:
@@ -119,6 +135,24 @@ def check_file(given: str, key: str) -> None:
     if path.exists():
         with writing(path, key):
             path.open("ab").close()
+
+
+def _help(conf: Path, name: str) -> str:
+    """Show a script's file in conf/ and, of each group that it has, the choices and the file chosen.
+
+    As they are: they hold each key's comment, and Hydra's own help, made of the values, has none.
+    """
+    file = conf / f"{name}.yaml"
+    parts = [file.read_text(encoding="utf-8")]
+    for default in OmegaConf.load(file).defaults:
+        for group, choice in () if isinstance(default, str) else default.items():
+            files = {path.stem: path for path in sorted((conf / group).glob("*.yaml"))}
+            if files:
+                parts.append(f"{group}: {', '.join(files)}\n")
+            if choice in files:
+                keys = indent(files[choice].read_text(encoding="utf-8"), "  ")
+                parts.append(f"# {group}={choice}\n{group}:\n{keys}")
+    return "\n".join(parts)
 
 
 def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:

@@ -260,23 +260,25 @@ class OnNonfinite(Enum):
 
 @dataclass
 class TrainingConfig:
-    """What watches over the steps."""
+    """What watches over the steps, and ends them early: patience, in evaluations without a better AP."""
 
+    patience: int | None = None
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     nonfinite_limit: int = 10
     compare_replicas_every: int | None = 1000
     hang_timeout_minutes: float | None = 10.0
 
     def __post_init__(self) -> None:
-        _require_at_least(self, "training.", nonfinite_limit=1, compare_replicas_every=1)
+        _require_at_least(self, "training.", patience=1, nonfinite_limit=1, compare_replicas_every=1)
         _require_wait("training.hang_timeout_minutes", self.hang_timeout_minutes)
 
 
 @dataclass
 class ResumeConfig:
-    """Keys that shape a run and may still differ from those that it began with."""
+    """Keys that shape a run and may differ from those it began with; or never: it begins anew each time."""
 
     override: list[str] = field(default_factory=list)
+    never: bool = False
 
 
 # The four scripts.

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import StringIO
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar, cast
 
@@ -13,19 +15,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ssd.errors import printable
+from ssd.errors import UserError, printable
 
 Item = TypeVar("Item")
 
 
 class _Output:
-    """Standard output for as long as it takes what is printed: a run doesn't end for want of a reader."""
+    """A file or standard output, as long as it takes what is printed: a run does not end for want of it."""
 
-    def __init__(self) -> None:
-        self._stream.reconfigure(errors="replace")  # for terminals without × or →
+    def __init__(self, file: IO[str] | None) -> None:
+        self._file = file
+        if file is None:
+            self._stream.reconfigure(errors="replace")  # for terminals without × or →
 
     @property
     def _stream(self) -> Any:
+        if self._file is not None:
+            return self._file
         return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # what a progress bar stands before
 
     def __getattr__(self, name: str) -> object:
@@ -45,7 +51,8 @@ class _Output:
             yield
         except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
             with suppress(OSError):
-                print(f"standard output is lost ({error.strerror}); going on without it", file=sys.stderr)
+                name = "standard output" if self._file is None else self._file.name
+                print(f"{name} is lost ({error.strerror}); going on without it", file=sys.stderr)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
             os.close(nowhere)
@@ -54,9 +61,16 @@ class _Output:
 class PlainConsole(Console):
     """Shows names of files and classes as they are: [x] is no style, :car: no emoji, ESC steers nothing."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        output = cast(IO[str], _Output())
-        super().__init__(file=output, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
+        super().__init__(
+            file=cast(IO[str], _Output(file)),
+            force_terminal=None if file is None else False,
+            quiet=quiet,
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Do as rich does for each string that it prints, also in tables."""
@@ -77,6 +91,16 @@ class RunConsole:
         )
         self._live = is_main and self._console.is_terminal
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
+        self._said = StringIO()
+        self._copy = PlainConsole(quiet=not is_main, file=self._said)
+
+    def copy_to(self, path: Path, *header: str) -> None:
+        """Append a header, and all that is said from the beginning to the end, to a file too.
+
+        Raises OSError where it can't be opened.
+        """
+        self._copy = PlainConsole(file=path.open("a", encoding="utf-8"))
+        self._copy.print(*header, self._said.getvalue(), sep="\n", end="")
 
     def table(self, title: str, rows: dict[str, str]) -> None:
         """Print names and values as one table."""
@@ -85,12 +109,17 @@ class RunConsole:
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, value)
-        self._console.print(table)
+        self._print(table)
 
     def say(self, *lines: str) -> None:
         """Print lines, above the progress bar where there is one."""
         for line in lines:
-            self._console.print(line)
+            self._print(line)
+
+    def _print(self, what: str | Table, beside_bar: bool = True) -> None:
+        self._copy.print(what)
+        if beside_bar or not self._live:
+            self._console.print(what)
 
     def start(self, step: int, steps: int) -> None:
         """Begin to show progress at a step."""
@@ -108,10 +137,8 @@ class RunConsole:
             f" · lr {record['learning_rate']:.2e} · {record['images_per_second']:.1f} img/s"
             f" · data {record['data_wait']:.0%} · ETA {timedelta(seconds=round(seconds_left))}"
         )
-        if self._live:
-            self._progress.update(self._task, figures=text)
-        else:
-            self.say(f"epoch {record['epoch']} step {step}/{self._steps} · {text}")
+        self._progress.update(self._task, figures=text)
+        self._print(f"epoch {record['epoch']} step {step}/{self._steps} · {text}", beside_bar=False)
 
     def follow(self, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
         """Pass items on, showing how many of the total it were; without a bar, say that it began."""
@@ -123,8 +150,7 @@ class RunConsole:
     @contextmanager
     def counting(self, total: int, title: str) -> Iterator[Callable[[int], None]]:
         """Show how many of the total are done; the function given is told how many more they are."""
-        if not self._live:
-            self.say(title)
+        self._print(title, beside_bar=False)
         task = self._progress.add_task("", total=total, what=title, figures="")
         yield lambda more: self._progress.advance(task, more)
         self._progress.remove_task(task)
@@ -137,3 +163,6 @@ class RunConsole:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if isinstance(error, UserError):
+            self._copy.print(f"error: {error}")
+        self._copy.file.close()

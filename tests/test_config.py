@@ -76,7 +76,10 @@ def test_every_experiment_is_valid_and_begins_with_its_launch_command(experiment
 
 @pytest.mark.parametrize("debug", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
 def test_every_debug_setting_goes_with_an_experiment(debug: str):
-    assert train_config("experiment=demo", f"debug={debug}").name == debug
+    given = ["experiment=demo", f"debug={debug}"]
+    assert (train_config(*given).name, train_config(*given).resume.never) == ("demo", True)
+    for more, folder in ([], "runs/debug/demo"), (["hydra.run.dir=x"], "x"):
+        assert compose("train", overrides=given + more, return_hydra_config=True).hydra.run.dir == folder
 
 
 def test_finetuning_without_a_checkpoint_says_what_to_give():
@@ -133,7 +136,7 @@ evaluation.epochs=[-3] evaluation.every=0 evaluation.pictures=-1
 evaluation.timeout_minutes=0 evaluation.timeout_minutes=inf
 checkpoint.keep=0 checkpoint.every_steps=0 checkpoint.every_epochs=0
 training.hang_timeout_minutes=0 training.hang_timeout_minutes=inf training.hang_timeout_minutes=1e9
-training.nonfinite_limit=0 training.compare_replicas_every=0
+training.patience=0 training.nonfinite_limit=0 training.compare_replicas_every=0
 seed=-1 name=a/b name=''
 """
 

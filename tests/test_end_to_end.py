@@ -28,6 +28,10 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
         "step_00000012.pt",
     ]
     assert list(folder.glob("events.out.tfevents.*"))
+    command, commit, *told = (folder / "run.log").read_text().splitlines()
+    assert "train.py name=" in command
+    assert re.fullmatch(r"commit ([0-9a-f]{40}(-dirty)?|unknown)", commit)
+    assert told == (bench.folder / f"{folder.name}.txt").read_text().splitlines()
     assert "backbone: resnet18" in (folder / "config.yaml").read_text()
     assert (folder / "pictures" / "step_00000000" / "first_training_batch.jpg").exists()
     assert len(list((folder / "pictures" / "step_00000012").iterdir())) == 2
@@ -45,9 +49,11 @@ def test_a_run_shows_its_derived_numbers_and_cocos_lines(bench: Bench):
     assert output.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]") == 2
 
 
-def test_a_smoke_test_trains_saves_evaluates_and_draws(bench: Bench, name: str):
+def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, name: str):
     where = (f"data.path={bench.data}", f"hydra.run.dir={bench.folder / name}")
-    succeeded(run(bench.command("train.py", "experiment=demo", "debug=smoke", *where)))
+    command = bench.command("train.py", "experiment=demo", "debug=smoke", *where)
+    succeeded(run([*command, "data.batch_size=2", "schedule.max_steps=1"]))
+    succeeded(run(command))
     records = bench.records(name)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 6]  # 26 images, 4 a step
     assert set(NAMES) <= set(records[-1])

@@ -43,6 +43,8 @@ def assert_preempted(bench: Bench, name: str, number: signal.Signals, step: int)
     assert left["signal"] == number.name
     newest = load_run(saved_steps(bench.folder / name / "checkpoints")[-1])
     assert newest["step"] == left["step"] >= step
+    told = (bench.folder / name / "run.log").read_text()
+    assert told.count(f"stopped by {number.name} after step {left['step']} of") == 1  # rank 0 alone says it
 
 
 def hang_up(command: list[str], file: Path) -> int:

@@ -1,11 +1,15 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard events, pictures, config.yaml; and its meters."""
+"""What a run leaves to look at: metrics, TensorBoard events, pictures, config.yaml, run.log; its meters."""
 
 import json
 import math
 import os
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,7 @@ class RunLog:
         self._board: SummaryWriter | None = None
         with writing(folder, "hydra.run.dir"):
             self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
+            console.copy_to(folder / "run.log", f"{datetime.now():%F %T} {shlex.join(sys.argv)}", _commit())
 
     def config(self, text: str) -> None:
         """Write the config that the run goes on with."""
@@ -91,6 +96,16 @@ class RunLog:
             if self._on_error is OnError["fail"]:
                 raise UserError(f"{message}; make room, or give checkpoint.on_error=continue") from error
             self._console.say(f"{message}; training goes on (checkpoint.on_error=continue)")
+
+
+def _commit() -> str:
+    """Name the commit of this code, and whether it was changed since, where that can be told."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run([*command, "--abbrev=40"], capture_output=True, text=True, check=False).stdout
+    except OSError:  # no git here
+        found = ""
+    return f"commit {found.strip() or 'unknown'}"
 
 
 class MetricsFile:

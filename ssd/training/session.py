@@ -1,9 +1,11 @@
 """What a run has around it on this process, opened and closed as one."""
 
+import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from errno import ENOENT, ENOTDIR
@@ -21,10 +23,15 @@ from ssd.distributed import Ranks, open_ranks
 from ssd.errors import UserError
 from ssd.runtime import Runtime, set_up
 from ssd.training.guards import GRACE, Watchdog
-from ssd.training.signals import StopSignals, end_with_parent, leave_if_preempted
+from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_if_preempted
 
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
+WRITTEN = (
+    *("checkpoints", "nonfinite", "pictures"),
+    *("events.out.tfevents.*", "metrics.jsonl", "run.log", "config.yaml"),
+)
+ANEW_TIMEOUT = timedelta(minutes=10)  # gigabytes on a slow file system
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
 TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
 
@@ -69,9 +76,16 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
         RunConsole(ranks.is_main) as console,
         StopSignals(folder, ranks.is_main) as signals,
     ):
-        require_seen_by_all(folder, ranks)
-        leave_if_preempted(folder, ranks)
-        yield Session(set_up(config.runtime, ranks.device), ranks, console, folder, signals, watchdog, lock)
+        try:
+            require_seen_by_all(folder, ranks)
+            leave_if_preempted(folder, ranks)
+            if config.resume.never and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+                ranks.on_main(lambda: begin_anew(folder), ANEW_TIMEOUT)
+            runtime = set_up(config.runtime, ranks.device)
+            yield Session(runtime, ranks, console, folder, signals, watchdog, lock)
+        except Preempted as preempted:  # not said where it is raised: a signal comes in the midst of anything
+            console.say(*preempted.told)
+            raise
 
 
 @contextmanager
@@ -88,8 +102,28 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
         except Timeout as error:
             fix = "stop it, or give another name=…"
             raise UserError(f"{folder}: another process trains there; {fix}") from error
+    path = folder / LOCK_FILE
     with lock:
-        yield (folder / LOCK_FILE).stat()
+        held = path.stat()
+        try:
+            yield held
+        finally:
+            with suppress(OSError):  # it was moved or removed
+                if os.listdir(folder) == [LOCK_FILE] and samestat(held, path.stat()):
+                    path.unlink()  # a start that was refused leaves nothing; who waits for it makes another
+
+
+def begin_anew(folder: Path) -> None:
+    """Remove from a run's folder what a run under resume.never has left there, and nothing else.
+
+    config.yaml, which says that it was such a run, goes last: if this is cut short, the next start ends it.
+    Raises UserError where a file can't be removed.
+    """
+    config = folder / WRITTEN[-1]
+    with writing(folder, "hydra.run.dir"):
+        if config.exists() and "\n  never: true\n" in config.read_text(encoding="utf-8", errors="replace"):
+            for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:

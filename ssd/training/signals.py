@@ -24,14 +24,16 @@ from ssd.errors import UserError
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PREEMPTED_FILE = "preempted"
+NOTHING_DONE = "before it took a step: nothing was done yet, nothing is lost"
 READING_TIMEOUT = timedelta(minutes=5)
 
 
 class Preempted(SystemExit):
-    """The run was asked to end and everything is saved; the exit status says so."""
+    """The run was asked to end and everything is saved; the exit status says so, and `told` says where."""
 
-    def __init__(self) -> None:
+    def __init__(self, *told: str) -> None:
         super().__init__(STATUS)
+        self.told = told
 
 
 class StopSignals:
@@ -48,10 +50,10 @@ class StopSignals:
         """From now on a signal is noted in `received` and ends nothing by itself."""
         self._noting = True
 
-    def leave(self, step: int | None, number: int) -> NoReturn:
+    def leave(self, step: int | None, number: int, saved: str = NOTHING_DONE) -> NoReturn:
         """Leave the file behind and raise Preempted. step: optimizer steps saved, None if not begun."""
+        content = {"step": step, "signal": signal.Signals(number).name, "torchrun": self._torchrun}
         if self._is_main:
-            content = {"step": step, "signal": signal.Signals(number).name, "torchrun": self._torchrun}
             path = self._folder / PREEMPTED_FILE
             try:
                 path.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -59,7 +61,7 @@ class StopSignals:
                 message = f"{path} can't be written ({error.strerror}): launchers won't know"
                 with suppress(OSError):  # the terminal may have gone
                     print(message, file=sys.stderr)
-        raise Preempted
+        raise Preempted(f"stopped by {content['signal']} {saved}")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         # A second one changes nothing: torchrun passes on what its ranks have had from the terminal already.
@@ -67,7 +69,7 @@ class StopSignals:
             self.received = self.received or number
         elif number == signal.SIGTERM:
             # torchrun sends it when another rank fails too: that is to be started again, not to be left.
-            raise Preempted
+            raise Preempted(f"stopped by SIGTERM {NOTHING_DONE}")
         else:
             self.leave(None, number)
 

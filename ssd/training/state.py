@@ -47,9 +47,9 @@ class SavedRun:
     world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.
     excluded_images: ids left out for their bad files. bad_images: ids replaced by others while training.
     nonfinite_steps: how many were not taken. numbers: COCO's 12 of an evaluation after this step, if there
-    was one. best: AP and step of the evaluation that best.pt is of. roll_back: whether the next check that is
-    due rolls back, for a step that was not finite. state: what TrainState.collect returned; its keys are the
-    file's.
+    was one. best: AP and step of the evaluation that best.pt is of. scores: AP of each evaluation so far.
+    roll_back: whether the next check that is due rolls back, for a step that was not finite. state: what
+    TrainState.collect returned; its keys are the file's.
     """
 
     step: int
@@ -65,6 +65,7 @@ class SavedRun:
     versions: dict[str, str]
     numbers: dict[str, float] | None
     best: dict[str, Any] | None
+    scores: list[float]
     roll_back: bool
     state: dict[str, Any]
 
@@ -76,7 +77,7 @@ class SavedRun:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a checkpoint. Raises CheckpointError where it can't be read or lacks a key."""
-        plain = {"roll_back": False} | load_run(path)  # older ones lack it
+        plain = {"roll_back": False, "scores": []} | load_run(path)  # older ones lack them
         keys = {field.name for field in fields(cls)} - {"state"}
         missing = sorted({*keys, *STATE} - plain.keys())
         if missing:

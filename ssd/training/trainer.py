@@ -10,7 +10,7 @@ import torch
 
 from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
-from ssd.checkpoint import CheckpointError, package_versions
+from ssd.checkpoint import CheckpointError, package_versions, step_file
 from ssd.cli import as_plain, as_yaml
 from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
@@ -85,6 +85,7 @@ class Trainer:
         self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
         self.step = 0
         self._known_bad: set[int] = set()  # ids of images replaced while training
+        self._scores: list[float] = []  # AP of each evaluation
         self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
         self._log: RunLog | None = None  # rank 0's, while training
@@ -94,6 +95,13 @@ class Trainer:
         """Optimizer steps at which the run ends."""
         steps = self.config.schedule.epochs * self.task.loader.steps_per_epoch
         return min(steps, self.config.schedule.max_steps or steps)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Tell whether the last training.patience evaluations have brought no better AP."""
+        patience, scores = self.config.training.patience, self._scores
+        best = scores.index(max(scores)) if scores else 0
+        return patience is not None and len(scores) - 1 - best >= patience
 
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
@@ -108,6 +116,7 @@ class Trainer:
         self.saver.best = saved.best
         self.nonfinite.count = saved.nonfinite_steps
         self._known_bad = set(saved.bad_images)
+        self._scores = saved.scores
         self._roll_back_due = saved.roll_back and self._may_roll_back
         self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
 
@@ -117,10 +126,12 @@ class Trainer:
         Raises UserError on every rank, Preempted for a signal; a step done by then is saved, unless a
         checkpoint can't be written (CheckpointError) or its loss or gradients were not finite.
         """
-        if self.step >= self.last_step and not self._evaluation_missing:
+        ended = self.step >= self.last_step
+        if (ended or self.out_of_patience) and not self._evaluation_missing:
+            keys = ("a larger training.patience lets", "larger schedule.epochs or schedule.max_steps let")
             self.console.say(
                 f"the run {self.config.name!r} is finished: {self.step} of {self.last_step} steps are done. "
-                "A new name=… starts another; larger schedule.epochs or schedule.max_steps let this one go on"
+                f"A new name=… starts another; {keys[ended]} this one go on"
             )
             return
         if self.ranks.is_main:
@@ -136,10 +147,13 @@ class Trainer:
                 self._evaluate()
             batches = self.task.loader.batches(self.step)
             self.stopwatch.restart()
-            while self.step < self.last_step:
+            while self.step < self.last_step and not self.out_of_patience:
                 self.take_step(batches)
                 self._do_what_is_due()
             self.saver.check(final=True)
+            if self.step < self.last_step:
+                patience, best = self.config.training.patience, max(self._scores)
+                self.console.say(f"ended by training.patience={patience}: none of so many beat AP {best:.3f}")
         finally:
             self.saver.close()
             if self._log:
@@ -180,9 +194,13 @@ class Trainer:
     def _leave(self) -> NoReturn:
         """Save this step and raise Preempted; every rank calls this once any of them got a signal."""
         number = self.ranks.highest(self.session.signals.received)
-        if self.step:
-            self._save_unless_saved()
-        self.session.signals.leave(self.step, number)
+        if not self.step:
+            self.session.signals.leave(0, number)
+        self._save_unless_saved()
+        path = step_file(self.session.folder / "checkpoints", self.step)
+        then = "begins anew (resume.never)" if self.config.resume.never else "goes on"
+        saved = f"after step {self.step} of {self.last_step}, saved in {path}; the same command {then}"
+        self.session.signals.leave(self.step, number, saved)
 
     def _save_unless_saved(self) -> None:
         """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""
@@ -283,6 +301,7 @@ class Trainer:
             for name, picture in pictures.items():
                 self._log.picture("validation", name, picture, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
+        self._scores.append(result.numbers["AP"])
         self.save(result.numbers)
 
     def save(self, numbers: dict[str, float] | None = None) -> None:
@@ -307,6 +326,7 @@ class Trainer:
                 versions=package_versions(),
                 numbers=numbers,
                 best=best,
+                scores=[*self._scores],
                 roll_back=self._roll_back_due,
                 state=self.state.collect(),
             )

@@ -148,6 +148,7 @@ def saved_of(task: Task, config: TrainConfig) -> SavedRun:
         versions={},
         numbers=None,
         best=None,
+        scores=[],
         roll_back=False,
         state={},
     )

@@ -1,6 +1,7 @@
 """What a user gets wrong is told in one line, with the fix; a bug of ours keeps its traceback."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from ssd.cli import check_file, check_folder, run, writing
-from ssd.config import TrainConfig
+import train
+from ssd.cli import _keys, check_file, check_folder, run, writing
+from ssd.config import CheckDatasetConfig, EvaluateConfig, PredictConfig, TrainConfig
 from ssd.errors import UserError
 from tests.conftest import ROOT
 
@@ -122,9 +124,38 @@ def test_hydras_traceback_is_there_for_who_asks(
     assert os.environ["HYDRA_FULL_ERROR"] == wanted
 
 
-def test_help_lists_the_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert refusal(tmp_path, "--help") == "0"
-    assert "experiment: coco_1x128" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("name", "schema", "comment"),
+    [
+        ("train", TrainConfig, "weight_decay: 5.0e-4          # on weights of more than one dimension"),
+        ("evaluate", EvaluateConfig, "# the report"),
+        ("predict", PredictConfig, "max_detections: 200  # a picture, the best ones"),
+        ("check_dataset", CheckDatasetConfig, "splits: [train, val] # or one of them"),
+    ],
+)
+def test_help_shows_the_scripts_keys_with_their_comments_and_its_groups(
+    name: str, schema: type, comment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        run(lambda _: None, schema, ROOT / "conf", name)
+    shown = capsys.readouterr().out
+    assert comment in shown
+    assert {key.rpartition(".")[2] for key in _keys(schema)} <= {*re.findall(r"\w+(?=:)", shown)}
+    for group in (path.name for path in (ROOT / "conf").iterdir() if path.is_dir()):
+        assert bool(re.search(rf"^{group}: \w", shown, re.M)) == (name == "train")
+
+
+def test_a_refused_start_leaves_no_folder_that_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is to be given comes before what the device lacks."""
+    monkeypatch.chdir(tmp_path)
+    for folder, left in (".", []), ("runs/debug/x", []), ("runs/a/x", ["runs", "runs/a", "runs/a/file"]):
+        if left:
+            Path("runs/a").mkdir(parents=True)
+            Path("runs/a/file").touch()
+        with pytest.raises(SystemExit, match=r"^error: data\.path=null: give data\.path=DIR"):
+            call(train.main, Path(folder))
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
 
 
 # Outputs, checked before the work

@@ -23,6 +23,7 @@ SAVED: dict[str, Any] = {
     "versions": {"torch": "2"},
     "numbers": {"AP": 0.25},
     "best": None,
+    "scores": [0.25],
     "roll_back": False,
     "state": {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {}}, "scaler": {}, "ranks": []},
 }

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from ssd.cli import as_yaml
+from ssd.config import Precision, ResumeConfig, RuntimeConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.training.session import Session, own_folder, require_seen_by_all
+from ssd.training.session import Session, open_session, own_folder, require_seen_by_all
 
 pytestmark = pytest.mark.unit
 
@@ -22,6 +24,7 @@ def test_two_runs_do_not_share_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_pat
         pass
     with own_folder(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []  # of a start that did nothing
 
 
 def test_a_folder_that_was_moved_or_removed_is_lost_though_another_has_its_name(session: Session):
@@ -34,6 +37,29 @@ def test_a_folder_that_was_moved_or_removed_is_lost_though_another_has_its_name(
     moved.rename(session.folder)
     assert not session.lost_folder()
     assert not replace(session, lock=None, folder=moved).lost_folder()  # ranks but 0 leave it to that one
+
+
+@pytest.mark.parametrize("never", [True, False])
+@pytest.mark.parametrize("was_never", [True, False, None])
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_a_run_begins_anew_over_what_such_a_run_has_left_and_over_nothing_else(
+    never: bool, was_never: bool | None, restarts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not where torchrun has restarted it."""
+    config = TrainConfig("run", runtime=RuntimeConfig(precision=Precision.fp32))
+    if was_never is not None:
+        earlier = replace(config, resume=ResumeConfig(never=was_never))
+        (tmp_path / "config.yaml").write_text(as_yaml(earlier))
+    left = ("checkpoints/best.pt", "pictures/step_0/a.jpg", "metrics.jsonl", "events.out.tfevents.1", "mine")
+    for path in left:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    before = {*tmp_path.rglob("*"), tmp_path / ".lock"}
+    with open_session(replace(config, resume=ResumeConfig(never=never)), tmp_path):
+        pass
+    anew = never and was_never and restarts == "0"
+    assert {*tmp_path.rglob("*")} == ({tmp_path / ".lock", tmp_path / "mine"} if anew else before)
 
 
 class TwoMachines(Ranks):

@@ -13,7 +13,14 @@ from torch.distributed.run import get_args_parser
 
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.training.signals import PREEMPTED_FILE, SIGNALS, Preempted, StopSignals, leave_if_preempted
+from ssd.training.signals import (
+    NOTHING_DONE,
+    PREEMPTED_FILE,
+    SIGNALS,
+    Preempted,
+    StopSignals,
+    leave_if_preempted,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -55,9 +62,10 @@ def test_a_signal_while_training_is_noted_and_nothing_else(number: signal.Signal
 def test_a_signal_before_training_ends_the_process_at_once(
     number: signal.Signals, is_main: bool, tmp_path: Path
 ):
-    with StopSignals(tmp_path, is_main), pytest.raises(SystemExit) as caught:
+    with StopSignals(tmp_path, is_main), pytest.raises(Preempted) as caught:
         os.kill(os.getpid(), number)
     assert caught.value.code == 75
+    assert caught.value.told == (f"stopped by {number.name} {NOTHING_DONE}",)
     # torchrun ends all ranks with SIGTERM when one of them fails: no preemption.
     left = is_main and number != signal.SIGTERM
     assert (tmp_path / PREEMPTED_FILE).exists() == left

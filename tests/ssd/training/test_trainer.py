@@ -5,7 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
 from ssd.training.session import Session, open_session
-from ssd.training.signals import PREEMPTED_FILE, Preempted
+from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
 from ssd.training.state import load_newest
 from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
@@ -144,6 +144,42 @@ def test_stopped_after_any_step_logged_saved_and_evaluated_at_other_times_the_we
     assert same(checkpoints(session)[-1], uninterrupted[0])
     told = " ".join(capsys.readouterr().out.split())
     assert "is finished: 8 of 8 steps are done. A new name=… starts another" in told
+
+
+def test_out_of_patience_it_ends_and_resumed_at_the_same_step(
+    demo: Path, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    aps = {4: 0.2, 8: 0.3, 12: 0.3, 16: 0.1}  # as good is not better
+    score, crashes = Evaluator.score, {12}
+
+    def scored(*given: Any) -> Any:
+        if trainer.session is session and trainer.step in crashes:
+            crashes.remove(trainer.step)
+            crash()
+        result = score(*given)
+        return replace(result, numbers=result.numbers | {"AP": aps[trainer.step]})
+
+    monkeypatch.setattr(Evaluator, "score", scored)
+    patient = config(demo, TWO_EPOCHS, "schedule.epochs=5 training.patience=2")
+    whole = replace(session, folder=tmp_path / "whole", lock=None)
+    whole.folder.mkdir()
+    trainer = open_trainer(patient, whole)
+    trainer.fit()
+    for step in (9, 15, 15):  # the second one in the evaluation after step 12
+        trainer = open_trainer(patient, session)
+        before_step(trainer, step, crash)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit()
+    for _ in range(2):
+        trainer = open_trainer(patient, session)
+        trainer.fit()
+    assert not crashes
+    assert steps_saved(session)[-1] == steps_saved(whole)[-1] == 16
+    assert same(checkpoints(session)[-1], checkpoints(whole)[-1])
+    assert records(session) == records(whole)
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("ended by training.patience=2: none of so many beat AP 0.300") == 2
+    assert "16 of 20 steps are done. A new name=… starts another; a larger training.patience lets" in told
 
 
 class FullDisk:
@@ -367,13 +403,25 @@ def preempted(session: Session) -> dict[str, Any]:
     return content
 
 
-def test_a_signal_saves_the_step_and_says_which(demo: Path, session: Session):
-    trainer = open_trainer(config(demo, "checkpoint.every_epochs=null checkpoint.every_steps=null"), session)
-    before_step(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Preempted):
+@pytest.mark.parametrize(
+    ("number", "step", "told"),
+    [
+        (signal.SIGINT, 2, "after step 2 of 3, saved in run/checkpoints/step_00000002.pt; the same command"),
+        (signal.SIGTERM, 0, NOTHING_DONE),
+    ],
+)
+def test_a_signal_saves_the_step_and_says_which(
+    number: signal.Signals, step: int, told: str, demo: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    never = config(demo, "checkpoint.every_epochs=null checkpoint.every_steps=null")
+    monkeypatch.chdir(tmp_path)
+    with suppress(Preempted), open_session(never, Path("run")) as session:
+        trainer = open_trainer(never, session)
+        before_step(trainer, step, lambda: signal.raise_signal(number))
         trainer.fit()
-    assert steps_saved(session) == [preempted(session)["step"]] == [2]
-    assert preempted(session)["signal"] == "SIGTERM"
+    assert steps_saved(session) == [2][:step]
+    assert (preempted(session)["step"], preempted(session)["signal"]) == (step, number.name)
+    assert capsys.readouterr().out.count(f"stopped by {number.name} {told}") == 1
 
 
 def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
