@@ -30,9 +30,8 @@ class _Output:
 
     @property
     def _stream(self) -> Any:
-        if self._file is not None:
-            return self._file
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # what a progress bar stands before
+        # What a progress bar stands before.
+        return self._file or getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -51,7 +50,7 @@ class _Output:
             yield
         except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
             with suppress(OSError):
-                name = "standard output" if self._file is None else self._file.name
+                name = getattr(self._file, "name", "standard output")
                 print(f"{name} is lost ({error.strerror}); going on without it", file=sys.stderr)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
@@ -95,10 +94,7 @@ class RunConsole:
         self._copy = PlainConsole(quiet=not is_main, file=self._said)
 
     def copy_to(self, path: Path, *header: str) -> None:
-        """Append a header, and all that is said from the beginning to the end, to a file too.
-
-        Raises OSError where it can't be opened.
-        """
+        """Append a header and all that is said, from the beginning on, to a file too. Raises OSError."""
         self._copy = PlainConsole(file=path.open("a", encoding="utf-8"))
         self._copy.print(*header, self._said.getvalue(), sep="\n", end="")
 
