@@ -173,7 +173,7 @@ def check_precision(precision: str, device: torch.device, key: str = "precision"
 
 def _look_at(pictures: list[Any], first: int, pool: ThreadPoolExecutor) -> list[_Look]:
     """Read pictures, of which errors call the first one pictures[first], in threads."""
-    # Each object once: Pillow reads a picture when it is needed, and not in two threads.
+    # Each object once: Pillow reads a file when its pixels are needed, and two threads at once break that.
     distinct = {id(each): (each, f"pictures[{index}]") for index, each in enumerate(pictures, first)}
     looks = dict(zip(distinct, pool.map(_look, distinct.values()), strict=True))
     return [looks[id(each)] for each in pictures]
