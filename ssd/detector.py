@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -50,12 +50,7 @@ class Prediction:
         return picture
 
 
-class _Look(NamedTuple):
-    """A picture as it was given, its size upright, and what the network sees of it, 300×300."""
-
-    picture: Picture
-    size_px: tuple[int, int]
-    squashed: Image.Image
+_Look = tuple[tuple[int, int], Image.Image]  # a picture's size, upright, and what the network sees: 300×300
 
 
 class Detector(SSD300):
@@ -123,10 +118,12 @@ class Detector(SSD300):
         try:
             with ThreadPoolExecutor() as pool:
                 for start in range(0, len(given), batch_size):
-                    looks = _look_at(given[start : start + batch_size], start, pool)
-                    detected = self._detect([each.squashed for each in looks], boxes_cxcywh, threshold)
-                    for look, detections in zip(looks, detected, strict=True):
-                        found.append(self._prediction(look, detections, kept, max_detections))
+                    batch = given[start : start + batch_size]
+                    sizes_px, squashed = zip(*_look_at(batch, start, pool), strict=True)
+                    detected = self._detect(squashed, boxes_cxcywh, threshold)
+                    for picture, size_px, detections in zip(batch, sizes_px, detected, strict=True):
+                        best = torch.isin(detections.labels, kept).nonzero()[:max_detections, 0]
+                        found.append(self._prediction(picture, size_px, detections, best))
         finally:
             self.train(training)
         return found
@@ -153,12 +150,13 @@ class Detector(SSD300):
         everything = logits.shape[1] * logits.shape[2]
         return detect(offsets, logits, boxes_cxcywh, threshold, max_detections=everything)
 
-    def _prediction(self, look: _Look, found: Detections, kept: Tensor, max_detections: int) -> Prediction:
-        best = torch.isin(found.labels, kept).nonzero()[:max_detections, 0]
-        boxes_ltrb_px = found.boxes[best].cpu().double() * torch.tensor(look.size_px).repeat(2)
+    def _prediction(
+        self, picture: Picture, size_px: tuple[int, int], found: Detections, best: Tensor
+    ) -> Prediction:
+        boxes_ltrb_px = found.boxes[best].cpu().double() * torch.tensor(size_px).repeat(2)
         scores, labels = found.scores[best].cpu().numpy(), found.labels[best].cpu().numpy()
         names = [self.categories.name_of(label) for label in labels.tolist()]
-        return Prediction(boxes_ltrb_px.numpy(), scores, labels, names, look.picture)
+        return Prediction(boxes_ltrb_px.numpy(), scores, labels, names, picture)
 
 
 def check_precision(precision: str, device: torch.device, key: str = "precision") -> None:
@@ -173,7 +171,7 @@ def check_precision(precision: str, device: torch.device, key: str = "precision"
 
 def _look_at(pictures: list[Any], first: int, pool: ThreadPoolExecutor) -> list[_Look]:
     """Read pictures, of which errors call the first one pictures[first], in threads."""
-    # Each object once: Pillow reads a picture when it is needed, and not in two threads.
+    # Each object once: Pillow reads a file when its pixels are needed, and two threads at once break that.
     distinct = {id(each): (each, f"pictures[{index}]") for index, each in enumerate(pictures, first)}
     looks = dict(zip(distinct, pool.map(_look, distinct.values()), strict=True))
     return [looks[id(each)] for each in pictures]
@@ -185,4 +183,4 @@ def _look(named: tuple[Any, str]) -> _Look:
         kind = type(picture).__name__
         raise UserError(f"{name} is of type {kind}; give a path, a PIL picture or a uint8 array H×W×3, RGB")
     read = read_picture(picture, None if isinstance(picture, str | os.PathLike) else name)
-    return _Look(picture, read.size, squash(read))
+    return read.size, squash(read)

@@ -54,10 +54,8 @@ def read_picture(source: Picture | BytesIO, name: str | None = None) -> Image.Im
                     f"{name}: its 32 bits a channel (mode {opened.mode}) have no range; save it with 8"
                 )
             opened.load()
-            # A copy of what is large already would cost a batch's memory once more.
-            return (
-                opened if opened is source and _is_ready(opened) else _as_rgb(ImageOps.exif_transpose(opened))
-            )
+            ready = opened is source and _is_ready(opened)  # a copy would take as much memory again
+            return opened if ready else _as_rgb(ImageOps.exif_transpose(opened))
     except PictureError:
         raise
     except FileNotFoundError as error:

@@ -98,7 +98,7 @@ def test_a_list_gives_what_its_pictures_give_one_by_one(detector: Detector):
 
 
 def test_one_object_many_times_is_read_once(detector: Detector, tmp_path: Path):
-    Image.fromarray(noise(90, 60)).save(tmp_path / "a.jpg")
+    Image.fromarray(noise(2000, 1500)).save(tmp_path / "a.jpg")
     picture = Image.open(tmp_path / "a.jpg")  # which Pillow reads when it is needed
     found = detector.predict([picture] * 8, batch_size=8)
     for each in found:
