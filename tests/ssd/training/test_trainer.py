@@ -406,7 +406,7 @@ def preempted(session: Session) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("number", "step", "told"),
     [
-        (signal.SIGINT, 2, "after step 2 of 3, saved in run/checkpoints/step_00000002.pt; the same command"),
+        (signal.SIGUSR1, 2, "after step 2 of 3, saved in run/checkpoints/step_00000002.pt; the same command"),
         (signal.SIGTERM, 0, NOTHING_DONE),
     ],
 )
