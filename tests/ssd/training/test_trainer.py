@@ -149,8 +149,8 @@ def test_stopped_after_any_step_logged_saved_and_evaluated_at_other_times_the_we
 def test_out_of_patience_it_ends_and_resumed_at_the_same_step(
     demo: Path, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    aps = {4: 0.2, 8: 0.3, 12: 0.3, 16: 0.1}  # as good is not better
-    score, crashes = Evaluator.score, {12}
+    aps = {1: 0.2, 2: 0.3, 3: 0.3, 4: 0.1}  # an epoch is a step; as good is not better
+    score, crashes = Evaluator.score, {3}
 
     def scored(*given: Any) -> Any:
         if trainer.session is session and trainer.step in crashes:
@@ -160,12 +160,13 @@ def test_out_of_patience_it_ends_and_resumed_at_the_same_step(
         return replace(result, numbers=result.numbers | {"AP": aps[trainer.step]})
 
     monkeypatch.setattr(Evaluator, "score", scored)
-    patient = config(demo, TWO_EPOCHS, "schedule.epochs=5 training.patience=2")
+    short = "data.limit=3 schedule.epochs=5 logging.every_steps=2 checkpoint.every_steps=1"
+    patient = config(demo, TWO_EPOCHS, short, "training.patience=2")
     whole = replace(session, folder=tmp_path / "whole", lock=None)
     whole.folder.mkdir()
     trainer = open_trainer(patient, whole)
     trainer.fit()
-    for step in (9, 15, 15):  # the second one in the evaluation after step 12
+    for step in (2, 4):  # the second time in the evaluation after step 3
         trainer = open_trainer(patient, session)
         before_step(trainer, step, crash)
         with pytest.raises(ZeroDivisionError):
@@ -174,12 +175,12 @@ def test_out_of_patience_it_ends_and_resumed_at_the_same_step(
         trainer = open_trainer(patient, session)
         trainer.fit()
     assert not crashes
-    assert steps_saved(session)[-1] == steps_saved(whole)[-1] == 16
+    assert steps_saved(session)[-1] == steps_saved(whole)[-1] == 4
     assert same(checkpoints(session)[-1], checkpoints(whole)[-1])
     assert records(session) == records(whole)
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("ended by training.patience=2: none of so many beat AP 0.300") == 2
-    assert "16 of 20 steps are done. A new name=… starts another; a larger training.patience lets" in told
+    assert "4 of 5 steps are done. A new name=… starts another; a larger training.patience lets" in told
 
 
 class FullDisk:
