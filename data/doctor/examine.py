@@ -1,8 +1,10 @@
 """Every look at a data set: annotation files, ground truth as detections, pictures, split against split."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -61,6 +63,7 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
         for split in splits
         for finding in chain(split.findings, _examine_pictures(split, listed, workers, console))
     ]
+    findings += [*_find_doubles(splits)]
     categories = {each.report.split: each.annotations.categories for each in splits if each.annotations}
     if len(categories) == len(Split):
         between = compare_categories(categories[Split.train], categories[Split.val])
@@ -123,6 +126,11 @@ def _judge_boxes(annotations: Annotations, min_box_px: float) -> tuple[NDArray[n
         Finding(kinds[first_fault[box]], annotations.where(box), _describe_box(annotations, box))
         for box in np.flatnonzero(first_fault < len(kinds)).tolist()
     ]
+    rows = np.column_stack([annotations.images, annotations.labels, annotations.boxes_ltwh_px])
+    _, first, same = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    for box in np.flatnonzero(first[same] != np.arange(len(rows))).tolist():
+        detail = f"{annotations.where(int(first[same][box]))} is the same: {_describe_box(annotations, box)}"
+        findings.append(Finding(Kind.box_twice, annotations.where(box), detail))
     return first_fault >= kinds.index(Kind.box_clipped), findings
 
 
@@ -210,6 +218,24 @@ def _examine_pictures(
     ]
     for path in sorted(set(found) - listed):
         yield Finding(Kind.file_not_listed, _printable(path), "no entry of `images` names it")
+
+
+def _find_doubles(splits: list[_Split]) -> Iterator[tuple[str, Finding]]:
+    """Yield each picture whose file holds the very bytes of one before it, in its split or the other."""
+    alike: dict[int, list[tuple[str, str]]] = {}  # by size, so that few files are read
+    for split in splits:
+        for path in filter(os.path.isfile, dict.fromkeys(split.paths)):
+            alike.setdefault(os.path.getsize(path), []).append((split.report.split.value, path))
+    for pictures in alike.values():
+        first: dict[bytes, tuple[str, str]] = {}
+        for split_name, path in pictures if len(pictures) > 1 else ():
+            with suppress(OSError):  # told by those who decode it
+                content = hashlib.blake2b(Path(path).read_bytes()).digest()
+                other_split, other = first.setdefault(content, (split_name, path))
+                if other_split != split_name:
+                    yield "both", Finding(Kind.picture_in_both, path, f"it is {other} of {other_split}")
+                elif other != path:
+                    yield split_name, Finding(Kind.picture_twice, path, f"it is {other}, byte by byte")
 
 
 def _links_out_of(folder: Path, paths: list[str]) -> Iterator[Finding]:

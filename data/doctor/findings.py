@@ -55,6 +55,8 @@ class Kind(Enum):
     path_leaves_folder = "path leaves the folder"
     link_leaves_folder = "link leaves the folder", _WARNING, "the set can't be moved or copied"
     file_name_duplicate = "file listed twice", _WARNING, "each entry trains with half the boxes"
+    picture_twice = "picture there twice", _WARNING, "keep one, with all its boxes"
+    picture_in_both = "picture in both splits", _WARNING, "keep it in one: AP will not tell what was learned"
     folder_missing = "image folder missing", _ERROR, "name another with data.…_images="
     missing = "file missing", _ERROR, "add it or remove its entries"
     unreadable = "file unreadable", _ERROR, "check its permissions"
@@ -79,6 +81,7 @@ class Kind(Enum):
     box_small = "box under data.min_box_px", _WARNING, "training leaves the box out"
     box_outside = "box outside the image", _WARNING, _DROPPED
     box_clipped = "box leaves the image", _WARNING, "training clips it"
+    box_twice = "box there twice", _WARNING, "remove one; scored, one of them is never found"
     # ground truth as detections
     truth_lost = "ground truth that can't be found", _WARNING, "correct the box"
     truth_unscored = "ground truth not scored", _WARNING, "correct the errors first"

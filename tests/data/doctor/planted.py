@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,20 +68,21 @@ class Split:
         number = len(self.document["images"])
         source = self.folder / entry["file_name"]
         entry |= {"id": 1_000_000 + number, "file_name": f"copy_{number}{source.suffix}"}
-        (self.folder / entry["file_name"]).write_bytes(source.read_bytes())
+        # Behind its end a JPEG may hold anything: no two files are the same.
+        (self.folder / entry["file_name"]).write_bytes(source.read_bytes() + number.to_bytes(2, "big"))
         return entry
 
     def annotate(self, *kinds: Kind, without: str = "", **values: Any) -> Entry:
         """Append an annotation of the last image that has these values and is sound but for them."""
         image = self.document["images"][-1]
+        place = len(self.document["annotations"])
         entry = {
-            "id": 5_000_000 + len(self.document["annotations"]),
+            "id": 5_000_000 + place,
             "image_id": image["id"],
             "category_id": self.document["categories"][0]["id"],
-            "bbox": [1, 1, image["width"] / 2, image["height"] / 2],
+            "bbox": [1 + place / 1000, 1, image["width"] / 2, image["height"] / 2],
         } | values
         entry.pop(without, None)
-        place = len(self.document["annotations"])
         self.document["annotations"].append(entry)
         for kind in kinds:
             self.expect(kind, entry_name("annotations", place, entry["id"]))
@@ -119,6 +121,13 @@ def plant_all(root: Path) -> Expected:
     plant_images(train)
     plant_annotations(train)
     plant_ids(train)
+    leaked = train.copy_image()
+    (train.folder / leaked["file_name"]).unlink()
+    shutil.copy(
+        train.folder / train.document["images"][train.used_images - 1]["file_name"], val.folder / "leaked.jpg"
+    )
+    val.document["images"].append(leaked | {"file_name": "leaked.jpg"})
+    leaks = {("both", Kind.picture_in_both, os.path.abspath(val.folder / "leaked.jpg"))}
     val.file(Kind.undecodable, lambda path: cut(path, -1))
     val.annotate(Kind.box_clipped, Kind.truth_lost, bbox=[-20, 5, 40, 30])
     between = plant_categories(train, val)
@@ -126,7 +135,7 @@ def plant_all(root: Path) -> Expected:
         split.write()
     train.expect(Kind.no_standard_json, str(train.annotation_file))  # NaN
     train.expect(Kind.truth_unscored, str(train.annotation_file))
-    return train.expected | val.expected | between
+    return train.expected | val.expected | between | leaks
 
 
 def plant_files(split: Split) -> None:
@@ -159,6 +168,13 @@ def plant_images(split: Split) -> None:
     split.edit_image(Kind.path_leaves_folder, file_name="/etc/passwd.jpg")
     same_file = {key: split.document["images"][-3][key] for key in ("file_name", "width", "height")}
     split.edit_image(Kind.file_name_duplicate, **same_file)
+    entry = split.copy_image()
+    copy = split.folder / entry["file_name"]
+    copy.write_bytes(
+        (split.folder / split.document["images"][split.used_images - 1]["file_name"]).read_bytes()
+    )
+    split.document["images"].append(entry)
+    split.expect(Kind.picture_twice, os.path.abspath(copy))
     split.edit_image(Kind.image_size, width=0)
     split.edit_image(Kind.field_type, height="240")
     split.edit_image(Kind.field_type, file_name=None)
@@ -207,6 +223,7 @@ def plant_annotations(split: Split) -> None:
     split.annotate(Kind.id_text, id="5000")
     split.annotate(Kind.id_fraction, id=1.5)
     split.annotate(Kind.annotation_id_duplicate, id=split.annotate()["id"])
+    split.annotate(Kind.box_twice, bbox=split.annotate()["bbox"])
     split.document["annotations"].append(7)
     split.expect(Kind.no_object, f"annotations[{len(split.document['annotations']) - 1}]")
 
