@@ -35,7 +35,7 @@ quick: lint types ## Lint, types and the fast tests: a minute and a half on two 
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "unit and not slow"
 
 test: lint types ## Lint, types and tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: .venv/made ## 100 random SIGKILLs and 40 signals to stop over real runs; about an hour on two cores
 	$(BIN)/python scripts/chaos.py

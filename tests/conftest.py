@@ -21,6 +21,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: of two processes that share the tests none is left alone with them."""
+    marks = ("distributed", "slow")
+    items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Folder of real photographs in COCO layout: SSD_TEST_DATA, or shared/data beside the clone."""
