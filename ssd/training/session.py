@@ -116,11 +116,18 @@ def begin_anew(folder: Path) -> None:
     config.yaml, which says that it was such a run, goes last: if this is cut short, the next start ends it.
     Raises UserError where a file can't be removed.
     """
-    config = folder / WRITTEN[-1]
+    config = folder / "config.yaml"
     with writing(folder, "hydra.run.dir"):
-        if config.exists() and "\n  never: true\n" in config.read_text(encoding="utf-8", errors="replace"):
-            for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not config.exists() or "\n  never: true\n" not in config.read_text(
+            encoding="utf-8", errors="replace"
+        ):
+            return
+        for pattern in WRITTEN:  # config.yaml is its last
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
