@@ -145,16 +145,17 @@ def keep_newest(folder: Path, keep: int, written: Path, needed: Callable[[int], 
 def newest_checkpoint(
     folder: Path, wanted: Callable[[int], bool] = lambda _: True
 ) -> tuple[Path | None, list[str]]:
-    """Find a run's newest good checkpoint of the wanted steps; best.pt counts as the oldest.
+    """Find a run's newest good checkpoint of the wanted steps; never best.pt, which can't be resumed from.
 
     Returns its path, or None, and a line about each damaged one, best.pt always among those that are looked
-    at. Those are renamed, never to be taken nor deleted, unless none is good: then all stay as they are, for
-    a person to look at. Raises UnreadableError, and leaves all as they are, where the system fails.
+    at, and one about a best.pt alone. Those are renamed, never to be taken nor deleted, unless none is good:
+    then all stay as they are, for a person to look at. Raises UnreadableError, and leaves all as they are,
+    where the system fails.
     """
     newest: Path | None = None
     damaged: dict[Path, str] = {}
     try:
-        candidates = saved_steps(folder, wanted)[::-1]
+        candidates, alone = saved_steps(folder, wanted)[::-1], not saved_steps(folder)
     except OSError as error:
         raise UnreadableError(f"{folder} can't be read ({error.strerror})") from error
     for path in candidates:
@@ -164,9 +165,8 @@ def newest_checkpoint(
         damaged[path] = defect
     best = folder / "best.pt"
     if os.path.lexists(best):
-        if (defect := _defect(best)) is None:
-            newest = newest or best
-        else:
+        no_use = f"{best} is alone, and a run can't be resumed from it" if alone else None
+        if defect := _defect(best) or no_use:
             damaged[best] = defect
     if newest is None:
         return None, list(damaged.values())

@@ -27,6 +27,8 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
         "step_00000006.pt",
         "step_00000012.pt",
     ]
+    best, step = (folder / "checkpoints" / name for name in ("best.pt", "step_00000012.pt"))
+    assert 0.49 < best.stat().st_size / step.stat().st_size < 0.51  # no momenta
     assert list(folder.glob("events.out.tfevents.*"))
     command, commit, *told = (folder / "run.log").read_text().splitlines()
     assert "train.py name=" in command

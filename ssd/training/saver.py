@@ -9,7 +9,7 @@ import torch
 from ssd.checkpoint import CheckpointError, keep_newest, step_file, write
 from ssd.config import CheckpointConfig, OnError
 from ssd.training.session import Session
-from ssd.training.state import SavedRun
+from ssd.training.state import DETECTOR, SavedRun
 
 LOST = "the steps since the checkpoint before are lost"
 
@@ -85,7 +85,7 @@ class CheckpointSaver:
         # best.pt first: should the process die between the two, the step's older file still lacks the
         # numbers, and the evaluation is done again.
         if is_best:
-            write(self._folder / "best.pt", state)
+            write(self._folder / "best.pt", {key: state[key] for key in DETECTOR})
             self.best = state["best"]
         write(step_file(self._folder, step), state)
         keep_newest(self._folder, self._config.keep, step_file(self._folder, step), self._needed)

@@ -26,6 +26,8 @@ from ssd.training.session import Session
 
 CHOOSING_TIMEOUT = timedelta(minutes=10)
 STATE = ("model", "optimizer", "scaler", "ranks")  # a checkpoint's keys that are TrainState's
+# Those that best.pt has: what evaluating, predicting and fine-tuning take, nothing that only resuming does.
+DETECTOR = ("format", "step", "epoch", "config", "categories", "versions", "numbers", "model")
 
 # What shapes the trajectory. All other keys may change when a run resumes.
 MUST_STAY = (
@@ -82,8 +84,9 @@ class SavedRun:
         missing = sorted({*keys, *STATE} - plain.keys())
         if missing:
             raise CheckpointError(
-                f"checkpoint {path} lacks {', '.join(missing)}: another version of this trainer wrote it. "
-                "Go on with that one, or begin a run from its weights: name=… model.checkpoint=…"
+                f"checkpoint {path} lacks {', '.join(missing)}: it was a best.pt, or another version of this "
+                "trainer wrote it. Go on with that one, or begin another run from its weights: name=… "
+                "model.checkpoint=…"
             )
         run = {key: plain[key] for key in keys}
         try:
@@ -109,8 +112,8 @@ def load_newest(session: Session, wanted: Callable[[int], bool] = lambda _: True
         return session.ranks.on_all(lambda: SavedRun.load(Path(path)))
     if damaged:
         raise CheckpointError(
-            f"no checkpoint of the run is good: {'; '.join(damaged)}. "
-            "Put a good one there, or give name=… to start another run"
+            f"no checkpoint of the run is good: {'; '.join(damaged)}. Put a good step_*.pt there, or give "
+            "name=… to start another run, with model.checkpoint=… from the weights of a best.pt"
         )
     return None
 

@@ -22,6 +22,7 @@ from ssd.training.log import LossMeter
 from ssd.training.optimizer import build_optimizer
 from ssd.training.session import Session
 from ssd.training.state import (
+    DETECTOR,
     SavedRun,
     TrainState,
     build_network,
@@ -241,7 +242,9 @@ def test_a_saved_run_comes_out_of_its_file_as_it_went_in_and_what_lacks_is_named
     del plain["bad_images"], plain["scaler"]
     del plain["roll_back"], plain["scores"]  # older ones lack these
     write(tmp_path / "x.pt", plain)
-    with pytest.raises(CheckpointError, match=r"x\.pt lacks bad_images, scaler: another version"):
+    with pytest.raises(
+        CheckpointError, match=r"x\.pt lacks bad_images, scaler: it was a best\.pt, or another"
+    ):
         SavedRun.load(tmp_path / "x.pt")
 
 
@@ -250,6 +253,12 @@ def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_star
 ):
     assert load_newest(session) is None
     folder = session.folder / "checkpoints"
+    write(folder / "best.pt", {key: saved_run().as_plain()[key] for key in DETECTOR})
+    with pytest.raises(
+        CheckpointError, match=r"is good: .*best\.pt is alone, .*Put a good step_\*\.pt there"
+    ):
+        load_newest(session)
+    assert [path.name for path in folder.iterdir()] == ["best.pt"]
     for step in (2, 4):
         write(step_file(folder, step), saved_run(step=step).as_plain())
     step_file(folder, 4).write_bytes(b"")

@@ -24,9 +24,10 @@ from ssd.cli import parse
 from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.evaluator import Evaluator
+from ssd.published import load_weights
 from ssd.training.session import Session, open_session
 from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
-from ssd.training.state import load_newest
+from ssd.training.state import DETECTOR, load_newest
 from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
 
@@ -477,6 +478,9 @@ def test_the_best_is_that_which_is_on_disk(
     assert trainer.saver.best == checkpoints(session)[-1]["best"] == best
     path = session.folder / "checkpoints" / "best.pt"
     assert load_run(path)["numbers"] == {"AP": best["AP"]}
+    assert {*load_run(path)} == {*DETECTOR}
+    for each in (path, *saved_steps(path.parent)):  # as best.pt once was
+        assert load_weights(each).categories == trainer.task.categories
 
     path.write_bytes(path.read_bytes()[:-1])  # a damaged one: the next evaluation writes another
     resumed = open_trainer(config(demo), session)
