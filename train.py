@@ -1,7 +1,7 @@
 """Train SSD300: python train.py experiment=… key=value, or torchrun --nproc_per_node=N train.py ….
 
 The same command again resumes the run of that name. Exit status: 0 done, 1 an error, 75 ended by a signal
-with everything saved. Keys and their values: the files in conf/.
+with everything saved. --multirun key=a,b makes a run of each. Keys and their values: the files in conf/.
 """
 
 from pathlib import Path
@@ -9,15 +9,16 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from data.build import open_training
-from ssd.cli import run
+from ssd.cli import run, varied
 from ssd.config import TrainConfig
+from ssd.training.log import last_evaluation
 from ssd.training.session import open_session
 from ssd.training.state import load_newest
 from ssd.training.trainer import derived_numbers, start_or_resume
 
 
-def main(config: TrainConfig) -> None:
-    """Set up, fit, tear down."""
+def main(config: TrainConfig) -> dict[str, float]:
+    """Set up, fit, tear down; return the numbers of the last evaluation, on rank 0 alone."""
     for key in ("train_images", "train_annotations", "val_images", "val_annotations"):
         config.data.locate(key)  # what is to be given comes before what the device lacks
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -28,8 +29,11 @@ def main(config: TrainConfig) -> None:
         task, summary = open_training(config, saved, session)
         trainer, origin = start_or_resume(config, saved, task, session)
         del saved  # a copy of weights and momenta that nobody needs any more
-        session.console.table(f"{config.name} → {folder}", summary | derived_numbers(trainer, origin))
+        if not trainer.finished:
+            title = f"{' '.join([config.name, *varied()])} → {folder}"
+            session.console.table(title, summary | derived_numbers(trainer, origin))
         trainer.fit()
+        return last_evaluation(folder) if session.ranks.is_main else {}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """From the shell to a checked config; a mistake is one line, and outputs are checked before the work."""
 
+import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -10,11 +12,12 @@ from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from textwrap import indent
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -23,7 +26,9 @@ from omegaconf.errors import (
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
+from rich.table import Column, Table
 
+from .console import PlainConsole
 from .errors import UserError
 
 Schema = TypeVar("Schema")
@@ -31,21 +36,33 @@ Schema = TypeVar("Schema")
 # With it Hydra hands its exceptions on; without it prints them, up to thirty lines each, and exits.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
+Numbers = Mapping[str, float]
 
-def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: str) -> None:
+
+def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Path, name: str) -> None:
     """Call a script's main with conf/name.yaml as the command line changes it, checked by the schema.
 
     --help shows the script's docstring and keys. UserError, and what Hydra refuses, become one line on stderr
     and exit status 1. HYDRA_FULL_ERROR=1 in the environment shows where in Hydra that came from.
+    In a sweep (--multirun) a job that fails says so and the next one begins; a table of the numbers that main
+    returned ends it, with exit status 1 where a job failed. The first number is a sweeper's objective.
     """
     register(f"{name}_schema", schema)
     if {"--help", "-h"} & {*sys.argv[1:]}:
         print(sys.modules[main.__module__].__doc__, _help(conf, name), sep="\n", end="")
         raise SystemExit(0)
+    is_sweep = bool({"--multirun", "-m", "hydra.mode=MULTIRUN"} & {*sys.argv[1:]})
+    if is_sweep and os.environ.get("WORLD_SIZE", "1") != "1":  # they would share one torchrun store
+        fix = "give each job a torchrun and a name=… of its own"
+        raise SystemExit(f"error: --multirun is for one process; {fix}")
+    jobs: list[_Job] = []
     raised_by_main: list[Exception] = []
 
     @wraps(main)  # Hydra names the job after the file that the innermost function is in
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> float | None:
+        if is_sweep:
+            jobs.append(_attempt(lambda: main(parse(schema, composed))))
+            return next(iter((jobs[-1].numbers or {}).values()), None)
         try:
             main(parse(schema, composed))
         except UserError as error:
@@ -54,6 +71,7 @@ def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: 
         except Exception as error:
             raised_by_main.append(error)
             raise
+        return None
 
     wanted = os.environ.get(_FULL_ERROR, "0")
     os.environ[_FULL_ERROR] = "1"
@@ -65,6 +83,51 @@ def run(main: Callable[[Schema], None], schema: type[Schema], conf: Path, name: 
         raise SystemExit(f"error: {_explain_hydra(error, schema, conf)}") from None
     finally:
         os.environ[_FULL_ERROR] = wanted
+    _conclude(jobs)
+
+
+def varied() -> list[str]:
+    """Return what a sweep varies as the current job has it, each key=value; nothing outside a sweep."""
+    given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(given)
+    keys = {each.get_key_element() for each in parsed if each.is_sweep_override()}
+    return [each for each in HydraConfig.get().overrides.task if each.partition("=")[0] in keys]
+
+
+class _Job(NamedTuple):
+    """A sweep's job that has ended: its folder, what is varied, what main returned, None where it failed."""
+
+    folder: str
+    varied: str
+    numbers: Numbers | None
+
+
+def _attempt(main: Callable[[], Numbers | None]) -> _Job:
+    """Call a sweep's job; what makes it fail is told, and the next one begins."""
+    folder, keys, numbers = os.path.relpath(HydraConfig.get().runtime.output_dir), varied(), None
+    try:
+        numbers = main() or {}
+    except UserError as error:
+        _remove_unused(Path(folder).resolve())
+        print(f"error: {' '.join([folder, *keys])}: {error}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    gc.collect()  # of networks and pipelines, which hold each other: the next job needs their memory
+    return _Job(folder, " ".join(keys), numbers)
+
+
+def _conclude(jobs: Sequence[_Job]) -> None:
+    """Print a sweep's jobs with their numbers, if any has some; exit with 1 if any failed."""
+    names = [*dict.fromkeys(name for job in jobs for name in job.numbers or {})]
+    table = Table(*(Column(name, overflow="fold") for name in ("job", "varied")), *names)
+    for job in jobs:
+        values = [(job.numbers or {}).get(name, "failed" if job.numbers is None else "–") for name in names]
+        shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
+        table.add_row(job.folder, job.varied, *shown)
+    if names:
+        PlainConsole().print(table)
+    if any(job.numbers is None for job in jobs):
+        raise SystemExit(1)
 
 
 def _remove_unused(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ssd.cli import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES
 from ssd.model import SSD300
-from tests.bench import ROOT, Bench, run, succeeded
+from tests.bench import LAST_STEP, ROOT, Bench, run, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -29,7 +30,8 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
     ]
     best, step = (folder / "checkpoints" / name for name in ("best.pt", "step_00000012.pt"))
     assert 0.49 < best.stat().st_size / step.stat().st_size < 0.51  # no momenta
-    assert list(folder.glob("events.out.tfevents.*"))
+    (events,) = folder.glob("events.out.tfevents.*")
+    assert b"config/text_summary" in events.read_bytes()
     command, commit, *told = (folder / "run.log").read_text().splitlines()
     assert "train.py name=" in command
     assert re.fullmatch(r"commit ([0-9a-f]{40}(-dirty)?|unknown)", commit)
@@ -62,6 +64,25 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, n
     saved = {path.name for path in bench.checkpoint(name).parent.iterdir()}
     assert {"best.pt", "step_00000004.pt"} <= saved
     assert list((bench.folder / name / "pictures" / "step_00000006").iterdir())
+
+
+def test_a_sweep_started_again_resumes_each_job_and_ends_with_their_numbers(bench: Bench, name: str):
+    """Three jobs that differ in what shapes nothing: each ends as one run alone. The third one had ended."""
+    whole = bench.uninterrupted(1)
+    for job in range(3):
+        shutil.copytree(bench.folder / whole, bench.folder / name / str(job))
+        if job < 2:
+            bench.checkpoint(f"{name}/{job}").unlink()
+    output = succeeded(bench.train(name, "data.threads=1,2,3", "--multirun"))
+    for job in range(2):
+        bench.assert_ended_as(whole, f"{name}/{job}")
+        assert f"{name} data.threads={job + 1} → {bench.folder / name / str(job)}\n" in output
+    told = output.splitlines()
+    assert [f"is finished: {LAST_STEP} of {LAST_STEP} steps" in line for line in told].count(True) == 1
+    assert sum("→" in line for line in told) == output.count("resuming") == 2
+    last = bench.records(whole)[-1]
+    numbers = rf"│ {last['AP']:.3f} +│ {last['AP50']:.3f} +│ {LAST_STEP} +│"
+    assert len(re.findall(rf"│ *data\.threads=[123] +{numbers}", output)) == 3
 
 
 def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):

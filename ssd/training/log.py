@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,11 @@ class RunLog:
             console.copy_to(folder / "run.log", f"{datetime.now():%F %T} {shlex.join(sys.argv)}", _commit())
 
     def config(self, text: str) -> None:
-        """Write the config that the run goes on with."""
+        """Write the config that the run goes on with; in TensorBoard it is a text."""
         with self._writing():
             (self._folder / "config.yaml").write_text(text, encoding="utf-8")
+        with self._writing(), self._tensorboard() as board:
+            board.add_text("config", indent(text, "    "), self._first_step)
 
     def record(self, group: str, record: dict[str, Any]) -> None:
         """Write a record with its `step`; in TensorBoard each other value is a scalar named group/key."""
@@ -106,6 +109,14 @@ def _commit() -> str:
     except OSError:  # no git here
         found = ""
     return f"commit {found.strip() or 'unknown'}"
+
+
+def last_evaluation(folder: Path) -> dict[str, float]:
+    """Return AP and AP50 of the last evaluation in a run's metrics.jsonl, and its step; {} without any."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    record: dict[str, float] = next((json.loads(line) for line in reversed(lines) if '"AP50"' in line), {})
+    return {key: record[key] for key in ("AP", "AP50", "step") if record}
 
 
 class MetricsFile:

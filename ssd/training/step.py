@@ -86,6 +86,8 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 def compile_and_share(network: nn.Module, config: RuntimeConfig, ranks: Ranks) -> nn.Module:
     """Return the network as a step calls it: compiled where configured, in DDP where there are ranks."""
+    if config.compile:
+        torch.compiler.reset()  # a sweep's job before left code for any shape, which may round otherwise
     model = cast(nn.Module, torch.compile(network)) if config.compile else network
     if ranks.world_size == 1:
         return model

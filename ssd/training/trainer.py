@@ -103,6 +103,11 @@ class Trainer:
         best = scores.index(max(scores)) if scores else 0
         return patience is not None and len(scores) - 1 - best >= patience
 
+    @property
+    def finished(self) -> bool:
+        """Tell whether no step is left to take and no evaluation to make."""
+        return (self.step >= self.last_step or self.out_of_patience) and not self._evaluation_missing
+
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
         try:
@@ -126,12 +131,12 @@ class Trainer:
         Raises UserError on every rank, Preempted for a signal; a step done by then is saved, unless a
         checkpoint can't be written (CheckpointError) or its loss or gradients were not finite.
         """
-        ended = self.step >= self.last_step
-        if (ended or self.out_of_patience) and not self._evaluation_missing:
+        if self.finished:
             keys = ("a larger training.patience lets", "larger schedule.epochs or schedule.max_steps let")
+            done = f"{self.step} of {self.last_step} steps are done"
             self.console.say(
-                f"the run {self.config.name!r} is finished: {self.step} of {self.last_step} steps are done. "
-                f"A new name=… starts another; {keys[ended]} this one go on"
+                f"the run in {self.session.folder} is finished: {done}. "
+                f"A new name=… starts another; {keys[self.step >= self.last_step]} this one go on"
             )
             return
         if self.ranks.is_main:
@@ -376,7 +381,8 @@ def start_or_resume(
     network = blank_network(config.model, task.categories.num_classes, config.seed)
     trainer = Trainer(config, network, task, session)
     trainer.resume(saved)
-    session.console.say(f"resuming {config.name!r} after step {trainer.step}")
+    if not trainer.finished:
+        session.console.say(f"resuming {config.name!r} after step {trainer.step}")
     return trainer, f"the run's own checkpoint after step {trainer.step}"
 
 

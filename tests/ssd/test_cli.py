@@ -13,6 +13,7 @@ import train
 from ssd.cli import _keys, check_file, check_folder, run, writing
 from ssd.config import CheckDatasetConfig, EvaluateConfig, PredictConfig, TrainConfig
 from ssd.errors import UserError
+from ssd.training.signals import STATUS, Preempted
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -91,27 +92,54 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("error", "jobs"),
-    [
-        (UserError("none; give one"), []),
-        (ValueError(), []),
-        (OSError(), []),
-        (KeyError(), []),
-        (ValueError(), ["seed=1,2", "-m"]),
-    ],
-    ids=["a user's mistake", "ValueError", "OSError", "KeyError", "the first of several jobs"],
+    "error",
+    [UserError("none; give one"), ValueError(), OSError(), KeyError()],
+    ids=["a user's mistake", "ValueError", "OSError", "KeyError"],
 )
-def test_main_ends_a_script_by_its_own_errors(error: Exception, jobs: list[str], tmp_path: Path):
-    def fail_at_first(config: TrainConfig) -> None:
-        if config.seed < 2:
-            raise error
+def test_main_ends_a_script_by_its_own_errors(error: Exception, tmp_path: Path):
+    def fail(_: TrainConfig) -> None:
+        raise error
 
     with pytest.raises(SystemExit if isinstance(error, UserError) else type(error)) as caught:
-        call(fail_at_first, tmp_path, f"hydra.sweep.dir={tmp_path}", *jobs)
+        call(fail, tmp_path)
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == "error: none; give one"
     else:
         assert caught.value is error
+
+
+def test_a_sweeps_jobs_go_on_after_one_that_fails_and_a_table_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+
+    def main(config: TrainConfig) -> dict[str, float]:
+        if config.seed:
+            raise UserError("it diverged") if config.seed == 1 else ZeroDivisionError
+        return {"AP": config.optimizer.momentum / 2, "step": 7}
+
+    sweep = ("seed=0,1,2", "data.threads=3", "optimizer.momentum=0.5", "name=x", "-m")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        call(main, Path("runs/x"), *sweep)
+    shown = capsys.readouterr()
+    assert re.findall(r"│ (\S+) +│ (\S+) +│ (\S+) +│ (\S+) +│", shown.out) == [
+        ("runs/x/0", "seed=0", "0.250", "7"),
+        ("runs/x/1", "seed=1", "failed", "failed"),
+        ("runs/x/2", "seed=2", "failed", "failed"),
+    ]
+    assert "\nerror: runs/x/1 seed=1: it diverged\n" in f"\n{shown.err}"
+    assert "ZeroDivisionError" in shown.err
+
+    def stop(_: TrainConfig) -> None:
+        raise Preempted
+
+    with pytest.raises(SystemExit, match=rf"^{STATUS}$"):
+        call(stop, Path("runs/x"), *sweep)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match=r"^error: --multirun is for one process"):
+        call(main, Path("runs/y"), *sweep)
+    assert not Path("runs/y").exists()
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("wanted", "ends_with"), [("0", SystemExit), ("1", ConfigCompositionException)])
