@@ -26,6 +26,7 @@ from ssd.evaluation.coco import NAMES, RESULT, coco_numbers, summary_lines
 from ssd.evaluation.evaluator import Evaluator, Example, example_pictures, result_rows
 from ssd.image import class_colour
 from ssd.runtime import Runtime
+from tests.host_waits import HostWaits
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +112,14 @@ def test_a_detector_that_finds_every_object_and_no_other_scores_one(evaluator: E
     other = evaluator.score(rows[::-1], RANKS)
     assert other.numbers == evaluation.numbers
     assert np.array_equal(other.detections, evaluation.detections)
+
+
+def test_a_batch_makes_the_host_wait_for_a_gpu_seven_times_and_is_copied_at_once(evaluator: Evaluator):
+    rounds = evaluator.detect(Oracle(label=2), *SURROUNDINGS)
+    with HostWaits() as waits:
+        next(rounds)
+    assert waits.counts.total() <= 7, waits.counts  # those of `detect`, and whether all is finite
+    assert waits.counts["cpu"] == 1
 
 
 def test_no_detection_scores_zero_and_says_so(evaluator: Evaluator):
