@@ -96,7 +96,7 @@ class Trainer:
         self._scores: list[float] = []  # AP of each evaluation
         self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
-        self._ahead: _Taken | None = None  # of the step after the next one
+        self._ahead: _Taken | None = None  # for the next step, where that is taken already
         self._log: RunLog | None = None  # rank 0's, while training
 
     @property
