@@ -1,6 +1,5 @@
 """Detections from the network's outputs: decoding, score threshold, non-maximum suppression (RECIPE 7)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,12 +14,15 @@ SHOWN_SCORE = 0.3  # to be drawn: low enough to show what a short training has b
 IOU_THRESHOLD = 0.5
 MAX_DETECTIONS = 200
 
-# Bounds what suppression holds at a time: 4 MB a float matrix of pairs. On a CPU 16 MB was half as fast.
-_PAIRS_AT_ONCE = 2**20
+# Bounds what suppression computes at a time: 1 MB a float matrix of pairs, which stays in a CPU's cache.
+_PAIRS_AT_ONCE = 2**18
+# Passes of suppression between two looks at whether they have come to an end, which make the host wait for a
+# GPU. 4 were the most that batches took, random or crowded; one too many costs little.
+_PASSES_AT_ONCE = 8
 
 
 class Detections(NamedTuple):
-    """What was found on one image, best first.
+    """What was found on one image, best first, in the host's memory.
 
     boxes: K×4 float32 ltrb relative to the image, not clipped: they may leave [0, 1].
     scores: K float32 in (0, 1]. labels: K int64, from 1.
@@ -61,6 +63,9 @@ def detect(  # noqa: PLR0913 - the paper's and the recipe's knobs, each with its
     best of an image are its detections. Of equal scores the lower class, then the lower default box is first.
 
     offsets: N×4×A, logits: N×C×A, default_boxes: A×4 cxcywh. It computes in float32 and changes no input.
+    However many images there are, the host waits for a GPU six times: for the number of candidates, of those
+    in each class, of pairs that overlap, for the end of suppression (rarely again), for the detections in
+    each image, and for these.
     Raises ValueError where these shapes don't fit each other.
     """
     images, classes, boxes = logits.shape
@@ -71,13 +76,16 @@ def detect(  # noqa: PLR0913 - the paper's and the recipe's knobs, each with its
         )
     candidates = _above_threshold(offsets, logits, default_boxes, score_threshold)
     groups = candidates.images * classes + candidates.labels
-    best = _best_of_groups(groups, candidates.scores, candidates_per_class)
-    candidates, groups = candidates[best], groups[best]
-    candidates = candidates[_not_suppressed(candidates.boxes_ltrb, groups, iou_threshold)]
-    found = candidates[_best_of_groups(candidates.images, candidates.scores, max_detections)]
-    counts = found.images.bincount(minlength=images).tolist()
-    columns = (found.boxes_ltrb, found.scores, found.labels)
-    return [Detections(*parts) for parts in zip(*(torch.split(c, counts) for c in columns), strict=True)]
+    best, sizes = _best_of_groups(groups, candidates.scores, images * classes, candidates_per_class)
+    candidates = candidates[best]
+    kept = _not_suppressed(candidates.boxes_ltrb, groups[best], max(sizes, default=0), iou_threshold)
+    images_or_none = torch.where(kept, candidates.images, images)
+    best, counts = _best_of_groups(images_or_none, candidates.scores, images, max_detections)
+    found = candidates[best]
+    columns = (found.boxes_ltrb, found.scores[:, None], found.labels[:, None])
+    rows = torch.cat(columns, dim=1).cpu()  # K×6; labels are exact in float32
+    parts = (rows[:, :4].contiguous(), rows[:, 4].contiguous(), rows[:, 5].long())
+    return [Detections(*of_image) for of_image in zip(*(part.split(counts) for part in parts), strict=True)]
 
 
 def _above_threshold(
@@ -93,59 +101,63 @@ def _above_threshold(
     return _Candidates(images, classes + 1, scores[images, boxes, classes], boxes_ltrb[images, boxes])
 
 
-def _best_of_groups(groups: Tensor, scores: Tensor, count: int) -> Tensor:
-    """Index the `count` best of each group, group after group and best first: M, M → at most M.
+def _best_of_groups(groups: Tensor, scores: Tensor, number: int, count: int) -> tuple[Tensor, list[int]]:
+    """Index the `count` best of each of a number of groups, group after group and best first, of M.
 
-    Of equal scores the earlier comes first.
+    Returns the indices, and on the host how many are each group's. Of equal scores the earlier comes first;
+    what is in group `number` is in none.
     """
+    device = groups.device
     order = scores.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
-    sizes = groups.bincount()
-    starts = sizes.cumsum(0) - sizes
-    ranks = torch.arange(len(order), device=order.device) - starts.repeat_interleave(sizes)
-    return order[ranks < count]
+    edges = torch.searchsorted(groups[order], torch.arange(number + 1, device=device))
+    counts = edges.diff().clamp(max=count)
+    on_host = counts.tolist()
+    # What stands before a group's first one, less what was left out.
+    left_out = edges[:-1] - (counts.cumsum(0) - counts)
+    total = sum(on_host)
+    kept = torch.arange(total, device=device) + left_out.repeat_interleave(counts, output_size=total)
+    return order[kept], on_host
 
 
-def _not_suppressed(boxes_ltrb: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Suppress within each group: M×4, M → M bool, True where kept.
+def _not_suppressed(boxes_ltrb: Tensor, groups: Tensor, largest: int, iou_threshold: float) -> Tensor:
+    """Suppress greedily within each group: M×4, M → M bool, True where kept.
 
-    groups ascend, and within a group the boxes stand best first.
-    """
-    sizes = groups.bincount()
-    starts = sizes.cumsum(0) - sizes
-    largest_first = sizes.argsort(descending=True)
-    sizes, starts = sizes[largest_first], starts[largest_first]
-    kept = torch.zeros(len(groups), dtype=torch.bool, device=groups.device)
-    for chunk, width in _chunks(sizes.tolist()):
-        ranks = torch.arange(width, device=groups.device)
-        inside = ranks < sizes[chunk, None]  # chunk×width
-        members = starts[chunk, None] + ranks
-        # What stands beyond a group's end comes after all its boxes, so it cannot suppress one of them.
-        padded_ltrb = boxes_ltrb[members.clamp(max=len(groups) - 1)]
-        kept[members[inside]] = _greedy(padded_ltrb, iou_threshold)[inside]
-    return kept
-
-
-def _chunks(sizes: list[int]) -> Iterator[tuple[slice, int]]:
-    """Cut groups, largest first, into runs of bounded padded pairs; give each with its padded size."""
-    start = 0
-    while start < len(sizes) and sizes[start] > 0:
-        width = sizes[start]
-        stop = start + max(1, _PAIRS_AT_ONCE // width**2)
-        yield slice(start, stop), width
-        start = stop
-
-
-def _greedy(boxes_ltrb: Tensor, iou_threshold: float) -> Tensor:
-    """Suppress greedily in every row of boxes, best first: rows×K×4 → rows×K bool, True where kept.
-
+    groups ascend, have at most `largest` boxes, and in each the boxes stand best first.
     A box is kept where no kept box before it overlaps it. Iterating that rule settles at least one more box a
     pass, and its fixed point is what going through the boxes one by one gives.
     """
-    suppresses = (pairwise_iou(boxes_ltrb, boxes_ltrb) >= iou_threshold).triu_(diagonal=1)
-    kept = torch.ones(boxes_ltrb.shape[:2], dtype=torch.bool, device=boxes_ltrb.device)
+    kept = torch.ones_like(groups, dtype=torch.bool)
+    later, earlier = _overlapping(boxes_ltrb, groups, largest - 1, iou_threshold)
     while True:
-        still_kept = ~(suppresses & kept[:, :, None]).any(dim=1)
-        if still_kept.equal(kept):
+        for _ in range(_PASSES_AT_ONCE):
+            before = kept
+            suppressors = torch.zeros_like(groups).index_add_(0, later, kept[earlier].long())
+            kept = suppressors == 0
+        if kept.equal(before):
             return kept
-        kept = still_kept
+
+
+def _overlapping(
+    boxes_ltrb: Tensor, groups: Tensor, most: int, iou_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """List the pairs in a group whose IoU reaches the threshold: the later ones' places, and the earlier's.
+
+    Each box is compared with the `most` ones before it, a window that slides over all boxes. A byte is kept
+    for each of them: about as much as the scores take, where all classes have 200 candidates.
+    """
+    if most < 1:
+        return groups[:0], groups[:0]
+    places = torch.arange(len(groups), device=groups.device)
+    ranks = places - torch.searchsorted(groups, groups)  # in their group
+    padded = torch.cat([boxes_ltrb.new_zeros(4, most), boxes_ltrb[:-1].t()], dim=1)
+    windows_ltrb = padded.unfold(1, most, 1).movedim(0, -1)  # M×most×4
+    back = torch.arange(most, 0, -1, device=groups.device)
+    overlap = torch.empty(len(groups), most, dtype=torch.bool, device=groups.device)
+    at_once = max(1, _PAIRS_AT_ONCE // most)
+    for start in range(0, len(groups), at_once):
+        rows = slice(start, start + at_once)
+        ious = pairwise_iou(boxes_ltrb[rows, None], windows_ltrb[rows])[:, 0]
+        overlap[rows] = (ious >= iou_threshold) & (ranks[rows, None] >= back)
+    later, window = overlap.nonzero(as_tuple=True)
+    return later, later - back[window]

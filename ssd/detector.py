@@ -111,7 +111,7 @@ class Detector(SSD300):
         require(batch_size >= 1, "batch_size", batch_size, "give at least 1")
         labels = self.categories.labels_named([classes] if isinstance(classes, str) else classes)
         given, device = list(pictures), next(self.parameters()).device
-        kept, boxes_cxcywh = torch.tensor(sorted(labels), device=device), default_boxes().to(device)
+        kept, boxes_cxcywh = torch.tensor(sorted(labels)), default_boxes().to(device)
         found: list[Prediction] = []
         training = self.training
         self.eval()
@@ -140,7 +140,7 @@ class Detector(SSD300):
         autocast = self.precision != "fp32"
         with torch.autocast(weight.device.type, dtype=AUTOCAST[self.precision], enabled=autocast):
             offsets, logits = self(images)
-        if not (offsets.isfinite().all() and logits.isfinite().all()):
+        if not (offsets.isfinite().all() & logits.isfinite().all()):
             raise UserError(
                 f"the network's outputs are not finite in {self.precision}; give precision=fp32 "
                 "(runtime.precision=fp32), or another checkpoint where that is so in fp32 too"
@@ -153,8 +153,8 @@ class Detector(SSD300):
     def _prediction(
         self, picture: Picture, size_px: tuple[int, int], found: Detections, best: Tensor
     ) -> Prediction:
-        boxes_ltrb_px = found.boxes[best].cpu().double() * torch.tensor(size_px).repeat(2)
-        scores, labels = found.scores[best].cpu().numpy(), found.labels[best].cpu().numpy()
+        boxes_ltrb_px = found.boxes[best].double() * torch.tensor(size_px).repeat(2)
+        scores, labels = found.scores[best].numpy(), found.labels[best].numpy()
         names = [self.categories.name_of(label) for label in labels.tolist()]
         return Prediction(boxes_ltrb_px.numpy(), scores, labels, names, picture)
 

@@ -140,7 +140,7 @@ def decode_results(predictions: tuple[Tensor, Tensor]) -> list[list[NDArray[Any]
     """
     offsets, logits = predictions
     found = detect(offsets, logits, default_boxes().to(offsets.device), max_detections=20)
-    return [[part.cpu().numpy() for part in (each.boxes, each.labels, each.scores)] for each in found]
+    return [[part.numpy() for part in (each.boxes, each.labels, each.scores)] for each in found]
 
 
 def pick_best(detections: Sequence[NDArray[Any]], threshold: float = 0.3) -> list[NDArray[Any]]:

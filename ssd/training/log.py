@@ -186,27 +186,29 @@ class LossMeter:
 
 
 class Stopwatch:
-    """Time of an interval of training and how much of it went into waiting for data."""
+    """Time of an interval of training and how much of it went into waiting for data.
+
+    steps: taken in it; whoever takes one counts it.
+    """
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         """Start a new interval; what came before (an evaluation, say) isn't counted."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._start, self._waited, self.steps = time.perf_counter(), 0.0, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data, and one step."""
+        """Count the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
-        self._steps += 1
 
     def read(self) -> tuple[float, float]:
         """Return seconds a step and the share of them that went into waiting for data."""
         elapsed = time.perf_counter() - self._start
-        return elapsed / self._steps, self._waited / elapsed
+        return elapsed / self.steps, self._waited / elapsed
 
 
 def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> Image.Image:

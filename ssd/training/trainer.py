@@ -1,10 +1,10 @@
 """The training loop: steps, and what is due after a step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -61,6 +61,14 @@ class Status(IntEnum):
     failed = 2
 
 
+class _Taken(NamedTuple):
+    """A batch, or why this rank has none, and a call that waits for the highest status of all ranks."""
+
+    batch: TrainBatch | None
+    error: UserError
+    highest: Callable[[], int]
+
+
 class Trainer:
     """Trains a network on a task until its last step, from any step on.
 
@@ -88,6 +96,7 @@ class Trainer:
         self._scores: list[float] = []  # AP of each evaluation
         self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
+        self._ahead: _Taken | None = None  # for the next step, where that is taken already
         self._log: RunLog | None = None  # rank 0's, while training
 
     @property
@@ -165,22 +174,26 @@ class Trainer:
                 self._log.close()
 
     def take_step(self, batches: Iterator[TrainBatch]) -> None:
-        """Take the next step on the next batch."""
-        batch = self._next_batch(batches)
+        """Take the next step on the next batch.
+
+        Where there are several ranks the batch after it is taken before the step is launched: what they have
+        to tell each other about it travels meanwhile. A signal that comes meanwhile counts a step later.
+        """
+        batch = self._agreed_batch(self._ahead or self._take(batches))
+        ahead = self.ranks.world_size > 1 and self.step + 1 < self.last_step
+        self._ahead = self._take(batches) if ahead else None
         if self._log and self.step == 0:
             self._log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
         epoch = self.step // self.task.loader.steps_per_epoch
         self.learning_rate = self.schedule(self.step, epoch)
         self.meter.add(*self.train_step(batch, self.step, self.learning_rate))
         self.step += 1
+        self.stopwatch.steps += 1
         self.session.watchdog.alive()
         self.console.advance(self.step, epoch)
 
-    def _next_batch(self, batches: Iterator[TrainBatch]) -> TrainBatch:
-        """Return this rank's next batch if every rank has one and none got a signal. Else all save and raise.
-
-        The ranks agree in every step, over a CPU group: no device is waited for.
-        """
+    def _take(self, batches: Iterator[TrainBatch]) -> _Taken:
+        """Take this rank's next batch and tell the other ranks, over a CPU group: no device is waited for."""
         batch, error = None, UserError(ANOTHER_RANK_FAILED)
         try:
             with self.stopwatch.waiting():
@@ -188,13 +201,17 @@ class Trainer:
         except UserError as own_error:
             error = own_error
         status = Status.got_signal if self.session.signals.received else Status.has_batch
-        highest = self.ranks.highest(Status.failed if batch is None else status)
+        return _Taken(batch, error, self.ranks.begin_highest(Status.failed if batch is None else status))
+
+    def _agreed_batch(self, taken: _Taken) -> TrainBatch:
+        """Return the batch taken if every rank has one and none had got a signal. Else all save and raise."""
+        highest = taken.highest()
         if highest == Status.got_signal:
             self._leave()
-        if batch is None or highest == Status.failed:
+        if taken.batch is None or highest == Status.failed:
             self._save_unless_saved()
-            raise error
-        return batch
+            raise taken.error
+        return taken.batch
 
     def _leave(self) -> NoReturn:
         """Save this step and raise Preempted; every rank calls this once any of them got a signal."""

@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+import data.loader
 from data.build import open_training
 from data.demo import generate
+from ssd.checkpoint import saved_steps
 from ssd.config import (
     Backbone,
     DataConfig,
@@ -28,7 +32,8 @@ from ssd.config import (
 )
 from ssd.errors import UserError
 from ssd.training.session import Session, open_session
-from ssd.training.trainer import start_or_resume
+from ssd.training.signals import Preempted
+from ssd.training.trainer import Trainer, start_or_resume
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -53,11 +58,24 @@ def refused(config: TrainConfig, session: Session, **of_rank_1: str) -> str:
     return str(caught.value)
 
 
-def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
-    """Be one of two ranks: three starts that are refused, then two steps, with a picture that turns bad."""
+def become(rank: int, port: int) -> None:
+    """Be one of two ranks from now on."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+
+
+def on_two_ranks(run: Callable[[int, int, Path], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return [*pool.map(run, range(2), [port] * 2, [folder] * 2)]
+
+
+def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
+    """Be one of two ranks: three starts that are refused, then two steps, with a picture that turns bad."""
+    become(rank, port)
     ours = config(folder)
     with open_session(ours, folder / "run") as session:
         refusals = [
@@ -98,11 +116,7 @@ def test_two_ranks_share_one_quarantine_and_refuse_other_annotations(tmp_path: P
         stale(annotations / f"instances_{split}2017.json", tmp_path / f"{split}.json")
     bad = json.loads((annotations / "instances_train2017.json").read_text())["images"][4]
     (tmp_path / "demo" / "train2017" / bad["file_name"]).write_bytes(b"")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        ranks = [*pool.map(run_rank, range(2), [port] * 2, [tmp_path] * 2)]
+    ranks = on_two_ranks(run_rank, tmp_path)
     for rank in ranks:
         for split, message in zip(("train", "val"), rank["refusals"][:2], strict=True):
             assert message.startswith(f"data.{split}_annotations=")
@@ -113,3 +127,61 @@ def test_two_ranks_share_one_quarantine_and_refuse_other_annotations(tmp_path: P
     assert ranks[0]["refusals"][2].startswith("another rank can't go on")
     assert "missing.json: it cannot be read" in ranks[1]["refusals"][2]
     assert [rank["met"] for rank in ranks] == [[], [ranks[0]["turned bad"]]]
+
+
+def end_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
+    """Be one of two ranks: rank 1's decoder fails as only a GPU's would; in another run it gets a signal."""
+    become(rank, port)
+    given = config(folder)
+    ours = replace(given, schedule=replace(given.schedule, max_steps=3))
+    run_graph, graphs_run = data.loader._run, 0
+    order: list[str] = []
+
+    def fail_in_step_1(*graph: Any) -> Any:
+        nonlocal graphs_run
+        graphs_run += 1
+        if rank == 1 and graphs_run == 2:
+            raise RuntimeError("nvImageCodec: INTERNAL_ERROR")
+        return run_graph(*graph)
+
+    def watched(trainer: Trainer) -> Trainer:
+        take, launch = trainer._take, trainer.train_step
+
+        def take_noting(batches: Any) -> Any:
+            order.append("take")
+            if rank == 1 and order.count("take") == 3:
+                signal.raise_signal(signal.SIGUSR1)
+            return take(batches)
+
+        def launch_noting(*step: Any) -> Any:
+            order.append("launch")
+            return launch(*step)
+
+        trainer._take, trainer.train_step = take_noting, launch_noting  # type: ignore[assignment,method-assign]
+        return trainer
+
+    with open_session(ours, folder / "failing") as failing:
+        task, _ = open_training(ours, None, failing)
+        data.loader._run = fail_in_step_1
+        with pytest.raises(UserError) as error:
+            start_or_resume(ours, None, task, failing)[0].fit()
+        data.loader._run = run_graph
+        stopped = replace(failing, folder=folder / "stopped", lock=None)
+        stopped.folder.mkdir(exist_ok=True)
+        with pytest.raises(Preempted):
+            watched(start_or_resume(ours, None, task, stopped)[0]).fit()
+    folders = (failing.folder, stopped.folder)
+    saved = [[path.name for path in saved_steps(each / "checkpoints")] for each in folders]
+    return {"error": str(error.value), "saved": saved, "order": order}
+
+
+def test_where_one_rank_fails_or_gets_a_signal_both_save_the_same_step_and_end(tmp_path: Path) -> None:
+    """They agree about a batch before the step before it is launched."""
+    generate(tmp_path / "demo", 16, 2)
+    first, second = on_two_ranks(end_rank, tmp_path)
+    assert first["error"].startswith("another rank can't go on")
+    assert second["error"].startswith("step 1: DALI fails on a batch though the CPU reads each of its image")
+    assert second["error"].endswith("INTERNAL_ERROR; with data.decoder=gpu give data.decoder=cpu")
+    for rank in (first, second):
+        assert rank["saved"] == [["step_00000001.pt"], ["step_00000002.pt"]]
+        assert rank["order"] == ["take", "take", "launch", "take", "launch"]

@@ -6,6 +6,7 @@ from torchvision.ops import box_iou
 import ssd.detect
 from ssd.boxes import cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.detect import Detections, detect
+from tests.fake_gpu import FakeGpu, OnGpu
 from tests.golden_inputs import decode_inputs, golden_arrays
 
 pytestmark = pytest.mark.unit
@@ -106,6 +107,16 @@ def test_a_batch_gives_what_its_images_give_one_by_one_to_the_last_bit(threads: 
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_host_waits_for_a_gpu_six_times_however_many_images_and_classes(images: int):
+    outputs = random_outputs(images, classes=81, boxes=8732, seed=0)
+    with FakeGpu() as gpu:
+        found = detect(*map(OnGpu, outputs))
+    assert gpu.waits.total() <= 6, +gpu.waits
+    for there, here in zip(found, detect(*outputs), strict=True):
+        assert_identical(there, here)
+
+
 @pytest.mark.parametrize("pairs", [1, 5_000])
 def test_chunking_changes_nothing(monkeypatch: pytest.MonkeyPatch, pairs: int):
     outputs = random_outputs(images=3, classes=6, boxes=300, seed=2)
@@ -149,6 +160,13 @@ RULES = {  # boxes, scores, options, which boxes are kept
 def test_rules(boxes: list[list[float]], scores: list[list[float]], options: dict, kept: list[int]):
     (found,) = detect(*outputs_of(boxes, scores), **options)
     assert torch.equal(found.boxes, cxcywh_to_ltrb(torch.tensor(boxes)[kept]))
+
+
+def test_in_a_row_of_boxes_that_overlap_their_neighbours_every_other_one_is_kept():
+    """Whether one is kept follows from all before it, one more in each pass: more passes than at once."""
+    row = [[0.01 * place, 0.5, 0.05, 0.5] for place in range(60)]  # IoU 2/3 with the next, 3/7 with one more
+    (found,) = detect(*outputs_of(row, [[0.1 + 0.01 * place, 0.9 - 0.01 * place] for place in range(60)]))
+    assert torch.equal(found.boxes, cxcywh_to_ltrb(torch.tensor(row)[::2]))
 
 
 def test_the_best_of_all_classes_come_first_and_ties_by_class_then_default_box():

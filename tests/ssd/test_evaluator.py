@@ -26,6 +26,7 @@ from ssd.evaluation.coco import NAMES, RESULT, coco_numbers, summary_lines
 from ssd.evaluation.evaluator import Evaluator, Example, example_pictures, result_rows
 from ssd.image import class_colour
 from ssd.runtime import Runtime
+from tests.fake_gpu import GPU, FakeGpu, OnGpu
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +112,24 @@ def test_a_detector_that_finds_every_object_and_no_other_scores_one(evaluator: E
     other = evaluator.score(rows[::-1], RANKS)
     assert other.numbers == evaluation.numbers
     assert np.array_equal(other.detections, evaluation.detections)
+
+
+class OracleOnGpu(Oracle):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        offsets, logits = super().forward(images)
+        return OnGpu(offsets), OnGpu(logits)
+
+
+def test_a_batch_makes_the_host_wait_for_a_gpu_seven_times(evaluator: Evaluator):
+    runtime, ranks, console = SURROUNDINGS
+    with FakeGpu() as gpu:
+        rounds = evaluator.detect(OracleOnGpu(label=2), replace(runtime, device=GPU), ranks, console)
+        rows = [*rounds]
+    assert 0 < gpu.waits.total() - 1 <= 2 * 7, (
+        gpu.waits
+    )  # beside the default boxes, which are sent there once
+    here = evaluator.detect(Oracle(label=2), *SURROUNDINGS)
+    assert all(map(np.array_equal, rows, here))
 
 
 def test_no_detection_scores_zero_and_says_so(evaluator: Evaluator):

@@ -1,19 +1,22 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssd.batches import TrainBatch
 from ssd.boxes import default_boxes, encode_offsets, match
 from ssd.config import OptimizerConfig, Precision
+from ssd.distributed import Ranks
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.published import from_published, to_published
 from ssd.runtime import Runtime
-from ssd.training.guards import FiniteGuard
+from ssd.training.guards import FiniteGuard, checksum
 from ssd.training.log import LossMeter
 from ssd.training.optimizer import Schedule, build_optimizer
+from ssd.training.state import TrainState
 from ssd.training.step import TrainStep
 from tests.golden_inputs import golden_arrays, ground_truth, published_weights, trajectory_images
 
@@ -86,6 +89,61 @@ def test_no_step_waits_for_the_device_and_all_shapes_are_static():
 def test_the_proof_above_notices_a_wait():
     with pytest.raises(DataDependentOutputException):
         fake_steps(after_each=lambda parts: parts.sum().item())
+
+
+def steps_on_a_fake_gpu(monkeypatch: pytest.MonkeyPatch, **planted: torch.device) -> set[torch.device]:
+    """Two steps and a rollback on tensors that claim to lie on a GPU; return where all lies afterwards.
+
+    The network's backward and the optimizer's kernel, which need a real one, are left out.
+    """
+    gpu = torch.device("cuda", 0)
+
+    def fused_sgd(*lists: list[Tensor], found_inf: Tensor, **_: object) -> None:
+        assert {each.device for tensors in lists for each in tensors} | {found_inf.device} == {gpu}
+
+    def backward(_: Tensor) -> None:
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", fused_sgd)
+    monkeypatch.setattr(Tensor, "backward", backward)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        with gpu:  # Module.to can't move fake parameters
+            network = SSD300("resnet18", num_classes=4).train()
+        optimizer = build_optimizer(network, OptimizerConfig())
+        meter, guard = LossMeter(planted.get("meter", gpu)), FiniteGuard(planted.get("guard", gpu))
+        scaler = torch.amp.GradScaler("cuda", enabled=False)
+        runtime = Runtime(gpu, Precision.fp32, tf32=False, channels_last=True)
+        step = TrainStep(network, optimizer, scaler, guard, runtime, MultiBoxLoss())
+        state = TrainState(network, optimizer, scaler, meter, Ranks(gpu))
+        where = {"images": gpu, "target_offsets": gpu, "labels": gpu} | planted
+        batch = TrainBatch(*(part.to(where[name]) for name, part in vars(random_batch()).items()))
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        saved = {
+            "model": {key: torch.empty(each.shape) for key, each in network.state_dict().items()},
+            "optimizer": {
+                "state": {
+                    number: {"momentum_buffer": torch.empty(each.shape)}
+                    for number, each in enumerate(parameters)
+                }
+            },
+            "scaler": {},
+        }
+        for index in range(2):
+            meter.add(*step(batch, index, 1e-3))
+            state.restore_learned(saved)
+        after = [*everything(network, step), meter.sums, *map(checksum, parameters)]
+        return {each.device for each in after}
+
+
+def test_on_a_gpu_everything_stays_there(monkeypatch: pytest.MonkeyPatch):
+    assert steps_on_a_fake_gpu(monkeypatch) == {torch.device("cuda", 0)}
+
+
+@pytest.mark.parametrize("planted", ["labels", "target_offsets", "meter", "guard"])
+def test_the_proof_above_notices_what_lies_on_the_cpu(planted: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RuntimeError, match="device"):
+        steps_on_a_fake_gpu(monkeypatch, **{planted: CPU})
 
 
 class CountedKernels(TorchDispatchMode):
