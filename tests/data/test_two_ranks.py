@@ -29,6 +29,7 @@ from ssd.config import (
 from ssd.errors import UserError
 from ssd.training.session import Session, open_session
 from ssd.training.trainer import start_or_resume
+from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -59,7 +60,7 @@ def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     ours = config(folder)
-    with open_session(ours, folder / "run") as session:
+    with small_networks(), open_session(ours, folder / "run") as session:
         refusals = [
             refused(ours, session, train_annotations=str(folder / "train.json")),
             refused(ours, session, val_annotations=str(folder / "val.json")),

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import nn
 
-import ssd.model
 import ssd.training.saver
 from data.build import open_training
 from data.demo import generate
@@ -31,6 +29,7 @@ from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
 from ssd.training.state import load_newest
 from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
+from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -49,15 +48,8 @@ GOING_ON = "checkpoint.on_error=continue"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_network() -> Iterator[None]:
-    """A backbone of one convolution: what is proved here depends on no network."""
-
-    def backbone(_: object) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 16, kernel_size=7, stride=8, padding=3), nn.BatchNorm2d(16))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ssd.model._MAP_CHANNELS, "resnet18", (16,) * 6)
-        patch.setattr(ssd.model, "_cut_resnet", backbone)
+def _small() -> Iterator[None]:
+    with small_networks():
         yield
 
 
