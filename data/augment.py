@@ -1,13 +1,17 @@
 """Random draws → crop window, flip and colour of one training image, and its boxes under them.
 
-RECIPE 6, in NumPy. Every image has draws of its own (data.sampling): what happens to it depends on no other
+RECIPE 6. Every image has draws of its own (data.sampling): what happens to it depends on no other
 image, batch, rank or thread.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
+
+Box = tuple[float, float, float, float]
 
 MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 MIN_SIDE = 0.3
@@ -20,12 +24,6 @@ CONTRAST = (0.5, 1.5)
 MAX_ATTEMPTS = 100
 """Windows drawn before the whole image is taken. One draw in seven is the whole image anyway, so that
 happens to one image in 5 million at most, and where no window fits it is the only possible outcome."""
-
-_DRAWS_BEFORE_WINDOWS = 5  # flip, hue, saturation, brightness, contrast
-_DRAWS_PER_WINDOW = 5  # option, width, height, left, top
-
-RAW_DRAWS = _DRAWS_BEFORE_WINDOWS + MAX_ATTEMPTS * _DRAWS_PER_WINDOW
-"""64-bit draws that one image takes."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,14 @@ class Augmentation:
     contrast: float = 1.0
 
 
-def draw_augmentation(boxes_ltrb: NDArray[np.float32], draws: NDArray[np.uint64]) -> Augmentation:
-    """Turn an image's RAW_DRAWS uniform 64-bit draws into its augmentation (RECIPE 6).
+def draw_augmentation(boxes_ltrb: NDArray[np.float32], uniforms: Iterator[float]) -> Augmentation:
+    """Turn an image's draws into its augmentation (RECIPE 6).
 
-    boxes_ltrb: G×4 relative to the image, G ≥ 1.
+    boxes_ltrb: G×4 relative to the image, G ≥ 1. uniforms: endless, from [0, 1); as many are taken as needed.
     """
-    # The upper 53 bits fill a double's significand: uniform in [0, 1), the same on every machine.
-    uniforms = (draws >> np.uint64(11)) * np.float64(2.0**-53)
-    flip, hue, saturation, brightness, contrast = uniforms[:_DRAWS_BEFORE_WINDOWS].tolist()
+    flip, hue, saturation, brightness, contrast = islice(uniforms, 5)
     return Augmentation(
-        window_ltwh=_draw_window(boxes_ltrb, uniforms[_DRAWS_BEFORE_WINDOWS:].reshape(MAX_ATTEMPTS, -1)),
+        window_ltwh=_draw_window(boxes_ltrb.tolist(), uniforms),
         flip=flip < 0.5,
         hue=_between(HUE_DEGREES, hue),
         saturation=_between(SATURATION, saturation),
@@ -64,65 +60,68 @@ def draw_augmentation(boxes_ltrb: NDArray[np.float32], draws: NDArray[np.uint64]
 
 
 def augment_boxes(
-    augmentation: Augmentation, boxes_ltrb: NDArray[np.float32], labels: NDArray[np.int32]
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return the boxes and labels that the augmented image shows, relative to it.
+    augmentations: Sequence[Augmentation],
+    boxes_ltrb: Sequence[NDArray[np.float32]],
+    labels: Sequence[NDArray[np.int32]],
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int32]]]:
+    """Return the boxes and labels that each of N augmented images shows, relative to it.
 
-    A box stays when its centre lies in the window, clipped to it (RECIPE 6). boxes_ltrb G×4, labels G.
+    A box stays when its centre lies in the window, clipped to it (RECIPE 6). boxes_ltrb: N times G×4.
+    labels: N times G.
     """
-    left, top, width, height = augmentation.window_ltwh
-    boxes = boxes_ltrb.astype(np.float64)
-    inside = _centres_inside(boxes, augmentation.window_ltwh)
-    boxes = np.clip((boxes[inside] - (left, top, left, top)) / (width, height, width, height), 0, 1)
-    if augmentation.flip:
-        boxes = np.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), axis=1)
-    return boxes.astype(np.float32), labels[inside]
+    # All boxes of the batch at once: an image has too few to be worth NumPy's calls.
+    image_of = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+    left, top, width, height = np.array([each.window_ltwh for each in augmentations])[image_of].T
+    flip = np.array([each.flip for each in augmentations])[image_of]
+    x1, y1, x2, y2 = np.concatenate(boxes_ltrb).astype(np.float64).T
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    inside = (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
+
+    x1, x2 = (x1 - left) / width, (x2 - left) / width
+    x1, x2 = np.where(flip, 1 - x2, x1), np.where(flip, 1 - x1, x2)
+    boxes = np.stack((x1, (y1 - top) / height, x2, (y2 - top) / height), axis=1)
+    boxes = np.clip(boxes[inside], 0, 1).astype(np.float32)
+    starts = np.searchsorted(image_of[inside], np.arange(1, len(labels)))
+    return np.split(boxes, starts), np.split(np.concatenate(labels)[inside], starts)
 
 
-def _draw_window(
-    boxes_ltrb: NDArray[np.float32], attempts: NDArray[np.float64]
-) -> tuple[float, float, float, float]:
-    """Take the first acceptable of the windows that the rows of uniforms stand for.
+def _draw_window(boxes_ltrb: list[Box], uniforms: Iterator[float]) -> Box:
+    """Take the first acceptable of the windows that the draws stand for, in plain numbers: boxes are few.
 
     One attempt is one option and one window; the next attempt draws both again, which is what DALI's
     random_bbox_crop does with num_attempts=1.
     """
-    boxes = boxes_ltrb.astype(np.float64)
-    for option, *window in attempts.tolist():
+    for _ in range(MAX_ATTEMPTS):
+        option, of_width, of_height, of_left, of_top = islice(uniforms, 5)
         choice = int(option * (1 + len(MIN_IOUS)))
         if choice == len(MIN_IOUS):
             break
-        width = _between((MIN_SIDE, 1.0), window[0])
-        height = _between((MIN_SIDE, 1.0), window[1])
+        width = _between((MIN_SIDE, 1.0), of_width)
+        height = _between((MIN_SIDE, 1.0), of_height)
         if not ASPECT_RATIOS[0] <= width / height <= ASPECT_RATIOS[1]:
             continue
-        window_ltwh = (window[2] * (1 - width), window[3] * (1 - height), width, height)
-        if not _centres_inside(boxes, window_ltwh).any():
+        window_ltwh = (of_left * (1 - width), of_top * (1 - height), width, height)
+        if not any(_centre_inside(box, window_ltwh) for box in boxes_ltrb):
             continue
-        if (_ious(boxes, window_ltwh) >= MIN_IOUS[choice]).all():
+        min_iou = MIN_IOUS[choice]
+        if min_iou == 0 or all(_iou(box, window_ltwh) >= min_iou for box in boxes_ltrb):
             return window_ltwh
     return Augmentation.window_ltwh
 
 
-def _centres_inside(
-    boxes_ltrb: NDArray[np.float64], window_ltwh: tuple[float, float, float, float]
-) -> NDArray[np.bool_]:
+def _centre_inside(box_ltrb: Box, window_ltwh: Box) -> bool:
+    x1, y1, x2, y2 = box_ltrb
     left, top, width, height = window_ltwh
-    x, y = (boxes_ltrb[:, :2] + boxes_ltrb[:, 2:]).T / 2
-    inside: NDArray[np.bool_] = (left <= x) & (x <= left + width) & (top <= y) & (y <= top + height)
-    return inside
+    return left <= (x1 + x2) / 2 <= left + width and top <= (y1 + y2) / 2 <= top + height
 
 
-def _ious(
-    boxes_ltrb: NDArray[np.float64], window_ltwh: tuple[float, float, float, float]
-) -> NDArray[np.float64]:
+def _iou(box_ltrb: Box, window_ltwh: Box) -> float:
+    x1, y1, x2, y2 = box_ltrb
     left, top, width, height = window_ltwh
-    lefts, tops, rights, bottoms = boxes_ltrb.T
-    overlap_width = np.minimum(rights, left + width) - np.maximum(lefts, left)
-    overlap_height = np.minimum(bottoms, top + height) - np.maximum(tops, top)
-    overlap = np.maximum(overlap_width, 0) * np.maximum(overlap_height, 0)
-    ious: NDArray[np.float64] = overlap / ((rights - lefts) * (bottoms - tops) + width * height - overlap)
-    return ious
+    overlap_width = min(x2, left + width) - max(x1, left)
+    overlap_height = min(y2, top + height) - max(y1, top)
+    overlap = max(overlap_width, 0.0) * max(overlap_height, 0.0)
+    return overlap / ((x2 - x1) * (y2 - y1) + width * height - overlap)
 
 
 def _between(bounds: tuple[float, float], uniform: float) -> float:

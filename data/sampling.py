@@ -4,7 +4,7 @@ Nothing here has state or reads a picture, so any step is reached directly. An i
 in the cleaned index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.augment import RAW_DRAWS, Augmentation, augment_boxes, draw_augmentation
+from data.augment import Augmentation, augment_boxes, draw_augmentation
 from data.graph import TrainingInputs, encode_path, window_of_pixels
 from data.index import CocoIndex
 
 ORDER_STREAM = 0
 """Stream of an epoch's order; image i draws from stream i + 1."""
+
+DRAWS_AT_ONCE = 45
+"""Flip, colour and eight windows (data.augment): nine images in ten need no more."""
 
 
 def raw_draws(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
@@ -27,7 +30,20 @@ def raw_draws(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint
     are words of its counter, so any draw is reached without those before it and no two streams overlap. The
     raw output is the one thing of NumPy's generators that every version keeps to the bit.
     """
-    return np.random.Philox(key=seed, counter=[0, stream, epoch, 0]).random_raw(count)
+    return _philox(seed, epoch, stream).random_raw(count)
+
+
+def uniform_draws(seed: int, epoch: int, stream: int) -> Iterator[float]:
+    """Yield raw_draws without end, each as a number from [0, 1)."""
+    philox = _philox(seed, epoch, stream)
+    while True:
+        draws = philox.random_raw(DRAWS_AT_ONCE)
+        # The upper 53 bits fill a double's significand: uniform, the same on every machine.
+        yield from ((draws >> np.uint64(11)) * np.float64(2.0**-53)).tolist()
+
+
+def _philox(seed: int, epoch: int, stream: int) -> np.random.Philox:
+    return np.random.Philox(key=seed, counter=[0, stream, epoch, 0])
 
 
 @lru_cache(maxsize=2)  # the steps of an epoch share one order; two, since prefetching runs over its end
@@ -80,44 +96,51 @@ class BatchPlan:
 
     def describe(self, step: int, images: Sequence[int]) -> list[dict[str, Any]]:
         """Return what is seen of each image in a step, and its boxes there, as plain values."""
-        described = []
-        for image in images:
-            augmentation = self._augmentation(step, image)
-            boxes_ltrb, labels = augment_boxes(augmentation, *self.index.boxes_of(image))
-            described.append(
-                {
-                    "image_id": int(self.index.image_ids[image]),
-                    "file": self.index.path(image),
-                    "window_ltwh": list(augmentation.window_ltwh),
-                    "flip": augmentation.flip,
-                    "boxes_ltrb": boxes_ltrb.tolist(),
-                    "labels": labels.tolist(),
-                }
+        return [
+            {
+                "image_id": int(self.index.image_ids[image]),
+                "file": self.index.path(image),
+                "window_ltwh": list(augmentation.window_ltwh),
+                "flip": augmentation.flip,
+                "boxes_ltrb": boxes_ltrb.tolist(),
+                "labels": labels.tolist(),
+            }
+            for image, augmentation, boxes_ltrb, labels in zip(
+                images, *self._augmented(step, images), strict=True
             )
-        return described
+        ]
 
     def inputs(self, step: int, images: Sequence[int]) -> TrainingInputs:
         """Return what the graph is fed to make these images as a step has them."""
-        drawn = [(image, self._augmentation(step, image)) for image in images]
+        augmentations, boxes_ltrb, labels = self._augmented(step, images)
         windows_ltwh = [
-            window_of_pixels(each.window_ltwh, self.index.sizes_px[image].tolist()) for image, each in drawn
+            window_of_pixels(each.window_ltwh, self.index.sizes_px[image].tolist())
+            for image, each in zip(images, augmentations, strict=True)
         ]
-        boxes = [augment_boxes(each, *self.index.boxes_of(image)) for image, each in drawn]
         return TrainingInputs(
             paths=[encode_path(self.index.path(image)) for image in images],
             window_start=np.array([window[:2] for window in windows_ltwh], dtype=np.float32),
             window_size=np.array([window[2:] for window in windows_ltwh], dtype=np.float32),
-            flip=np.array([each.flip for _, each in drawn], dtype=np.int32),
-            hue=np.array([each.hue for _, each in drawn], dtype=np.float32),
-            saturation=np.array([each.saturation for _, each in drawn], dtype=np.float32),
-            brightness=np.array([each.brightness for _, each in drawn], dtype=np.float32),
-            contrast=np.array([each.contrast for _, each in drawn], dtype=np.float32),
-            boxes_ltrb=[boxes_ltrb for boxes_ltrb, _ in boxes],
-            labels=[labels for _, labels in boxes],
+            flip=np.array([each.flip for each in augmentations], dtype=np.int32),
+            hue=np.array([each.hue for each in augmentations], dtype=np.float32),
+            saturation=np.array([each.saturation for each in augmentations], dtype=np.float32),
+            brightness=np.array([each.brightness for each in augmentations], dtype=np.float32),
+            contrast=np.array([each.contrast for each in augmentations], dtype=np.float32),
+            boxes_ltrb=boxes_ltrb,
+            labels=labels,
         )
 
-    def _augmentation(self, step: int, image: int) -> Augmentation:
-        if not self.augment:
-            return Augmentation()
-        draws = raw_draws(self.seed, step // self.steps_per_epoch, image + 1, RAW_DRAWS)
-        return draw_augmentation(self.index.boxes_of(image)[0], draws)
+    def _augmented(
+        self, step: int, images: Sequence[int]
+    ) -> tuple[list[Augmentation], list[NDArray[np.float32]], list[NDArray[np.int32]]]:
+        """Return what is done to each image in a step, and its boxes and labels after that."""
+        boxes_ltrb, labels = zip(*(self.index.boxes_of(image) for image in images), strict=True)
+        if self.augment:
+            epoch = step // self.steps_per_epoch
+            augmentations = [
+                draw_augmentation(boxes, uniform_draws(self.seed, epoch, image + 1))
+                for image, boxes in zip(images, boxes_ltrb, strict=True)
+            ]
+        else:
+            augmentations = [Augmentation()] * len(images)
+        return augmentations, *augment_boxes(augmentations, boxes_ltrb, labels)

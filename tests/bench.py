@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 IMAGES, STEPS_PER_EPOCH, LAST_STEP = 26, 6, 12  # global batches of 4, the last two images of an epoch dropped
@@ -18,7 +19,7 @@ LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Bench:
-    """A folder with the embedded set, where runs are made."""
+    """A folder with the embedded set, where runs are made; tests leave the set as it is."""
 
     folder: Path
 
@@ -52,11 +53,12 @@ class Bench:
         return run(self.train_command(name, *overrides, ranks=ranks))
 
     def uninterrupted(self, ranks: int) -> str:
-        """Name a finished run that nothing happened to, made once a session; its output is NAME.txt."""
+        """Name a finished run that nothing happened to, made once; its output is NAME.txt."""
         name = f"uninterrupted_{ranks}"
-        if not self.checkpoint(name).exists():
-            output = succeeded(self.train(name, ranks=ranks))
-            (self.folder / f"{name}.txt").write_text(output)
+        output = self.folder / f"{name}.txt"
+        with FileLock(self.folder / f"{name}.lock"):
+            if not output.exists():
+                output.write_text(succeeded(self.train(name, ranks=ranks)))
         return name
 
     def assert_ended_as(self, expected: str, name: str) -> None:

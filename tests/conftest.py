@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from data.demo import generate
 from ssd.config import Device, Precision, RuntimeConfig, TrainConfig
@@ -46,13 +47,15 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A folder for whole runs, with their data set; it goes at the end unless a test failed."""
-    bench = Bench(tmp_path_factory.mktemp("runs"))
-    generate(bench.data, IMAGES, 5)
-    yield bench
-    if not request.session.testsfailed:
-        shutil.rmtree(bench.folder)
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A folder for whole runs, with their data set; the processes that share the tests share it too."""
+    base = tmp_path_factory.getbasetemp()
+    bench = Bench((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "runs")
+    bench.folder.mkdir(exist_ok=True)
+    with FileLock(bench.folder / "demo.lock"):
+        if not bench.data.exists():
+            generate(bench.data, IMAGES, 5)
+    return bench
 
 
 @pytest.fixture

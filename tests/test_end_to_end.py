@@ -137,7 +137,7 @@ def save_confident_network(path: Path, categories: list[dict[str, Any]]) -> None
     write(path, {"format": 1, "model": model, "categories": known, "config": config})
 
 
-def test_two_ranks_train_as_one(bench: Bench, name: str):
+def test_two_ranks_train_as_one_and_one_goes_on_with_their_global_batch(bench: Bench, name: str):
     """With BatchNorm's batch statistics out of the way, losses differ by rounding alone."""
     fixed = ("runtime=fp32", "model.freeze_batchnorm=true", "optimizer.learning_rate=1e-5")
     short = ("schedule.warmup_steps=0", "schedule.max_steps=3", "logging.every_steps=1")
@@ -147,6 +147,10 @@ def test_two_ranks_train_as_one(bench: Bench, name: str):
         succeeded(bench.train(name, *fixed, *short, folder, ranks=ranks))
         losses.append([record["loss"] for record in bench.records(f"{name}/{ranks}")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    output = succeeded(bench.train(name, *fixed, *short, folder, "data.batch_size=2", "schedule.max_steps=4"))
+    told = " ".join(output.replace("│", "").split())
+    assert "global batch 4: 1 × 4 (the run's; data.batch_size=2 is not used)" in told
+    assert [record["step"] for record in bench.records(f"{name}/2")] == [1, 2, 3, 4]
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_nothing_is_saved(bench: Bench, name: str):

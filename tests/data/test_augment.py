@@ -6,14 +6,14 @@ from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
 
 from data import augment
-from data.augment import RAW_DRAWS, Augmentation, augment_boxes
-from data.sampling import raw_draws
+from data.augment import Augmentation, augment_boxes
+from data.sampling import raw_draws, uniform_draws
 
 pytestmark = pytest.mark.unit
 
 
 def draw_augmentation(boxes: np.ndarray, seed: int, epoch: int, image: int) -> Augmentation:
-    return augment.draw_augmentation(boxes, raw_draws(seed, epoch, image + 1, RAW_DRAWS))
+    return augment.draw_augmentation(boxes, uniform_draws(seed, epoch, image + 1))
 
 
 def coco_like_boxes(images: int) -> list[np.ndarray]:
@@ -122,12 +122,14 @@ def test_crop_statistics_equal_those_of_dalis_random_bbox_crop() -> None:
     boxes_of, repeats = coco_like_boxes(250), 24
     theirs, their_counts = dali_crops(boxes_of, repeats)
     drawn = [
-        (draw_augmentation(boxes, 1, epoch, image), boxes)
+        draw_augmentation(boxes, 1, epoch, image)
         for epoch in range(repeats)
         for image, boxes in enumerate(boxes_of)
     ]
-    ours = np.array([each.window_ltwh for each, _ in drawn])
-    our_counts = [len(augment_boxes(each, boxes, np.zeros(len(boxes), np.int32))[0]) for each, boxes in drawn]
+    ours = np.array([each.window_ltwh for each in drawn])
+    labels_of = [np.zeros(len(boxes), np.int32) for boxes in boxes_of]
+    kept, _ = augment_boxes(drawn, boxes_of * repeats, labels_of * repeats)
+    our_counts = [len(each) for each in kept]
 
     def statistics(windows: np.ndarray, counts: list[int]) -> list[float]:
         area = windows[:, 2] * windows[:, 3]
@@ -146,41 +148,42 @@ def test_crop_statistics_equal_those_of_dalis_random_bbox_crop() -> None:
 
 
 def test_image_that_fails_every_attempt_is_taken_whole() -> None:
-    always_too_wide = [0, 2**64 - 1, 0, 0, 0]
-    draws = np.array([0] * 5 + always_too_wide * augment.MAX_ATTEMPTS, dtype=np.uint64)
+    always_too_wide = [0.0, 0.99, 0.0, 0.0, 0.0]
+    draws = iter([0.0] * 5 + always_too_wide * augment.MAX_ATTEMPTS)
     boxes = np.array([[0.2, 0.3, 0.6, 0.7]], dtype=np.float32)
     assert augment.draw_augmentation(boxes, draws).window_ltwh == (0, 0, 1, 1)
 
 
-def test_boxes_equal_a_literal_reference() -> None:
-    labels_of, kept_everything = [], []
-    for image, boxes in enumerate(coco_like_boxes(200)):
-        labels = np.arange(1, len(boxes) + 1, dtype=np.int32)
-        drawn = draw_augmentation(boxes, 8, 0, image)
-        left, top, width, height = drawn.window_ltwh
+def test_boxes_of_a_batch_equal_a_literal_reference() -> None:
+    boxes_of = coco_like_boxes(200)
+    drawn = [draw_augmentation(boxes, 8, 0, image) for image, boxes in enumerate(boxes_of)]
+    for image in (0, 1, 57, 199):  # batches hold images without boxes too
+        boxes_of[image] = np.zeros((0, 4), np.float32)
+    labels_of = [np.arange(1, len(boxes) + 1, dtype=np.int32) for boxes in boxes_of]
+    got_of = zip(*augment_boxes(drawn, boxes_of, labels_of), strict=True)
+    counts = []
+    for each, boxes, labels, (got, got_labels) in zip(drawn, boxes_of, labels_of, got_of, strict=True):
+        left, top, width, height = each.window_ltwh
         expected, expected_labels = [], []
         for (x1, y1, x2, y2), label in zip(boxes.astype(float).tolist(), labels, strict=True):
             if not (left < (x1 + x2) / 2 < left + width and top < (y1 + y2) / 2 < top + height):
                 continue
             x1, x2 = ((max(min(x, left + width), left) - left) / width for x in (x1, x2))
             y1, y2 = ((max(min(y, top + height), top) - top) / height for y in (y1, y2))
-            expected.append([1 - x2, y1, 1 - x1, y2] if drawn.flip else [x1, y1, x2, y2])
+            expected.append([1 - x2, y1, 1 - x1, y2] if each.flip else [x1, y1, x2, y2])
             expected_labels.append(label)
-        got, got_labels = augment_boxes(drawn, boxes, labels)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, np.array(expected), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(got, np.array(expected).reshape(-1, 4), rtol=0, atol=1e-7)
         assert got_labels.tolist() == expected_labels
-        assert got.min() >= 0
-        assert got.max() <= 1
-        labels_of.append(len(got_labels))
-        kept_everything.append(len(got_labels) == len(boxes))
-    assert min(labels_of) >= 1
-    assert 0 < sum(kept_everything) < 200
+        assert ((got >= 0) & (got <= 1)).all()
+        counts.append((len(boxes), len(got_labels)))
+    assert all(kept >= 1 for boxes, kept in counts if boxes)
+    assert {kept == boxes for boxes, kept in counts if boxes} == {True, False}
 
 
 def test_no_augmentation_leaves_boxes_to_the_bit() -> None:
-    (boxes,) = coco_like_boxes(1)
-    labels = np.arange(len(boxes), dtype=np.int32)
-    got, got_labels = augment_boxes(Augmentation(), boxes, labels)
-    assert np.array_equal(got, boxes)
-    assert np.array_equal(got_labels, labels)
+    boxes = coco_like_boxes(1)
+    labels = [np.arange(len(boxes[0]), dtype=np.int32)]
+    (got,), (got_labels,) = augment_boxes([Augmentation()], boxes, labels)
+    assert np.array_equal(got, boxes[0])
+    assert np.array_equal(got_labels, labels[0])

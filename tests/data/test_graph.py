@@ -43,9 +43,10 @@ def fed(
 ) -> TrainingInputs:
     """One picture under several augmentations as one batch."""
     labels = np.zeros(len(boxes_ltrb), np.int32) if labels is None else labels
-    boxes = [augment_boxes(each, boxes_ltrb, labels) for each in augmentations]
+    count = len(augmentations)
+    seen_ltrb, seen_labels = augment_boxes(augmentations, [boxes_ltrb] * count, [labels] * count)
     return TrainingInputs(
-        paths=[encode_path(str(path))] * len(augmentations),
+        paths=[encode_path(str(path))] * count,
         window_start=np.array([each.window_ltwh[:2] for each in augmentations], np.float32),
         window_size=np.array([each.window_ltwh[2:] for each in augmentations], np.float32),
         flip=np.array([each.flip for each in augmentations], np.int32),
@@ -53,8 +54,8 @@ def fed(
         saturation=np.array([each.saturation for each in augmentations], np.float32),
         brightness=np.array([each.brightness for each in augmentations], np.float32),
         contrast=np.array([each.contrast for each in augmentations], np.float32),
-        boxes_ltrb=[each[0] for each in boxes],
-        labels=[each[1] for each in boxes],
+        boxes_ltrb=seen_ltrb,
+        labels=seen_labels,
     )
 
 
@@ -247,7 +248,7 @@ def test_a_rectangle_fills_its_box_after_window_resize_and_flip(
         sides = rng.uniform(0.5, 1, 2)
         start = rng.uniform(0, 1, 2) * (1 - sides)
         augmentation = Augmentation(window_ltwh=(*start.tolist(), *sides.tolist()), flip=flip)
-        boxes, _ = augment_boxes(augmentation, box[None].astype(np.float32), np.ones(1, np.int32))
+        (boxes,), _ = augment_boxes([augmentation], [box[None].astype(np.float32)], [np.ones(1, np.int32)])
         if len(boxes) == 0:
             continue
         bright = pixels_of(save(picture), augmentation)[..., 0] > 127

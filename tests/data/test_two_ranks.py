@@ -34,6 +34,7 @@ from ssd.errors import UserError
 from ssd.training.session import Session, open_session
 from ssd.training.signals import Preempted
 from ssd.training.trainer import Trainer, start_or_resume
+from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -77,7 +78,7 @@ def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
     """Be one of two ranks: three starts that are refused, then two steps, with a picture that turns bad."""
     become(rank, port)
     ours = config(folder)
-    with open_session(ours, folder / "run") as session:
+    with small_networks(), open_session(ours, folder / "run") as session:
         refusals = [
             refused(ours, session, train_annotations=str(folder / "train.json")),
             refused(ours, session, val_annotations=str(folder / "val.json")),
@@ -160,7 +161,7 @@ def end_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
         trainer._take, trainer.train_step = take_noting, launch_noting  # type: ignore[assignment,method-assign]
         return trainer
 
-    with open_session(ours, folder / "failing") as failing:
+    with small_networks(), open_session(ours, folder / "failing") as failing:
         task, _ = open_training(ours, None, failing)
         data.loader._run = fail_in_step_1
         with pytest.raises(UserError) as error:

@@ -1,9 +1,14 @@
-"""A checkpoint's content, made up."""
+"""A checkpoint's content, made up, and a network that takes little time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
 
+import ssd.model
 from ssd.categories import Categories
 from ssd.cli import as_plain
 from ssd.config import TrainConfig
@@ -31,3 +36,16 @@ SAVED: dict[str, Any] = {
 
 def saved_run(**given: Any) -> SavedRun:
     return SavedRun(**(SAVED | given))
+
+
+@contextmanager
+def small_networks() -> Iterator[None]:
+    """Build resnet18 with a backbone of one convolution, for what depends on no network."""
+
+    def backbone(_: object) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 16, kernel_size=7, stride=8, padding=3), nn.BatchNorm2d(16))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ssd.model._MAP_CHANNELS, "resnet18", (16,) * 6)
+        patch.setattr(ssd.model, "_cut_resnet", backbone)
+        yield

@@ -117,7 +117,6 @@ PAUSE = "os.kill(os.getpid(), signal.SIGSTOP)"
         ("time.sleep(60)", True, "alive\n"),
         (f"{PAUSE}; time.sleep(60)", True, "alive\n"),
         (PAUSE, False, "alive\nclosed\n"),
-        ("pass", False, "alive\nclosed\n"),
     ],
 )
 def test_a_process_that_hangs_prints_its_stacks_and_ends_but_not_one_that_was_paused(

@@ -30,6 +30,7 @@ from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
 from ssd.training.state import DETECTOR, load_newest
 from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
+from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -45,6 +46,12 @@ TWO_EPOCHS = (
     "checkpoint.every_steps=2 logging.every_steps=3"
 )
 GOING_ON = "checkpoint.on_error=continue"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    with small_networks():
+        yield
 
 
 @pytest.fixture(scope="module")
