@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(description="Convert a data set to the COCO layout, or from it.")
     add = command.add_argument
     add("format", choices=FORMATS, help="what SOURCE is in")
-    add("source", type=Path, metavar="SOURCE", help="folder of the data set; only read")
+    add("source", type=Path, metavar="SOURCE", help="folder of the data set, or YOLO's data.yaml; only read")
     add("out", type=Path, metavar="OUT", help="folder to make; absent or empty")
     add("--to", choices=FORMATS, default="coco", help="default %(default)s")
     share = "share of the pictures dealt to val where SOURCE has no validation split; default %(default)s"

@@ -2,8 +2,10 @@
 
 import math
 import os
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,6 +67,31 @@ class Decoder(Enum):
     gpu = "gpu"
 
 
+_SIGNS = {
+    "coco": ["annotations/instances_train2017.json"],
+    "voc": ["*.xml", "[!.]*/*.xml", "[!.]*/[!.]*/*.xml"],
+    "yolo": [
+        *("data.y*ml", "dataset.y*ml", "obj.names", "classes.txt"),
+        *("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
+    ],
+}
+"""Files that a data set of a format has, wherever its pictures are."""
+
+
+def formats_in(source: Path) -> dict[str, Path]:
+    """Return the formats that a folder looks like, each with the file that tells; a yaml file is YOLO's."""
+    if source.suffix in (".yaml", ".yml") and source.is_file():
+        return {"yolo": source}
+    found = {name: next(chain(*map(source.glob, signs)), None) for name, signs in _SIGNS.items()}
+    return {name: file for name, file in found.items() if file}
+
+
+def coco_place(folder: Path, key: str) -> Path:
+    """Return where COCO publishes a split's images or annotations: key is val_images, say."""
+    split, kind = key.split("_")
+    return folder / (f"{split}2017" if kind == "images" else f"annotations/instances_{split}2017.json")
+
+
 @dataclass
 class DataPaths:
     """Where a data set is; the four paths follow from `path` where they are not given."""
@@ -78,16 +105,24 @@ class DataPaths:
     def locate(self, key: str) -> Path:
         """Return one of the four paths: as given by its own key, else from data.path.
 
-        Raises UserError where neither is given.
+        Raises UserError where neither is given, and where data.path is a VOC or YOLO data set.
         """
         given = cast(str | None, getattr(self, key))
         if given is not None:
             return Path(given)
         if self.path is None:
             raise UserError(f"data.path=null: give data.path=DIR in COCO layout, or data.{key}=…")
-        split, kind = key.split("_")
-        published = f"{split}2017" if kind == "images" else f"annotations/instances_{split}2017.json"
-        return Path(self.path, published)
+        place = coco_place(Path(self.path), key)
+        if key.endswith("annotations") and not place.exists():
+            found = formats_in(Path(self.path))
+            if found and "coco" not in found:
+                name, sign = next(iter(found.items()))
+                command = f"python scripts/convert_dataset.py {name} {shlex.quote(self.path)} OUT"
+                raise UserError(
+                    f"data.path={self.path}: it is a {name.upper()} data set, as {sign.name} shows; convert "
+                    f"it with `{command}`, then give data.path=OUT"
+                )
+        return place
 
 
 @dataclass

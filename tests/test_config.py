@@ -1,5 +1,6 @@
 """conf/ and its schema: what is accepted, what is refused, and that every experiment is a valid run."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,37 @@ def test_paths_follow_from_data_path_unless_given():
     assert data.locate("val_images") == Path("elsewhere")
     with pytest.raises(UserError, match=r"data\.path=null.*data\.val_images="):
         DataConfig().locate("val_images")
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("Annotations/a.xml", "voc"),
+        ("VOC2012/Annotations/a.xml", "voc"),
+        ("train/a.xml", "voc"),
+        ("data.yaml", "yolo"),
+        ("labels/train/a.txt", "yolo"),
+        ("train/labels/a.txt", "yolo"),
+        ("obj.names", "yolo"),
+        ("train2017/a.txt", None),
+        (".idea/misc.xml", None),
+    ],
+)
+def test_data_path_in_another_format_names_the_command(tmp_path: Path, file: str, kind: str | None):
+    source = tmp_path / "my cells"
+    (source / file).parent.mkdir(parents=True)
+    (source / file).touch()
+    for path in (source, source / file) if file == "data.yaml" else (source,):
+        data = DataConfig(path=str(path), val_annotations="given.json")
+        if kind:
+            command = f"`python scripts/convert_dataset.py {kind} '{path}' OUT`, then give data.path=OUT"
+            with pytest.raises(UserError, match=re.escape(command)):
+                data.locate("train_annotations")
+        assert data.locate("val_annotations") == Path("given.json")
+    coco = source / "annotations" / "instances_train2017.json"
+    coco.parent.mkdir()
+    coco.touch()
+    assert DataConfig(path=str(source)).locate("train_annotations") == coco
 
 
 def test_evaluations_follow_the_listed_and_each_kth_epoch():

@@ -12,10 +12,11 @@ Conventions, the same in both directions:
 - VOC's `difficult` is COCO's `iscrowd`: to evaluation neither is a hit or a miss. YOLO has no such mark:
   crowd boxes are left out, and counted.
 - Categories have the ids 1 … K in the order of the classes file (data.yaml, classes.txt, obj.names); without
-  one, VOC's are sorted by name. Both splits have all of them. Writers of VOC and YOLO add the file: the order
+  one, VOC's are sorted by name. All splits have all of them. Writers of VOC and YOLO add the file: the order
   survives the way there and back.
 - Boxes that hang over an edge are cut there and counted, as training cuts them.
 - Pictures are linked or copied, never encoded again; their headers say what size they have.
+- A test split comes along where the source has annotations of it.
 - Ids of images and categories do not survive, nor do polygons: `area` is the box's.
 
 No library does this (releases of 2026): globox and labelformat take VOC's corners for 0-based and know
@@ -24,15 +25,17 @@ neither splits nor `difficult`; supervision decodes every picture and forgets `d
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.convert.coco import read_coco, write_coco
-from data.convert.dataset import DataSet, Finding, Picture, Split
+from data.convert.dataset import SPLIT_NAMES, DataSet, Finding, Picture, Split
 from data.convert.voc import read_voc, write_voc
 from data.convert.yolo import read_yolo, write_yolo
+from ssd.config import formats_in
 from ssd.errors import UserError
 
 FORMATS = {"coco": (read_coco, write_coco), "voc": (read_voc, write_voc), "yolo": (read_yolo, write_yolo)}
@@ -62,20 +65,19 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
     source = Path(os.path.abspath(source))
     if not 0 < options.val_fraction < 1:
         raise UserError(f"--val-fraction {options.val_fraction:g}: give a number between 0 and 1")
-    if source_format == out_format:
-        raise UserError(f"{source} is {source_format} already; give another format with --to")
-    if not source.is_dir():
-        raise UserError(f"{source} is no folder; give the one that holds the data set")
+    _check_formats(source, source_format, out, out_format)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there and is no empty folder; delete it, or give another one")
     read, write = FORMATS[source_format][0], FORMATS[out_format][1]
     data, findings = read(source, options.classes_file)
-    if "val" in data.splits:
-        train = {picture.file for picture in data.splits["train"]}
-        what = "pictures are in both splits: AP will not tell what was learned"
-        findings += [Finding(what, picture.file) for picture in data.splits["val"] if picture.file in train]
-    else:
-        data = DataSet(data.categories, _split(data.splits["train"], options.val_fraction, options.seed))
+    train = {picture.file for picture in data.splits["train"]}
+    others = [picture for split, pictures in data.splits.items() if split != "train" for picture in pictures]
+    what = "pictures are in train and in another split: AP will not tell what was learned"
+    findings += [Finding(what, picture.file) for picture in others if picture.file in train]
+    if "val" not in data.splits:
+        splits = data.splits | _split(data.splits["train"], options.val_fraction, options.seed)
+        splits = {split: splits[split] for split in SPLIT_NAMES if split in splits}
+        data = DataSet(data.categories, splits)
         how = f"--val-fraction {options.val_fraction:g} --seed {options.seed}"
         findings.append(Finding(f"no validation split in the source: dealt by file name with {how}"))
     target = out.absolute()
@@ -90,6 +92,22 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
     done = f"{source} ({source_format}) → {out} ({out_format})"
     return [done, *_contents(data), *_counted(findings)]
+
+
+def _check_formats(source: Path, source_format: str, out: Path, out_format: str) -> None:
+    """Raise UserError, with the command to give, for a source that is not what it is said to be."""
+    found = formats_in(source)
+    if found and source_format not in found:
+        name, sign = next(iter(found.items()))
+        to = "" if out_format in ("coco", name) else f" --to {out_format}"
+        command = shlex.join(["python", "scripts/convert_dataset.py", name, str(source), str(out)]) + to
+        fix = f"data.path={source} takes it" if name == out_format == "coco" else f"give `{command}`"
+        what = f"a {name.upper()} data set, as {sign.name} shows, not {source_format.upper()}"
+        raise UserError(f"{source} is {what}; {fix}")
+    if source_format == out_format:
+        raise UserError(f"{source} is {source_format} already; give another format with --to")
+    if not source.is_dir() and not found:
+        raise UserError(f"{source} is no folder; give the one that holds the data set")
 
 
 def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Split, list[Picture]]:

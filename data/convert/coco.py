@@ -8,7 +8,7 @@ import msgspec
 
 from data.convert.dataset import (
     EXACT_DECIMALS,
-    SPLITS,
+    SPLIT_NAMES,
     Box,
     DataSet,
     Finding,
@@ -23,34 +23,32 @@ from data.convert.dataset import (
     write_text,
 )
 from ssd.annotations import Annotations, read_annotations
-from ssd.config import DataConfig
+from ssd.config import coco_place
 from ssd.errors import UserError
 
 
 def read_coco(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
-    """Read the folder that `data.path=` names, `train` alone where it has no validation annotations.
+    """Read the folder that `data.path=` names, `with the splits it has annotations of.
 
     Boxes without area inside their picture have no counterpart elsewhere: left out, and counted.
     Raises UserError: at the first bad entry of an annotation file, with every bad picture.
     """
     if classes_file is not None:
         raise UserError(f"--classes {classes_file}: COCO annotations name their categories; leave it out")
-    layout = DataConfig(path=str(source))
-    files = {split: layout.locate(f"{split}_annotations") for split in SPLITS}
-    if not files["train"].exists():
-        raise UserError(f"{files['train']} is missing; give a folder in COCO layout")
-    if not files["val"].exists():
-        del files["val"]
+    places = {split: coco_place(source, f"{split}_annotations") for split in SPLIT_NAMES}
+    files = {split: file for split, file in places.items() if file.exists()}
+    if "train" not in files:
+        raise UserError(f"{places['train']} is missing; give a folder in COCO layout")
     annotations = {
         split: read_annotations(file, f"data.{split}_annotations") for split, file in files.items()
     }
     categories = annotations["train"].categories
-    if "val" in annotations:
-        categories.check_scored_by(annotations["val"].categories, files["val"])
+    for split, content in annotations.items():
+        categories.check_scored_by(content.categories, files[split])
     splits: dict[Split, list[Picture]] = {split: [] for split in files}
     findings: list[Finding] = []
     for split, content in annotations.items():
-        folder = layout.locate(f"{split}_images")
+        folder = coco_place(source, f"{split}_images")
         for image in shown(range(len(content)), f"reading {split}"):
             with defects_into(findings, f"{files[split]}: images[{image}] (id {content.image_ids[image]})"):
                 splits[split].append(_read_picture(content, image, folder))
@@ -74,13 +72,12 @@ def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture
 
 
 def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
-    """Write both splits, ids counted from 1 through both, in the order given; `area` is the box's."""
-    layout = DataConfig(path=str(folder))
+    """Write all splits, ids counted from 1 through both, in the order given; `area` is the box's."""
     category_ids = {name: place for place, name in enumerate(data.categories, start=1)}
     categories = [{"id": place, "name": name} for name, place in category_ids.items()]
     image_ids, annotation_ids = itertools.count(1), itertools.count(1)
     for split, pictures in data.splits.items():
-        place_pictures(pictures, layout.locate(f"{split}_images"), link)
+        place_pictures(pictures, coco_place(folder, f"{split}_images"), link)
         images, annotations = [], []
         for picture in pictures:
             image_id = next(image_ids)
@@ -99,5 +96,5 @@ def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
                     }
                 )
         document = {"images": images, "annotations": annotations, "categories": categories}
-        write_text(layout.locate(f"{split}_annotations"), msgspec.json.encode(document).decode())
+        write_text(coco_place(folder, f"{split}_annotations"), msgspec.json.encode(document).decode())
     return []

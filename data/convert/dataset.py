@@ -1,10 +1,8 @@
 """What the formats share: the data set between reading and writing, findings, and the files of both sides."""
 
-import errno
 import math
 import os
 import shutil
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +18,9 @@ from data.pictures import UPRIGHT, orientation
 from ssd.errors import UserError
 
 Item = TypeVar("Item")
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
+Split = Literal["train", "val", "test"]
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+"""What files and folders of a split are called."""
 Ltwh = tuple[float, float, float, float]
 
 EXACT_DECIMALS = 6
@@ -102,7 +101,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Category names in the order of their ids; pictures by split. A source may lack `val`."""
+    """Category names in the order of their ids; pictures by split. A source may lack `val` and `test`."""
 
     categories: tuple[str, ...]
     splits: dict[Split, list[Picture]]
@@ -116,6 +115,17 @@ def defects_into(findings: list[Finding], where: object) -> Iterator[None]:
     except UserError as error:
         what = str(error).removeprefix(f"{where}: ")  # with which a file that can't be read begins
         findings.append(Finding(what, where, defect=True))
+
+
+@contextmanager
+def unless_test(split: Split, findings: list[Finding]) -> Iterator[None]:
+    """Leave out a test split that the block finds no annotations of, as many sets have one, and say so."""
+    try:
+        yield
+    except UserError as error:
+        if split != "test":
+            raise
+        findings.append(Finding(f"test split left out: {error}"))
 
 
 def gather(
@@ -141,7 +151,6 @@ def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = No
     size_px: width and height as the annotations say, None if they don't.
     """
     try:
-        _check_regular(file)
         # Pillow warns of large pictures; an absurd size it refuses.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             turned = orientation(image) != UPRIGHT
@@ -208,16 +217,9 @@ def read_lines(file: Path) -> list[str]:
 def read_bytes(file: Path) -> bytes:
     """Return a file's content; raise UserError where it cannot be read."""
     try:
-        _check_regular(file)
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
-
-
-def _check_regular(file: Path) -> None:
-    """Raise OSError where there is no file, but a pipe, say, whose reading may never end."""
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:

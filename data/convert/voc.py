@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, i
 from data.convert.dataset import (
     CLASSES_FILE,
     PICTURE_SUFFIXES,
+    SPLIT_NAMES,
     Box,
     DataSet,
     Finding,
@@ -25,41 +26,54 @@ from data.convert.dataset import (
     read_lines,
     read_names,
     shown,
+    unless_test,
     write_annotations,
     write_names,
     write_text,
 )
 from ssd.errors import UserError
 
+_XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
+_PICTURE_FOLDERS = ("jpegimages", "images", "imgs", "img", "pictures", "photos")
+_LAYOUT = (
+    "give the folder that holds Annotations and JPEGImages (of a devkit: VOCdevkit/VOC2012), or annotations "
+    "and images, or xml files beside their pictures"
+)
 _Place = tuple[Path, Path, Path | None]
 """The folder of a split's xml files, that of its pictures, and the list of its stems, None for all."""
 
 
 def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
-    """Read the devkit's Annotations, JPEGImages and ImageSets/Main, or xml files beside their pictures.
+    """Read the devkit's Annotations and JPEGImages, folders called much like them, or xml beside pictures.
 
-    The latter are split by the folders train/ and val/ or valid/, else one set. Without a validation split
-    the data set has no `val`. classes_file: the categories and their order; else classes.txt of the source,
-    else all names, sorted. Raises UserError with every defect.
+    Splits are the lists of ImageSets, else folders train, val or valid, and test, in these folders or around
+    them; else all is one set. Without a validation split the data set has no `val`. classes_file: the
+    categories and their order; else classes.txt of the source, else all names, sorted.
+    Raises UserError with every defect.
     """
     if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_names(classes_file)
-    places, findings = _find_places(source)
-    splits: dict[Split, list[Picture]] = {split: [] for split in places}
-    for split, (annotations, folder, list_file) in places.items():
+    findings: list[Finding] = []
+    splits: dict[Split, list[Picture]] = {}
+    for split, (annotations, folder, list_file) in _find_places(source).items():
         by_stem: dict[str, list[str]] = {}
         for name in find_files(folder, PICTURE_SUFFIXES):
             by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
-        stems, missing = _find_stems(annotations, list_file)
-        findings += missing
-        if list_file is None:
-            what = "pictures without an xml file are left out"
-            findings += [Finding(what, folder / by_stem[stem][0]) for stem in sorted(by_stem.keys() - stems)]
-        for stem in shown(stems, f"reading {split}"):
-            xml = annotations / f"{stem}.xml"
-            with defects_into(findings, xml):
-                splits[split].append(_read_picture(xml, folder, by_stem.get(stem, []), known))
+        with unless_test(split, findings):
+            stems, missing = _find_stems(annotations, list_file)
+            if not by_stem.keys() & stems:
+                raise UserError(f"no xml file of {annotations} has its picture in {folder}; {_LAYOUT}")
+            findings += missing
+            if list_file is None:
+                what = "pictures without an xml file are left out"
+                alone = sorted(by_stem.keys() - stems)
+                findings += [Finding(what, folder / by_stem[stem][0]) for stem in alone]
+            splits[split] = []
+            for stem in shown(stems, f"reading {split}"):
+                xml = annotations / f"{stem}.xml"
+                with defects_into(findings, xml):
+                    splits[split].append(_read_picture(xml, folder, by_stem.get(stem, []), known))
     findings = gather(source, findings, splits)
     boxes = [(picture, box) for split in splits.values() for picture in split for box in picture.boxes]
     what = "difficult objects are marked iscrowd"
@@ -70,40 +84,47 @@ def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fin
     return DataSet(known, splits), findings
 
 
-def _find_places(source: Path) -> tuple[dict[Split, _Place], list[Finding]]:
-    annotations, pictures, lists = source / "Annotations", source / "JPEGImages", source / "ImageSets/Main"
-    places: dict[Split, _Place]
-    if annotations.is_dir():
-        if not pictures.is_dir():
-            raise UserError(f"{source} has Annotations and no JPEGImages; add that folder with the pictures")
-        train, val, trainval, test = (lists / f"{name}.txt" for name in ("train", "val", "trainval", "test"))
-        if train.exists() and val.exists():
-            places = {"train": (annotations, pictures, train), "val": (annotations, pictures, val)}
-        else:
-            places = {"train": (annotations, pictures, next(filter(Path.exists, (trainval, train)), None))}
-    else:
-        train, test = source / "train", source / "test"
-        val = source / "val" if (source / "val").is_dir() else source / "valid"
-        if not (train.is_dir() and val.is_dir()):
-            return {"train": (source, source, None)}, []
-        places = {"train": (train, train, None), "val": (val, val, None)}
-    unused = [Finding(f"{test} is not used: the COCO layout has train and val")] if test.exists() else []
-    return places, unused
+def _find_places(source: Path) -> dict[Split, _Place]:
+    annotations, pictures = _inside(source, *_XML_FOLDERS), _inside(source, *_PICTURE_FOLDERS)
+    folders = [path for path in source.iterdir() if path.is_dir()]
+    if len(folders) == 1 and source == annotations and _inside(folders[0], *_XML_FOLDERS) != folders[0]:
+        return _find_places(folders[0])  # VOCdevkit
+    sets = _inside(_inside(source, "imagesets"), "main")
+    lists = {} if sets == source else {file.stem: file for file in sets.glob("*.txt")}
+    places: dict[Split, _Place] = {}
+    for split, names in SPLIT_NAMES.items():
+        xmls, folder = _inside(annotations, *names), _inside(pictures, *names)
+        if listed := next((lists[name] for name in names if name in lists), None):
+            places[split] = annotations, pictures, listed
+        elif xmls != annotations:
+            places[split] = _inside(xmls, *_XML_FOLDERS), _inside(folder, *_PICTURE_FOLDERS), None
+    if not {"train", "val"} <= places.keys():
+        train = places.get("train", (annotations, pictures, None))
+        if "trainval" in lists or (train[2] is None and "test" not in places):
+            train = annotations, pictures, lists.get("trainval")
+        places["train"] = train
+        places.pop("val", None)
+    return places
+
+
+def _inside(folder: Path, *names: str) -> Path:
+    """Return the folder in this one that has one of the names, in any case, or else the folder itself."""
+    folders = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    return next((folders[name] for name in names if name in folders), folder)
 
 
 def _find_stems(annotations: Path, list_file: Path | None) -> tuple[list[str], list[Finding]]:
     """Return the paths of the xml files to read, without suffix, sorted, and what the list names in vain."""
     stems = [os.path.splitext(name)[0] for name in find_files(annotations, (".xml",))]
+    if not stems:
+        raise UserError(f"{annotations} holds no xml file; {_LAYOUT}")
     if list_file is None:
-        if not stems:
-            raise UserError(
-                f"{annotations} holds no xml file; give the folder that holds Annotations and JPEGImages "
-                "(of a devkit: VOCdevkit/VOC2012), or xml files beside their pictures"
-            )
         return stems, []
     present, listed = set(stems), read_lines(list_file)
     if not any(listed):
         raise UserError(f"{list_file} names no picture; add some, or remove the file")
+    if not present.intersection(listed):
+        raise UserError(f"{list_file}: none of its pictures has an xml file in {annotations}; correct it")
     missing = [
         Finding(
             f"there is no {annotations / stem}.xml; add it, or remove the line",
@@ -173,15 +194,17 @@ def write_voc(data: DataSet, folder: Path, link: str) -> list[Finding]:
 
     Raises UserError where pictures would share an xml file.
     """
-    # A file that is in both splits is one picture.
-    pictures = list({picture.file: picture for split in data.splits.values() for picture in split}.values())
+    # A file that is in two splits is one picture.
+    of_splits = {name: {picture.file: picture for picture in split} for name, split in data.splits.items()}
+    trainval = of_splits["train"] | of_splits["val"]
+    pictures = [*(trainval | of_splits.get("test", {})).values()]
     findings = []
     for picture in shown(pictures, "Annotations"):
         root, found = _annotation(picture)
         findings += found
         write_annotations(tostring(root, encoding="unicode"), folder / "Annotations", ".xml", picture)
     place_pictures(pictures, folder / "JPEGImages", link)
-    for name, members in (*data.splits.items(), ("trainval", pictures)):
+    for name, members in (*data.splits.items(), ("trainval", trainval.values())):
         stems = "".join(f"{picture.stem}\n" for picture in members)
         write_text(folder / f"ImageSets/Main/{name}.txt", stems)
     write_names(data.categories, folder)

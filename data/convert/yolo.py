@@ -9,7 +9,7 @@ import yaml  # type: ignore[import-untyped]
 from data.convert.dataset import (
     CLASSES_FILE,
     PICTURE_SUFFIXES,
-    SPLITS,
+    SPLIT_NAMES,
     Box,
     DataSet,
     Finding,
@@ -26,6 +26,7 @@ from data.convert.dataset import (
     read_lines,
     read_names,
     shown,
+    unless_test,
     write_annotations,
     write_names,
 )
@@ -33,20 +34,12 @@ from ssd.errors import UserError
 
 _CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES_FILES = (CLASSES_FILE, "obj.names")
-_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 _USUAL_PLACES = ("{}.txt", "images/{}", "images/{}2017", "{}/images", "{}")
 _PLACES_WITHOUT_SPLITS = ("images", "obj_train_data", "")
 _LARGEST = 2.0
 """A coordinate beyond this many pictures is taken for pixels."""
 _Entry = tuple[Path, Path, str]
 """A label file, which may be missing; its picture's file and name in the split."""
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """PyYAML's reader in Python: the one in C crashes on 100,000 brackets."""
-
-    def flatten_mapping(self, _: object) -> None:
-        """Refuse `<<`, of which a few lines fill any memory: nothing reads that key."""
 
 
 class _Config(msgspec.Struct):
@@ -61,29 +54,32 @@ class _Config(msgspec.Struct):
 
 
 def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
-    """Read a folder; the splits are where data.yaml says, else where tools put them, else all is one set.
+    """Read a folder or data.yaml; splits are where that says, else where tools put them, else all is one set.
 
     classes_file: the category names by index; else data.yaml, classes.txt or obj.names of the source. A
     picture without a label file is one without objects. Raises UserError with every defect.
     """
     config_file = next((source / name for name in _CONFIG_FILES if (source / name).exists()), None)
+    if source.is_file():
+        config_file, source = source, source.parent
     content = read_bytes(config_file) if config_file else b"{}"
     try:
-        config = msgspec.convert(yaml.load(content, _Loader), _Config)  # noqa: S506 - it is a safe loader
+        config = msgspec.convert(yaml.safe_load(content), _Config)
     except (msgspec.ValidationError, yaml.YAMLError, RecursionError, ValueError) as error:
         what = " ".join(str(error).split())
         raise UserError(f"{config_file}: {what}; correct it (quote names like 3 or yes)") from error
     names = _category_names(source, config_file, config, classes_file)
     places = _configured_places(source, config) if config.train else _usual_places(source)
-    test = places.pop("test", None)
-    findings = [Finding(f"{test[0]} is not used: the COCO layout has train and val")] if test else []
-    splits: dict[Split, list[Picture]] = {split: [] for split in SPLITS if split in places}
-    for split, pictures in splits.items():
-        entries, found = _find_entries(source, places[split])
-        findings += found
-        for labels, file, name in shown(entries, f"reading {split}"):
-            with defects_into(findings, labels):
-                pictures.append(_read_picture(labels, file, name, names))
+    findings: list[Finding] = []
+    splits: dict[Split, list[Picture]] = {}
+    for split, of_split in places.items():
+        with unless_test(split, findings):
+            entries, found = _find_entries(source, of_split)
+            findings += found
+            splits[split] = []
+            for labels, file, name in shown(entries, f"reading {split}"):
+                with defects_into(findings, labels):
+                    splits[split].append(_read_picture(labels, file, name, names))
     return DataSet(names, splits), gather(source, findings, splits)
 
 
@@ -111,32 +107,33 @@ def _category_names(
     return check_names(names, f"{config_file}: `names`")
 
 
-def _configured_places(source: Path, config: _Config) -> dict[str, list[Path]]:
+def _configured_places(source: Path, config: _Config) -> dict[Split, list[Path]]:
     """Return the folders and list files that data.yaml names, by split.
 
     Tools write `path` for the machine they ran on, and ../train/images for train/images: what lies in the
-    source itself comes first.
+    source itself comes first. A test split may be missing.
     """
-    places: dict[str, list[Path]] = {}
-    for split, given in (("train", config.train), ("val", config.val), ("test", config.test)):
+    places: dict[Split, list[Path]] = {}
+    for split in SPLIT_NAMES:
+        given = getattr(config, split)
         for place in [given] if isinstance(given, str) else given or []:
             inside = place if os.path.isabs(place) else place.lstrip("./")
             paths = (inside, Path(config.path, place))
             candidates = list(dict.fromkeys(os.path.normpath(source / path) for path in paths))
             found = next(filter(os.path.exists, candidates), None)
-            if found is None:
+            if found is None and split != "test":
                 raise UserError(
                     f"{source}: {split}: {place} of its yaml file is not there as {' or '.join(candidates)}; "
                     "correct the entry"
                 )
-            places.setdefault(split, []).append(Path(found))
+            places.setdefault(split, []).append(Path(found or candidates[0]))
     return places
 
 
-def _usual_places(source: Path) -> dict[str, list[Path]]:
+def _usual_places(source: Path) -> dict[Split, list[Path]]:
     """Return the folder or list file of each split, or one folder with all pictures as `train`."""
-    places = {}
-    for split, names in _SPLIT_NAMES.items():
+    places: dict[Split, list[Path]] = {}
+    for split, names in SPLIT_NAMES.items():
         paths = [source / pattern.format(name) for pattern in _USUAL_PLACES for name in names]
         if found := next(filter(Path.exists, paths), None):
             places[split] = [found]

@@ -1,5 +1,6 @@
 """Reading Pascal VOC: the devkit's rules, the layouts of tools, and every kind of damage by its file."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,19 +84,37 @@ def test_set_without_validation_list_is_dealt(tmp_path: Path, listed: bool) -> N
     train, val = rows(tmp_path / "out", "train"), rows(tmp_path / "out", "val")
     assert (len(train), len(val)) == ((4, 1) if listed else (8, 2))
     assert {*train, *val} == {f"p{n}.png" for n in range(5 if listed else 10)}
-    assert any("test.txt is not used" in line for line in said) == listed
+    assert any(re.match("test split left out: .*none of its pict", line) for line in said) == listed
     assert said_of(said, "no validation split in the source")
     assert bool(said_of(said, "1 pictures without an xml file are left out")) != listed
 
 
+LAYOUTS = {  # xml file, picture; lists of the splits where the paths don't name them
+    "beside": ("{split}/{stem}.xml", "{split}/{stem}.JPG", ""),
+    "in splits": ("{split}/annotations/{stem}.xml", "{split}/images/{stem}.jpg", ""),
+    "splits in them": ("Annotations/{split}/{stem}.xml", "Images/{split}/{stem}.jpg", ""),
+    "split xml": ("xmls/{split}/{stem}.xml", "imgs/{stem}.jpg", ""),
+    "lower": ("annotations/{stem}.xml", "images/{stem}.jpg", "ImageSets/Main"),
+    "no Main": ("labels/{stem}.xml", "JPEGImages/{stem}.jpg", "imagesets"),
+    "devkit": ("VOC2007/Annotations/{stem}.xml", "VOC2007/JPEGImages/{stem}.jpg", "VOC2007/ImageSets/Main"),
+}
+
+
 @pytest.mark.parametrize("val", ["val", "valid"])
-def test_xml_beside_the_pictures_in_split_folders(tmp_path: Path, val: str) -> None:
-    for place in ("train/a", "train/sub/b", f"{val}/c"):
-        picture(tmp_path / "voc" / f"{place}.JPG")
-        voc_xml(tmp_path / "voc" / f"{place}.xml", DOG)
-    to_coco(tmp_path / "voc", "voc", tmp_path / "out")
-    assert set(rows(tmp_path / "out", "train")) == {"a.JPG", "sub/b.JPG"}
-    assert set(rows(tmp_path / "out", "val")) == {"c.JPG"}
+@pytest.mark.parametrize(("xml", "image", "lists"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layout_of_people_is_found(tmp_path: Path, xml: str, image: str, lists: str, val: str) -> None:
+    source = tmp_path / "voc"
+    for split, stems in (("train", ("a", "sub/b")), (val, ("c",)), ("test", ("d",))):
+        for stem in stems:
+            picture(source / image.format(split=split, stem=stem))
+            voc_xml(source / xml.format(split=split, stem=stem), DOG)
+        if lists:
+            (source / lists).mkdir(parents=True, exist_ok=True)
+            (source / lists / f"{split}.txt").write_text("\n".join(stems))
+    to_coco(source, "voc", tmp_path / "out")
+    suffix = Path(image).suffix
+    for split, expected in (("train", {"a", "sub/b"}), ("val", {"c"}), ("test", {"d"})):
+        assert set(rows(tmp_path / "out", split)) == {f"{stem}{suffix}" for stem in expected}
 
 
 def xml(*objects: str, size: tuple[object, object] = (200, 100)) -> Callable[[Path], object]:
@@ -131,10 +150,10 @@ DAMAGE = {
     "encoding": (write("Annotations/a.xml", b"<?xml version='1.0' encoding='klingon'?><a/>"), "broken"),
     "entities": (write("Annotations/a.xml", BOMB), r"a\.xml: is broken xml \(limit on input amplification"),
     "other root": (write("Annotations/a.xml", b"<html/>"), r"begins with <html>, a VOC file with <ann"),
-    "unreadable": (folder_for_file("Annotations/a.xml"), r"^[^:]*a.xml: cannot be read .it is no reg"),
+    "unreadable": (folder_for_file("Annotations/a.xml"), r"^[^:]*a.xml: cannot be read .Is a directory"),
     "no picture": (away("JPEGImages/a.png"), r"a\.xml: its picture is missing: no a with .*; add"),
     "no xml": (away("Annotations/a.xml"), r"train\.txt: line 1: there is no .*Annotations/a\.xml; add it"),
-    "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), r"line 1: there is no .*\.\./Annot"),
+    "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), r"train\.txt: none of its pict"),
     "two pictures": (write("JPEGImages/a.bmp", b""), r"a\.xml: may belong to a.bmp or a.png; rename"),
     "bytes": (write("JPEGImages/a.png", b"x"), r"a\.xml: .*a\.png is no picture that can be read; replace"),
     "size": (xml(DOG, size=(100, 200)), r"says .* 100×200 .* has 200×100; correct"),
@@ -152,7 +171,7 @@ DAMAGE = {
         r"object 2: dog: difficult 'yes' is no number",
     ),
     "class": (write("classes.txt", b"cat"), r"v\.xml: object 1: the classes file has no 'dog'; correct"),
-    "no pictures": (away("JPEGImages"), "has Annotations and no JPEGImages; add"),
+    "no pictures": (away("JPEGImages"), "no xml file of .*/Annotations has its picture in .*voc; give"),
     "no annotations": (lambda source: shutil.rmtree(source / "Annotations"), "holds no xml file; give"),
     "empty list": (write("ImageSets/Main/train.txt", b"\n"), r"Main/train\.txt names no picture; add"),
 }  # fmt: skip

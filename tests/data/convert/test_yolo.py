@@ -69,10 +69,14 @@ def test_layout_of_tools_is_found(tmp_path: Path, places: tuple[str, str, str, s
 
 @pytest.mark.parametrize(
     ("file", "config"),
-    [
+    [  # in the folder that is given, or given itself
         ("data.yaml", "{path: ../x, train: images/one, val: images/two, names: {1: ant, 0: zebra}, nc: 2}"),
         ("dataset.yaml", "{train: ../images/one, val: [../images/two], names: [zebra, ant]}"),
-        ("data.yaml", "{train: ./one.txt, val: two.txt, test: one.txt, names: [zebra, ant], roboflow: {}}"),
+        ("data.yaml", "{train: ./one.txt, val: two.txt, test: two.txt, names: [zebra, ant], roboflow: {}}"),
+        ("mine.yml", "{train: one.txt, val: images/two, test: images/two, names: [zebra, ant]}"),
+        ("../mine.yaml", "{path: yolo, train: images/one, val: images/two, names: [zebra, ant]}"),
+        ("data.yaml", "{train: one.txt, val: two.txt, test: ../test/images, names: [zebra, ant]}"),
+        ("data.yaml", "{train: one.txt, val: two.txt, test: empty, names: [zebra, ant]}"),
     ],
 )  # fmt: skip
 def test_data_yaml_says_where_and_what(tmp_path: Path, file: str, config: str) -> None:
@@ -81,11 +85,16 @@ def test_data_yaml_says_where_and_what(tmp_path: Path, file: str, config: str) -
         labelled(source / "images" / split / f"{stem}.png", source / "labels" / split / f"{stem}.txt")
         (source / f"{split}.txt").write_text(f"./images/{split}/{stem}.png\n")
     (source / file).write_text(config)
-    said = to_coco(source, "yolo", tmp_path / "out")
+    picture(source / "empty" / "c.png")
+    said = to_coco(source / file if "mine" in file else source, "yolo", tmp_path / "out")
     assert rows(tmp_path / "out", "train") == {"a.png": [("zebra", BOX, 0)]}
     assert rows(tmp_path / "out", "val") == {"b.png": [("zebra", BOX, 0)]}
     assert category_names(tmp_path / "out", "train") == ["zebra", "ant"]
-    assert any("is not used" in line for line in said) == ("test:" in config)
+    if "two, names" in config.partition("test: ")[2].replace(".txt", ""):
+        assert rows(tmp_path / "out", "test") == {"b.png": [("zebra", BOX, 0)]}
+    else:
+        assert not (tmp_path / "out" / "test2017").exists()
+        assert bool(said_of(said, "test split left out: ")) == ("test: " in config)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,6 @@ FILES = {  # of one bad file in a folder: its name, its content (None: it is rem
     "yaml": ("data.yaml", "{train: [", r"data\.yaml: .*; correct it"),
     "type": ("data.yaml", "{names: [zebra, 3]}", r"Expected `str`, got `int` - at `\$.names.*quote"),
     "brackets": ("data.yaml", "[" * 100_000, r"data\.yaml: maximum recursion depth exceeded"),
-    "merge": ("data.yaml", "{a: &a {b: c}, d: {<<: [*a, *a]}}", r"data\.yaml: could not .*merge.* column 20"),
     "date": ("data.yaml", "{date: 2026-13-01}", r"data\.yaml: month must be in 1..12; correct"),
     "gap": ("data.yaml", "{names: {0: zebra, 2: ant}}", r"indices of `names` are \[0, 2\]; number them 0"),
     "nc": ("data.yaml", "{names: [zebra], nc: 2}", "nc is 2 and `names` has 1"),
