@@ -49,7 +49,8 @@ def main(config: EvaluateConfig) -> None:
             analysis = analyse(evaluator.annotation_file, result.detections, evaluator.image_ids)
             about = config.checkpoint, f"{describe(index)}; {runtime.describe()}"
             sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, image_paths(index))
-            html.write(config.report, "report", about, html.headline(None, analysis), sections)
+            reached = "AP {AP:.3f} and AP50 {AP50:.3f}.".format(**result.numbers)
+            html.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
 
 
 if __name__ == "__main__":

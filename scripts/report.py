@@ -41,13 +41,13 @@ def main(config: ReportConfig) -> None:
     with noting(missing):
         trained = parse(TrainConfig, cast(DictConfig, OmegaConf.load(folder / "config.yaml")))
         name, seed, published = trained.name, trained.seed, published_ap(run, trained.runtime.tf32)
-        with noting(missing):
+        with noting(missing):  # default boxes can be matched all the same
             analysis, paths = analyse_best(folder, trained.data)
             sections |= report.failures(analysis, paths)
         sections |= default_boxes(trained.data)
-    sections = report.numbers(run, published) | sections | report.training(run) | report.about_run(run, seed)
-    if missing:
-        sections["What is missing"] = [page.text(each) for each in missing]
+    told = {"What is missing": [page.text(each) for each in missing]} if missing else {}
+    sections = told | report.numbers(run, published) | sections
+    sections |= report.training(run) | report.about_run(run, seed)
     report.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
 
 

@@ -112,7 +112,7 @@ def plot(drawn: Axes, caption: str) -> Markup:
 def pictures(cards: Sequence[Mapping[str, object]], kinds: Sequence[str], names: Sequence[str]) -> Markup:
     """Return pictures with boxes over them, filtered by kind and class, and a slider for scores.
 
-    A card has: reason, name, width, height, jpeg (base64), boxes. A box has: ltwh in pixels, kind (one of
-    kinds), name (of its class), score (None for an annotated one), note.
+    A card has: reason, name, width, height, jpeg (base64), boxes. A box has: ltwh in pixels, kind, name (of
+    its class), score (None for an annotated one), note, subject (whether the card is about it).
     """
     return Markup(_MACROS.pictures(cards, kinds, names))

@@ -221,11 +221,12 @@ def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> S
         size = f"{MAP_SIZES[place]}×{MAP_SIZES[place]}, {SCALES_PX[place]} px"
         rows.append((size, *[*shapes, None, None][:6], sum(shapes), unclaimed))
     head = ("map, box side", "1:1", "1:1 larger", "2:1", "1:2", "3:1", "1:3", "all", "never claimed")
+    seen = "all" if len(sample) == images else f"{len(sample):,}, evenly spaced, of"
     words = (
-        f"{len(ious):,} objects of {len(sample):,} of the {images:,} training images, evenly spaced and seen "
-        f"whole: {below:,} ({below / max(len(ious), 1):.0%}) overlap no default box by more than IoU 0.5 and are "
-        "learned by their best one alone, unless a random crop enlarges them. Never claimed: the share of a "
-        "map's default boxes that no object matches."
+        f"{len(ious):,} objects of {seen} {images:,} training images, seen whole: {below:,} "
+        f"({below / max(len(ious), 1):.1%}) overlap no default box by more than IoU 0.5 and are learned by "
+        "their best one alone, unless a random crop enlarges them. Never claimed: the share of a map's "
+        "default boxes that no object matches."
     )
     caption = "Matches by map and width:height"
     return {
@@ -294,9 +295,9 @@ def _errors(analysis: Analysis) -> list[Markup]:
 
 def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
     cards, failed = [], []
-    for image_id, reason in _worth_seeing(analysis).items():
+    for image_id, (reason, subject) in _worth_seeing(analysis).items():
         try:
-            cards.append({"reason": reason} | _card(analysis, image_id, paths[image_id]))
+            cards.append({"reason": reason} | _card(analysis, image_id, subject, paths[image_id]))
         except PictureError as error:
             failed.append(error)
     words = "The surest errors, the largest misses, the best and the median image. Point at a box to see why."
@@ -309,9 +310,10 @@ def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
     ]
 
 
-def _worth_seeing(analysis: Analysis) -> dict[int, str]:
-    """Choose up to 24 images, by id, and say why."""
-    found, truths, chosen = analysis.detections, analysis.truths, dict[int, str]()
+def _worth_seeing(analysis: Analysis) -> dict[int, tuple[str, NDArray[np.float64] | None]]:
+    """Choose up to 24 images, by id, and say why, and for which box."""
+    found, truths = analysis.detections, analysis.truths
+    chosen: dict[int, tuple[str, NDArray[np.float64] | None]] = {}
     name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
     for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (truths[truths["missed"]], "area")):
         most = len(chosen) + _CARDS
@@ -325,7 +327,7 @@ def _worth_seeing(analysis: Analysis) -> dict[int, str]:
                 if key == "score"
                 else f"missed: {name}, {width}×{height} px"
             )
-            chosen.setdefault(int(row["image_id"]), reason)
+            chosen.setdefault(int(row["image_id"]), (reason, row["bbox"]))
     counted = truths[~truths["crowd"]]
     shown = found[(found["score"] >= SHOWN_SCORE) & (found["kind"] != "ignored")]
     images, objects = np.unique(counted["image_id"], return_counts=True)
@@ -337,11 +339,13 @@ def _worth_seeing(analysis: Analysis) -> dict[int, str]:
         if len(order):
             row = order[place]
             reason = f"{what}: {right[row]} of {objects[row]} found, {wrong[row]} wrong"
-            chosen.setdefault(int(images[row]), reason)
+            chosen.setdefault(int(images[row]), (reason, None))
     return chosen
 
 
-def _card(analysis: Analysis, image_id: int, path: str) -> dict[str, object]:
+def _card(
+    analysis: Analysis, image_id: int, subject: NDArray[np.float64] | None, path: str
+) -> dict[str, object]:
     """Return a picture, not turned by EXIF as in training, and its boxes, the surest on top."""
     picture = read_picture(path, upright=False)
     width, height = picture.size
@@ -355,10 +359,9 @@ def _card(analysis: Analysis, image_id: int, path: str) -> dict[str, object]:
         kind = str(row["kind"]) if detected else "missed" if row["missed"] else "annotated"
         name = name_of[int(row["category_id"])]
         note = f"{name} {kind}, IoU {row['iou' if detected else 'best_iou']:.2f}"
-        score = float(row["score"]) if detected else None
-        boxes.append(
-            {"ltwh": row["bbox"].round(1).tolist(), "kind": kind, "name": name, "score": score, "note": note}
-        )
+        box = {"ltwh": row["bbox"].round(1).tolist(), "kind": kind, "name": name, "note": note}
+        box["score"] = float(row["score"]) if detected else None
+        boxes.append(box | {"subject": bool(subject is not None and np.array_equal(row["bbox"], subject))})
     jpeg = base64.b64encode(file.getvalue()).decode()
     return {"name": Path(path).name, "width": width, "height": height, "jpeg": jpeg, "boxes": boxes}
 
@@ -371,12 +374,10 @@ def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
     told = []
     if run and run.evaluations:
         scores, best = [record["AP"] for record in run.evaluations], run.evaluations[run.best]
-        rises = (
-            f"the highest of {len(scores)}"
-            if run.best + 1 == len(scores)
-            else f"{scores[-1]:.3f} at the last"
-        )
-        told.append(f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step {best['step']}, {rises}.")
+        last = run.best + 1 == len(scores)
+        rises = "the highest and the last" if last else f"{scores[-1]:.3f} at the last"
+        reached = f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step {best['step']}"
+        told.append(f"{reached}, {rises} of {len(scores)}.")
     elif run:
         told.append(f"No evaluation yet: step {run.last_step} is the last recorded.")
     if analysis is None:
