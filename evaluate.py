@@ -13,7 +13,7 @@ from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.evaluation.coco import summary_lines
-from ssd.evaluation.evaluator import evaluation_report, write_report
+from ssd.evaluation.evaluator import evaluation_report, write_detections, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -29,6 +29,8 @@ def main(config: EvaluateConfig) -> None:
         if taken:
             console.say(f"{', '.join(taken)}, as {config.checkpoint} was trained")
         ranks.on_all(lambda: check_file(config.out, "out") if ranks.is_main else None)
+        saved = config.detections if ranks.is_main else None
+        ranks.on_all(lambda: check_file(saved, "detections") if saved is not None else None)
         runtime = set_up(runtime_config, ranks.device)
         evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
@@ -39,6 +41,8 @@ def main(config: EvaluateConfig) -> None:
         if ranks.is_main:
             report = evaluation_report(config.checkpoint, evaluator, result, runtime)
             write_report(config.out, "out", report)
+        if saved is not None:
+            write_detections(saved, "detections", result.detections)
 
 
 if __name__ == "__main__":

@@ -351,6 +351,7 @@ class EvaluateConfig:
 
     checkpoint: str = MISSING
     out: str = "evaluation.json"
+    detections: str | None = None
     timeout_minutes: float = 60.0
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     model: EvaluateModelConfig = field(default_factory=EvaluateModelConfig)
@@ -358,6 +359,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require_wait("timeout_minutes", self.timeout_minutes)
+        same = self.detections is not None and Path(self.detections) == Path(self.out)
+        require(not same, "detections", self.detections, "give another file than out=, the report's")
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.
