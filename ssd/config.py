@@ -198,9 +198,10 @@ class RuntimeConfig:
 
 @dataclass
 class LoggingConfig:
-    """How often losses are read off the device and recorded."""
+    """How often losses are read off the device and recorded; whether report.html is made."""
 
     every_steps: int = 20
+    report: bool = True
 
     def __post_init__(self) -> None:
         _require_at_least(self, "logging.", every_steps=1)
@@ -281,7 +282,7 @@ class ResumeConfig:
     never: bool = False
 
 
-# The four scripts.
+# The scripts.
 
 
 @dataclass
@@ -352,6 +353,7 @@ class EvaluateConfig:
     checkpoint: str = MISSING
     out: str = "evaluation.json"
     detections: str | None = None
+    report: str | None = None
     timeout_minutes: float = 60.0
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     model: EvaluateModelConfig = field(default_factory=EvaluateModelConfig)
@@ -359,8 +361,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require_wait("timeout_minutes", self.timeout_minutes)
-        same = self.detections is not None and Path(self.detections) == Path(self.out)
-        require(not same, "detections", self.detections, "give another file than out=, the report's")
+        files = [Path(file) for file in (self.out, self.detections, self.report) if file is not None]
+        fix = "give each of out, detections and report its own file"
+        require(len({*files}) == len(files), "out", self.out, fix)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.
@@ -444,3 +447,11 @@ class CheckDatasetConfig:
         names = [split.value for split in self.splits]
         require(0 < len(names) == len(set(names)), "splits", names, "give [train], [val] or [train,val]")
         self.data.as_in_training()
+
+
+@dataclass
+class ReportConfig:
+    """Everything that scripts/report.py reads."""
+
+    run: str | None = None
+    out: str | None = None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -22,12 +24,14 @@ from torch.utils.tensorboard import SummaryWriter
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD, TrainBatch
 from ssd.boxes import IMAGE_SIZE, cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.categories import Categories
+from ssd.checkpoint import package_versions
 from ssd.cli import writing
 from ssd.config import OnError
 from ssd.console import RunConsole
 from ssd.errors import UserError
 from ssd.image import draw_boxes, grid, outline
 
+REPORT_SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 SAME_BOX_PX = 0.25  # far above the rounding, and far below what a picture could show apart
 
 
@@ -46,7 +50,8 @@ class RunLog:
         self._board: SummaryWriter | None = None
         with writing(folder, "hydra.run.dir"):
             self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
-            console.copy_to(folder / "run.log", f"{datetime.now():%F %T} {shlex.join(sys.argv)}", _commit())
+            start = f"{datetime.now():%F %T} {shlex.join(sys.argv)}"
+            console.copy_to(folder / "run.log", start, _commit(), *_machine())
 
     def config(self, text: str) -> None:
         """Write the config that the run goes on with."""
@@ -70,6 +75,17 @@ class RunLog:
             picture.save(path, quality=90, subsampling=0)  # subsampled colours would bleed out of thin lines
         with self._writing(), self._tensorboard() as board:
             board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
+
+    def detections(self, detections: NDArray[np.void], step: int) -> None:
+        """Save the best evaluation's detections, an array of RESULT, as detections_NNNNNNNN.npy."""
+        path = self._folder / f"detections_{step:08d}.npy"
+        with self._writing():
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                np.save(file, detections, allow_pickle=False)
+            temporary.replace(path)
+            for other in {*self._folder.glob("detections_*.npy")} - {path}:
+                other.unlink()
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -106,6 +122,56 @@ def _commit() -> str:
     except OSError:  # no git here
         found = ""
     return f"commit {found.strip() or 'unknown'}"
+
+
+def _machine() -> list[str]:
+    """Name the machine and the versions of what shapes the trajectory."""
+    versions = {"Python": platform.python_version()} | package_versions()
+    named = ", ".join(f"{package} {version}" for package, version in versions.items())
+    machine = f"machine {platform.node()}, {platform.machine()}, {os.cpu_count()} cores"
+    return [machine, f"versions {named}"]
+
+
+class ReportMaker:
+    """Makes report.html in a process beside training, one at a time; rank 0 alone has one.
+
+    It takes no GPU, gives way to every other process and prints to report.log. A failure is told and ends
+    nothing.
+    """
+
+    def __init__(self, folder: Path, console: RunConsole) -> None:
+        self._folder, self._console = folder, console
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        """Begin to make it, unless that is going on."""
+        if self.is_working():
+            return
+        quoted = str(self._folder).replace("\\", "\\\\").replace('"', '\\"')  # for Hydra
+        command = ["nice", "-n", "10", sys.executable, str(REPORT_SCRIPT), f'run="{quoted}"']
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        try:
+            with (self._folder / "report.log").open("wb") as log:
+                self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        except OSError as error:
+            self._console.say(f"report.html can't be made: {error}")
+
+    def is_working(self) -> bool:
+        """Tell whether it is being made; say so once where that has failed."""
+        status = self._process.poll() if self._process else 0
+        if status:
+            path = self._folder / "report.log"
+            reason = path.read_text(errors="replace").strip().rpartition("\n")[2] if path.exists() else ""
+            self._console.say(f"report.html wasn't made, exit status {status} ({path}): {reason}")
+        if status is not None:
+            self._process = None
+        return self._process is not None
+
+    def close(self) -> None:
+        """End what is still being made."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
 
 
 class MetricsFile:

@@ -37,7 +37,7 @@ COMMON = (
     "name=x model.backbone=resnet18 runtime.device=cpu runtime.precision=fp32 "
     "data.batch_size=2 data.threads=1 "
     f"optimizer.learning_rate=1e-3 schedule.epochs=1 schedule.max_steps={STEPS} "
-    "checkpoint.every_steps=1 checkpoint.keep=9 logging.every_steps=1"
+    "checkpoint.every_steps=1 checkpoint.keep=9 logging.every_steps=1 logging.report=false"
 )
 TWO_EPOCHS = (
     "schedule.epochs=2 schedule.max_steps=null evaluation.every=1 evaluation.pictures=1 "
