@@ -147,7 +147,7 @@ class ReportMaker:
         """Begin to make it, unless that is going on."""
         if self.is_working():
             return
-        quoted = str(self._folder).replace("\\", "\\\\").replace('"', '\\"')  # for Hydra
+        quoted = str(self._folder).replace('"', '\\"')  # for Hydra
         command = ["nice", "-n", "10", sys.executable, str(REPORT_SCRIPT), f'run="{quoted}"']
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         try:
