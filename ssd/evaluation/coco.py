@@ -67,17 +67,7 @@ def coco_numbers(
     Without any detection every number that counts something is 0. An annotation without `area` counts by its
     box's area. Raises UserError for a file or detections that can't be scored, naming the first bad entry.
     """
-    scored = score(annotation_file, detections, image_ids)
-    precision, *precision_by_size = np.moveaxis(scored.precision, -1, 0)  # T×R×K each
-    recall, *recall_by_size = np.moveaxis(scored.recall, 2, 0)  # T×K×limits each
-    averaged = (
-        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
-        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
-    )  # fmt: skip
-    counted = [part[part > -1] for part in averaged]
-    return {
-        name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
-    }
+    return numbers_of(score(annotation_file, detections, image_ids))
 
 
 def summary_lines(numbers: dict[str, float]) -> list[str]:
@@ -176,6 +166,20 @@ def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[
     wrong = (matched < 0) & ~_outside_area_ranges(best.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
     precision, recall = _tabulate(truth, best, ranks, to_find, right, wrong, len(annotated.category_ids))
     return Scored(annotated, truth, found, counted, matched, right, wrong, to_find, precision, recall)
+
+
+def numbers_of(scored: Scored) -> dict[str, float]:
+    """Average what was counted: coco_numbers of it."""
+    precision, *precision_by_size = np.moveaxis(scored.precision, -1, 0)  # T×R×K each
+    recall, *recall_by_size = np.moveaxis(scored.recall, 2, 0)  # T×K×limits each
+    averaged = (
+        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
+        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
+    )  # fmt: skip
+    counted = [part[part > -1] for part in averaged]
+    return {
+        name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
+    }
 
 
 def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDArray[np.int64]:

@@ -82,10 +82,14 @@ def analyse(
     latter is .5 or more; duplicate, the former is; background, both are below .1; both. The paper leaves the
     order open; this is that of its authors' code.
     """
-    scored = score(annotation_file, detections, image_ids)
+    return explain(score(annotation_file, detections, image_ids))
+
+
+def explain(scored: Scored) -> Analysis:
+    """Analyse what was scored already, which takes a quarter of the time."""
     truth, counts = scored.truth, scored.to_find[0]
     categories = len(scored.annotated.category_ids)
-    rows, truths, other_truth = _explain(scored)
+    rows, truths, other_truth = _tables(scored)
     with_box = np.unique(np.stack([truth.images, truth.categories])[:, counts], axis=1)
     precision, recall = scored.precision[..., 0], scored.recall[:, :, 0, -1]  # T×R×K, T×K
     at_50, at_75 = precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75]
@@ -122,7 +126,7 @@ def _mean(table: NDArray[np.float64]) -> float:
     return float(counted.mean()) if len(counted) else -1.0
 
 
-def _explain(scored: Scored) -> tuple[NDArray[np.void], NDArray[np.void], NDArray[np.int64]]:
+def _tables(scored: Scored) -> tuple[NDArray[np.void], NDArray[np.void], NDArray[np.int64]]:
     """Return rows of DETECTION and TRUTH, and the box of another class that a detection lies on, D, or −1."""
     truth, found, counts = scored.truth, scored.found, scored.to_find[0]
     matched, right, wrong = (np.full(len(found.scores), fill) for fill in (-1, False, False))

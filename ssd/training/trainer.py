@@ -12,11 +12,12 @@ import torch
 from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
 from ssd.checkpoint import CheckpointError, package_versions, step_file
-from ssd.cli import as_plain, as_yaml
+from ssd.cli import as_plain
 from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
 from ssd.errors import UserError
 from ssd.evaluation.coco import summary_lines
+from ssd.evaluation.errors import explain
 from ssd.evaluation.evaluator import Evaluator, Example, example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
@@ -141,7 +142,7 @@ class Trainer:
         if self.ranks.is_main:
             on_error, folder = self.config.checkpoint.on_error, self.session.folder
             self._log = RunLog(folder, self.step, self._evaluation_missing, on_error, self.console)
-            self._log.config(as_yaml(self.config))
+            self._log.config(self.config)
             self._report = ReportMaker(folder, self.console) if self.config.logging.report else None
         try:
             self.network.train()
@@ -314,9 +315,10 @@ class Trainer:
                 self._leave()
         result = evaluator.score(rows, self.ranks)
         self.saver.check()  # that took a while: is the folder still there?
-        if self._log:
+        if self._log and result.scored:  # both are rank 0's
             record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             self._log.record("evaluation", record)
+            self._log.analysis(explain(result.scored), self.step)
             pictures = example_pictures(self.task.examples, result.detections, self.task.categories)
             for name, picture in pictures.items():
                 self._log.picture("validation", name, picture, self.step)
