@@ -147,6 +147,7 @@ class Annotations:
 class GroundTruthFile:
     """Ids of a file's images N and categories K, ascending, and its boxes, a row each, in file order.
 
+    names: K, the categories'; a category without one is called by its id.
     images, categories: rows in the lists of ids. boxes_ltwh_px: B×4. areas: B, the box's own where the file
     has none. crowd: B.
     """
@@ -154,6 +155,7 @@ class GroundTruthFile:
     path: Path
     image_ids: NDArray[np.int64]
     category_ids: NDArray[np.int64]
+    names: list[str]
     images: NDArray[np.int64]
     categories: NDArray[np.int64]
     boxes_ltwh_px: NDArray[np.float64]
@@ -222,7 +224,8 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
         raise _error(named, path, Defect("no_json", str(path), _explain(text, error))) from error
     entries = file.annotations
     image_ids = np.unique(np.fromiter((image.id for image in file.images), np.int64))
-    category_ids = np.unique(np.fromiter((category.id for category in file.categories), np.int64))
+    names = {category.id: category.name for category in file.categories}
+    category_ids = np.array(sorted(names), dtype=np.int64)
     images = find_positions(np.fromiter((entry.image_id for entry in entries), np.int64), image_ids)
     categories = find_positions(np.fromiter((entry.category_id for entry in entries), np.int64), category_ids)
     unknown = (images < 0) | (categories < 0)
@@ -239,6 +242,7 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
         path=path,
         image_ids=image_ids,
         category_ids=category_ids,
+        names=[str(number if names[number] is None else names[number]) for number in category_ids.tolist()],
         images=images,
         categories=categories,
         boxes_ltwh_px=boxes_ltwh_px,
@@ -325,10 +329,14 @@ class _File(msgspec.Struct):
     annotations: list[_Annotation] = []
 
 
+class _ScoredCategory(_WithId, gc=False):
+    name: Any = None
+
+
 class _ScoredFile(msgspec.Struct):
     images: list[_WithId]
     annotations: list[_ScoredBox]
-    categories: list[_WithId]
+    categories: list[_ScoredCategory]
 
 
 def _read_sound(path: Path) -> Annotations:

@@ -233,9 +233,10 @@ class RuntimeConfig:
 
 @dataclass
 class LoggingConfig:
-    """How often losses are read off the device and recorded."""
+    """How often losses are read off the device and recorded; whether report.html is made."""
 
     every_steps: int = 20
+    report: bool = True
 
     def __post_init__(self) -> None:
         _require_at_least(self, "logging.", every_steps=1)
@@ -316,7 +317,7 @@ class ResumeConfig:
     never: bool = False
 
 
-# The four scripts.
+# The scripts.
 
 
 @dataclass
@@ -386,6 +387,8 @@ class EvaluateConfig:
 
     checkpoint: str = MISSING
     out: str = "evaluation.json"
+    detections: str | None = None
+    report: str | None = None
     timeout_minutes: float = 60.0
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     model: EvaluateModelConfig = field(default_factory=EvaluateModelConfig)
@@ -393,6 +396,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require_wait("timeout_minutes", self.timeout_minutes)
+        files = [Path(file) for file in (self.out, self.detections, self.report) if file is not None]
+        fix = "give each of out, detections and report its own file"
+        require(len({*files}) == len(files), "out", self.out, fix)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.
@@ -476,3 +482,11 @@ class CheckDatasetConfig:
         names = [split.value for split in self.splits]
         require(0 < len(names) == len(set(names)), "splits", names, "give [train], [val] or [train,val]")
         self.data.as_in_training()
+
+
+@dataclass
+class ReportConfig:
+    """Everything that scripts/report.py reads."""
+
+    run: str | None = None
+    out: str | None = None

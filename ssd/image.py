@@ -32,9 +32,10 @@ class PictureError(UserError):
     """A picture that can't be read; the message says which and why."""
 
 
-def read_picture(source: Picture | BytesIO, name: str | None = None) -> Image.Image:
+def read_picture(source: Picture | BytesIO, name: str | None = None, upright: bool = True) -> Image.Image:
     """Read a picture as RGB, turned upright as its EXIF orientation has it, its first frame if it moves.
 
+    upright: False leaves it as it is stored, as annotations and training have it.
     Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. Pillow's picture that is
     all that is returned itself, and no other is changed. name: what errors call it.
     Raises PictureError where it is missing, truncated, no picture, too large (Pillow's limit of 179 million
@@ -55,7 +56,7 @@ def read_picture(source: Picture | BytesIO, name: str | None = None) -> Image.Im
                 )
             opened.load()
             ready = opened is source and _is_ready(opened)  # a copy would take as much memory again
-            return opened if ready else _as_rgb(ImageOps.exif_transpose(opened))
+            return opened if ready else _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     except PictureError:
         raise
     except FileNotFoundError as error:

@@ -43,6 +43,7 @@ class Bench:
             "schedule.milestones=[1]",
             "schedule.warmup_steps=2",
             "logging.every_steps=5",
+            "logging.report=false",
             "evaluation.every=1",
             "evaluation.pictures=2",
             *overrides,

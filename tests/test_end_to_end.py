@@ -14,7 +14,7 @@ from scripts import make_docs
 from ssd.checkpoint import write
 from ssd.cli import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
-from ssd.evaluation.coco import NAMES
+from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.model import SSD300
 from tests.bench import LAST_STEP, ROOT, Bench, run, succeeded
 
@@ -32,9 +32,11 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
     assert 0.49 < best.stat().st_size / step.stat().st_size < 0.51  # no momenta
     (events,) = folder.glob("events.out.tfevents.*")
     assert b"config/text_summary" in events.read_bytes()
-    command, commit, *told = (folder / "run.log").read_text().splitlines()
+    command, commit, machine, versions, *told = (folder / "run.log").read_text().splitlines()
     assert "train.py name=" in command
     assert re.fullmatch(r"commit ([0-9a-f]{40}(-dirty)?|unknown)", commit)
+    assert machine.startswith("machine ")
+    assert "torch " in versions
     assert told == (bench.folder / f"{folder.name}.txt").read_text().splitlines()
     assert "backbone: resnet18" in (folder / "config.yaml").read_text()
     assert (folder / "pictures" / "step_00000000" / "first_training_batch.jpg").exists()
@@ -64,6 +66,7 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, n
     saved = {path.name for path in bench.checkpoint(name).parent.iterdir()}
     assert {"best.pt", "step_00000004.pt"} <= saved
     assert list((bench.folder / name / "pictures" / "step_00000006").iterdir())
+    assert "after step 6, the only evaluation." in (bench.folder / name / "report.html").read_text()
 
 
 def test_a_sweep_started_again_resumes_each_job_and_ends_with_their_numbers(bench: Bench, name: str):
@@ -98,14 +101,19 @@ def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
 def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Bench, tmp_path: Path):
     name = bench.uninterrupted(2)
     logged = {key: value for key, value in bench.records(name)[-1].items() if key in NAMES}
-    out = tmp_path / "report.json"
+    out, found = tmp_path / "report.json", tmp_path / "new" / "found.json"
     checkpoint = bench.checkpoint(name)
-    output = succeeded(run(bench.command("evaluate.py", f"checkpoint={checkpoint}", f"out={out}")))
+    page = tmp_path / "page.html"
+    outputs = (f"out={out}", f"detections={found}", f"report={page}")
+    output = succeeded(run(bench.command("evaluate.py", f"checkpoint={checkpoint}", *outputs)))
+    assert f"AP {logged['AP']:.3f} and AP50 {logged['AP50']:.3f}." in page.read_text()
     assert output.startswith(f"data.path={bench.data}, as {checkpoint} was trained\n")
     report = json.loads(out.read_text())
     assert report["numbers"] == logged
     assert report["images_scored"] == 5
     assert f"maxDets=100 ] = {logged['AR_100']:0.3f}" in output
+    assert len(json.loads(found.read_text())) == report["detections"] > 0
+    assert coco_numbers(report["annotation_file"], found) == logged
 
 
 @pytest.mark.real_data

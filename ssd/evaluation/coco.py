@@ -67,25 +67,7 @@ def coco_numbers(
     Without any detection every number that counts something is 0. An annotation without `area` counts by its
     box's area. Raises UserError for a file or detections that can't be scored, naming the first bad entry.
     """
-    annotated = read_ground_truth(Path(annotation_file))
-    cells = annotated.categories * _IMAGES + annotated.images
-    truth = _Truth(cells, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd)
-    found = _read_results(detections, annotated)
-    if image_ids is not None:
-        scored = _scored_images(image_ids, annotated)
-        truth = truth.take(np.isin(truth.cells % _IMAGES, scored))
-        found = found.take(np.isin(found.cells % _IMAGES, scored))
-    precisions, recalls = _tabulate(truth, found, len(annotated.category_ids))
-    precision, *precision_by_size = np.moveaxis(precisions, -1, 0)  # T×R×K each
-    recall, *recall_by_size = np.moveaxis(recalls, 2, 0)  # T×K×limits each
-    averaged = (
-        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
-        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
-    )  # fmt: skip
-    counted = [part[part > -1] for part in averaged]
-    return {
-        name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
-    }
+    return numbers_of(score(annotation_file, detections, image_ids))
 
 
 def summary_lines(numbers: dict[str, float]) -> list[str]:
@@ -97,27 +79,107 @@ def summary_lines(numbers: dict[str, float]) -> list[str]:
     return lines
 
 
-class _Truth(NamedTuple):
-    """Annotated boxes, a row each."""
+class Truth(NamedTuple):
+    """Annotated boxes, a row each. images, categories: where their ids stand in the file's sorted ids."""
 
-    cells: NDArray[np.int64]
+    images: NDArray[np.int64]
+    categories: NDArray[np.int64]
     boxes_ltwh_px: NDArray[np.float64]  # G×4
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
 
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Truth":
-        return _Truth._make(column[rows] for column in self)
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """The cell of each box, by a number: categories first, then images."""
+        return self.categories * _IMAGES + self.images
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Truth":
+        """Return these rows."""
+        return Truth._make(column[rows] for column in self)
 
 
-class _Found(NamedTuple):
-    """Detected boxes, a row each."""
+class Found(NamedTuple):
+    """Detected boxes, a row each, otherwise as Truth."""
 
-    cells: NDArray[np.int64]
+    images: NDArray[np.int64]
+    categories: NDArray[np.int64]
     boxes_ltwh_px: NDArray[np.float64]  # D×4
     scores: NDArray[np.float64]
 
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "_Found":
-        return _Found._make(column[rows] for column in self)
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """The cell of each box, as Truth's."""
+        return self.categories * _IMAGES + self.images
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Found":
+        """Return these rows."""
+        return Found._make(column[rows] for column in self)
+
+
+class Scored(NamedTuple):
+    """Detections matched and counted; the numbers are means over its tables.
+
+    truth: in the file's order. found: as given. counted: D, rows of `found`, by cell and falling score, the
+    best 100 of each cell; the others count for nothing.
+    matched: A×T×D int32, the row of `truth` that each counted detection matches, −1 for none.
+    right, wrong: A×T×D; a detection that is neither counts for nothing there.
+    to_find: A×G, boxes that count in an area range.
+    precision: T×R×K×A, the best at each recall level or beyond. recall: T×K×A×limits. Both are −1 where a
+    category has no box to find in that area range.
+    """
+
+    annotated: GroundTruthFile
+    truth: Truth
+    found: Found
+    counted: NDArray[np.intp]
+    matched: NDArray[np.int32]
+    right: NDArray[np.bool_]
+    wrong: NDArray[np.bool_]
+    to_find: NDArray[np.bool_]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[int] | None = None) -> Scored:
+    """Match and count detections, given and refused as coco_numbers does."""
+    annotated = read_ground_truth(Path(annotation_file))
+    truth = Truth(
+        annotated.images, annotated.categories, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd
+    )
+    found = _read_results(detections, annotated)
+    if image_ids is not None:
+        scored = _scored_images(image_ids, annotated)
+        truth = truth.take(np.isin(truth.images, scored))
+        found = found.take(np.isin(found.images, scored))
+    # By cell and falling score, equal scores as they came; of each cell the best 100 alone.
+    cells = found.cells
+    counted = np.lexsort((-found.scores, cells))
+    ranks = np.arange(len(cells)) - np.searchsorted(cells[counted], cells[counted])
+    counted, ranks = counted[ranks < DETECTIONS_PER_CELL], ranks[ranks < DETECTIONS_PER_CELL]
+    best = found.take(counted)
+    to_find = ~(truth.crowd | _outside_area_ranges(truth.areas))
+    matched = _match(truth, best, to_find)
+    # A detection counts for nothing where it matches a box that need not be found, or matches none and lies
+    # outside the area range itself.
+    counts = np.pad(to_find, ((0, 0), (0, 1)))  # the row −1 is no box
+    right = np.stack([of_area[rows] for of_area, rows in zip(counts, matched, strict=True)])
+    wrong = (matched < 0) & ~_outside_area_ranges(best.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
+    precision, recall = _tabulate(truth, best, ranks, to_find, right, wrong, len(annotated.category_ids))
+    return Scored(annotated, truth, found, counted, matched, right, wrong, to_find, precision, recall)
+
+
+def numbers_of(scored: Scored) -> dict[str, float]:
+    """Average what was counted: coco_numbers of it."""
+    precision, *precision_by_size = np.moveaxis(scored.precision, -1, 0)  # T×R×K each
+    recall, *recall_by_size = np.moveaxis(scored.recall, 2, 0)  # T×K×limits each
+    averaged = (
+        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
+        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
+    )  # fmt: skip
+    counted = [part[part > -1] for part in averaged]
+    return {
+        name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
+    }
 
 
 def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDArray[np.int64]:
@@ -139,7 +201,7 @@ _FIELDS = ("image_id", "category_id", "bbox", "score")
 _SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}"
 
 
-def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
+def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
     """Check detections and find their images and categories in the annotation file."""
     source = f"detections {results}" if isinstance(results, str | Path) else "detections"
     entries = _load(Path(results)) if isinstance(results, str | Path) else results
@@ -170,7 +232,7 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> _Found:
                 f"list (the first of {np.count_nonzero(positions < 0)} such entries); "
                 + ("give ids of that size as integers" if rounded else fix)
             )
-    return _Found(categories * _IMAGES + images, boxes_ltwh_px, scores)
+    return Found(images, categories, boxes_ltwh_px, scores)
 
 
 def _positions(ids: NDArray[Any], known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -225,88 +287,79 @@ def _first_fault(entries: list[Any]) -> str:
 # Columns → precision and recall
 
 
-def _tabulate(
-    truth: _Truth, found: _Found, categories: int
+def _tabulate(  # noqa: PLR0913 - all that precision and recall are made of
+    truth: Truth,
+    found: Found,
+    ranks: NDArray[np.int64],
+    to_find: NDArray[np.bool_],
+    right: NDArray[np.bool_],
+    wrong: NDArray[np.bool_],
+    categories: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Match and count: precision T×R×K×A, the best at each recall level or beyond, and recall T×K×A×limits.
-
-    Both are −1 where a category has no box to find in that area range.
-    """
-    truth = truth.take(np.argsort(truth.cells, kind="stable"))
-    # By cell and falling score, equal scores as they came; of each cell the best 100 alone.
-    found = found.take(np.lexsort((-found.scores, found.cells)))
-    ranks = np.arange(len(found.cells)) - np.searchsorted(found.cells, found.cells)
-    found, ranks = found.take(ranks < DETECTIONS_PER_CELL), ranks[ranks < DETECTIONS_PER_CELL]
-
-    ignored = truth.crowd | _outside_area_ranges(truth.areas)
-    right, wrong = _match(truth, found, ignored)
+    """Count: precision and recall as in Scored. found: by cell. ranks: of each detection in its cell."""
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_LEVELS), categories, len(AREA_RANGES)), -1.0)
     recall = np.full((len(IOU_THRESHOLDS), categories, len(AREA_RANGES), len(RECALL_LIMITS)), -1.0)
-    starts = np.searchsorted(found.cells, np.arange(categories + 1) * _IMAGES)
+    starts = np.searchsorted(found.categories, np.arange(categories + 1))
     for area in range(len(AREA_RANGES)):
-        to_find = np.bincount(truth.cells[~ignored[area]] // _IMAGES, minlength=categories)
-        for category in np.flatnonzero(to_find):
+        boxes = np.bincount(truth.categories[to_find[area]], minlength=categories)
+        for category in np.flatnonzero(boxes):
             rows = slice(starts[category], starts[category + 1])
             hits, misses = right[area, :, rows], wrong[area, :, rows]
             for column, limit in enumerate(RECALL_LIMITS):
-                recall[:, category, area, column] = (
-                    hits[:, ranks[rows] < limit].sum(axis=1) / to_find[category]
-                )
+                recall[:, category, area, column] = hits[:, ranks[rows] < limit].sum(axis=1) / boxes[category]
             order = np.argsort(-found.scores[rows], kind="stable")
-            precision[:, :, category, area] = _precision(hits[:, order], misses[:, order], to_find[category])
+            precision[:, :, category, area] = precision_of(hits[:, order], misses[:, order], boxes[category])
     return precision, recall
 
 
-def _match(truth: _Truth, found: _Found, ignored: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], ...]:
-    """Return which detections are right and which are wrong, A×T×D each; the rest count for nothing.
+def _match(truth: Truth, found: Found, to_find: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the row of the annotated box that each detection matches, −1 for none: A×T×D.
 
-    Both are ordered by cell, a cell's detections best first. ignored: A×G, what need not be found. A
-    detection counts for nothing where it matches an ignored box, or matches none and lies outside the area
-    range itself.
+    found: by cell, a cell's detections best first. to_find: A×G.
     """
-    right = np.zeros((len(AREA_RANGES), len(IOU_THRESHOLDS), len(found.scores)), dtype=np.bool_)
-    excused = right | _outside_area_ranges(found.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
-    cells = np.intersect1d(truth.cells, found.cells)
-    box_ranges = np.searchsorted(truth.cells, (cells, cells + 1)).T
-    row_ranges = np.searchsorted(found.cells, (cells, cells + 1)).T
+    matched = np.full((len(AREA_RANGES), len(IOU_THRESHOLDS), len(found.scores)), -1, dtype=np.int32)
+    by_cell = np.argsort(truth.cells, kind="stable")
+    box_cells, row_cells = truth.cells[by_cell], found.cells
+    cells = np.intersect1d(box_cells, row_cells)
+    box_ranges = np.searchsorted(box_cells, (cells, cells + 1)).T
+    row_ranges = np.searchsorted(row_cells, (cells, cells + 1)).T
     for box_range, row_range in zip(box_ranges, row_ranges, strict=True):
-        boxes, rows = slice(*box_range), slice(*row_range)
-        ious = mask.iou(found.boxes_ltwh_px[rows], truth.boxes_ltwh_px[boxes], truth.crowd[boxes])
+        boxes, rows = by_cell[slice(*box_range)], slice(*row_range)
+        crowd = truth.crowd[boxes]
+        ious = mask.iou(found.boxes_ltwh_px[rows], truth.boxes_ltwh_px[boxes], crowd)
         near = np.flatnonzero((ious >= IOU_THRESHOLDS[0]).any(axis=1))  # the others match nothing
         if len(near):
-            matched, excusing = _match_cell(ious[near], truth.crowd[boxes], ignored[:, boxes])
-            right[:, :, rows.start + near] = matched
-            excused[:, :, rows.start + near] |= excusing
-    return right, ~right & ~excused
+            choices = _match_cell(ious[near], crowd, to_find[:, boxes])
+            matched[:, :, rows.start + near] = np.append(boxes, -1)[choices]
+    return matched
 
 
 def _match_cell(
-    ious: NDArray[np.float64], crowd: NDArray[np.bool_], ignored: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    ious: NDArray[np.float64], crowd: NDArray[np.bool_], to_find: NDArray[np.bool_]
+) -> NDArray[np.intp]:
     """Match the detections of one cell, best first, each to the best box that no better one has taken.
 
-    ious: D×G. crowd: G, boxes that any number of detections may match. ignored: A×G.
-    Returns which match a box that counts and which an ignored one, A×T×D each.
+    ious: D×G. crowd: G, boxes that any number of detections may match. to_find: A×G.
+    Returns which box each matches, G for none: A×T×D.
     """
     # One more column is "no match": never below a threshold, never used up, and the last choice.
     no_match = len(crowd)
     ious = np.pad(ious, ((0, 0), (0, 1)), constant_values=-1)
     reusable = np.append(crowd, True)
-    counts = np.pad(~ignored, ((0, 0), (0, 1)))
+    counts = np.pad(to_find, ((0, 0), (0, 1)))
     close = ious[:, None] >= IOU_THRESHOLDS[:, None]  # D×T×(G+1)
     close[..., no_match] = True
     # A box that counts is preferred to an ignored one, then the higher IoU, then the later box.
     by_iou = ious.argsort(axis=1, kind="stable").argsort(axis=1)
     preference = by_iou[:, None] + len(reusable) * counts  # D×A×(G+1)
-    choices = np.empty((len(ious), len(counts), len(IOU_THRESHOLDS)), dtype=np.intp)  # D×A×T
-    free = np.ones((*choices.shape[1:], len(reusable)), dtype=np.bool_)  # A×T×(G+1)
+    choices = np.empty((len(counts), len(IOU_THRESHOLDS), len(ious)), dtype=np.intp)  # A×T×D
+    free = np.ones((*choices.shape[:2], len(reusable)), dtype=np.bool_)  # A×T×(G+1)
     areas, thresholds = np.ogrid[: free.shape[0], : free.shape[1]]
     for row in range(len(ious)):
         choice = np.where(close[row] & free, preference[row][:, None], -1).argmax(axis=2)
         free[areas, thresholds, choice] = reusable[choice]
-        choices[row] = choice
-    counted = np.moveaxis(counts[areas, choices], 0, -1)
-    return counted, ~counted & np.moveaxis(choices != no_match, 0, -1)
+        choices[..., row] = choice
+    return choices
 
 
 def _outside_area_ranges(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -316,7 +369,7 @@ def _outside_area_ranges(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
     return outside
 
 
-def _precision(hits: NDArray[np.bool_], misses: NDArray[np.bool_], to_find: int) -> NDArray[np.float64]:
+def precision_of(hits: NDArray[np.bool_], misses: NDArray[np.bool_], to_find: int) -> NDArray[np.float64]:
     """Return the best precision at each recall level or beyond, 0 where it is not reached, T×R.
 
     hits, misses: T×D, of falling score.

@@ -22,7 +22,7 @@ from ssd.console import RunConsole
 from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCORE, Detections, detect
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.evaluation.coco import RESULT, coco_numbers
+from ssd.evaluation.coco import RESULT, Scored, numbers_of, score
 from ssd.image import draw_boxes, side_by_side
 from ssd.runtime import Runtime
 
@@ -31,11 +31,12 @@ from ssd.runtime import Runtime
 class Evaluation:
     """COCO's numbers, on every rank, and on rank 0 the detections they were computed from (elsewhere none).
 
-    detections: an array of RESULT, image by image.
+    detections: an array of RESULT, image by image. scored: what became of them, for errors.explain.
     """
 
     numbers: dict[str, float]
     detections: NDArray[np.void]
+    scored: Scored | None
 
     @property
     def notes(self) -> list[str]:
@@ -109,10 +110,14 @@ class Evaluator:
         detections = np.concatenate([nothing, *gathered])
         # By image, so that equal scores stand in the same order whatever rank found them.
         detections = detections[np.argsort(detections["image_id"], kind="stable")]
-        numbers = ranks.on_main(
-            lambda: coco_numbers(self.annotation_file, detections, self.image_ids), self.timeout
-        )
-        return Evaluation(numbers, detections)
+        scored = None
+
+        def work() -> dict[str, float]:
+            nonlocal scored
+            scored = score(self.annotation_file, detections, self.image_ids)
+            return numbers_of(scored)
+
+        return Evaluation(ranks.on_main(work, self.timeout), detections, scored)
 
 
 def result_rows(batch: EvaluationBatch, found: list[Detections], categories: Categories) -> NDArray[np.void]:
@@ -158,6 +163,19 @@ def write_report(given: str, key: str, report: dict[str, Any]) -> None:
     with writing(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_detections(given: str, key: str, detections: NDArray[np.void]) -> None:
+    """Write an array of RESULT as COCO's results, to the bit, to the file that a key gave.
+
+    Raises UserError where that fails.
+    """
+    fields = RESULT.names or ()
+    columns = (detections[field].tolist() for field in fields)
+    entries = [json.dumps(dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
+    path = Path(given)
+    with writing(path, key):
+        path.write_text("[" + ",\n".join(entries) + "]\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

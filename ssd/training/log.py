@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -11,24 +12,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD, TrainBatch
 from ssd.boxes import IMAGE_SIZE, cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.categories import Categories
-from ssd.cli import writing
-from ssd.config import OnError
+from ssd.checkpoint import package_versions
+from ssd.cli import as_plain, as_yaml, writing
+from ssd.config import OnError, TrainConfig
 from ssd.console import RunConsole
 from ssd.errors import UserError
+from ssd.evaluation.coco import NAMES, RECALL_LEVELS
+from ssd.evaluation.errors import Analysis
 from ssd.image import draw_boxes, grid, outline
 
+REPORT_SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+SHOWN_CLASSES = 100  # in TensorBoard: more can't be looked at
+SCORE_EDGES = np.linspace(0, 1, 51)
 SAME_BOX_PX = 0.25  # far above the rounding, and far below what a picture could show apart
 
 
@@ -44,17 +52,32 @@ class RunLog:
         self, folder: Path, first_step: int, redo_evaluation: bool, on_error: OnError, console: RunConsole
     ) -> None:
         self._folder, self._first_step, self._on_error, self._console = folder, first_step, on_error, console
+        # From then on the first writer of this start has TensorBoard forget what was recorded before.
+        self._purge: int | None = first_step + 1 - redo_evaluation
         self._board: SummaryWriter | None = None
         with writing(folder, "hydra.run.dir"):
             self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
-            console.copy_to(folder / "run.log", f"{datetime.now():%F %T} {shlex.join(sys.argv)}", _commit())
+            start = f"{datetime.now():%F %T} {shlex.join(sys.argv)}"
+            console.copy_to(folder / "run.log", start, _commit(), *_machine())
 
-    def config(self, text: str) -> None:
-        """Write the config that the run goes on with; in TensorBoard it is a text."""
+    def config(self, config: TrainConfig) -> None:
+        """Write the config that the run goes on with.
+
+        One that differs from the last start's is a text in TensorBoard too; by the first's keys TensorBoard
+        filters runs, and shows the last of each number beside them.
+        """
+        path, text = self._folder / "config.yaml", as_yaml(config)
+        numbers = {f"evaluation/{name}": 0.0 for name in NAMES}
         with self._writing():
-            (self._folder / "config.yaml").write_text(text, encoding="utf-8")
-        with self._writing(), self._tensorboard() as board:
-            board.add_text("config", indent(text, "    "), self._first_step)
+            is_new = not path.exists() or path.read_bytes() != text.encode()
+            path.write_text(text, encoding="utf-8")
+            if is_new:
+                with self._tensorboard() as board:
+                    board.add_text("config", f"```yaml\n{text}```", self._first_step)
+                    names, values, _ = hparams(_flat(as_plain(config)), numbers)  # the third: the run is over
+                    for summary in (names, values):
+                        board._get_file_writer().add_summary(summary)
+                    board.flush()
 
     def record(self, group: str, record: dict[str, Any]) -> None:
         """Write a record with its `step`; in TensorBoard each other value is a scalar named group/key."""
@@ -74,6 +97,35 @@ class RunLog:
         with self._writing(), self._tensorboard() as board:
             board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
 
+    def detections(self, detections: NDArray[np.void], step: int) -> None:
+        """Save the best evaluation's detections, an array of RESULT, as detections_NNNNNNNN.npy."""
+        path = self._folder / f"detections_{step:08d}.npy"
+        with self._writing():
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                np.save(file, detections, allow_pickle=False)
+            temporary.replace(path)
+            for other in {*self._folder.glob("detections_*.npy")} - {path}:
+                other.unlink()
+
+    def analysis(self, analysis: Analysis, step: int) -> None:
+        """Show in TensorBoard where detections fail; of many classes those with the most boxes."""
+        classes = np.argsort(-analysis.boxes, kind="stable")[:SHOWN_CLASSES]
+        with self._writing(), self._tensorboard() as board:
+            for row in classes[analysis.boxes[classes] > 0].tolist():
+                name, boxes = analysis.names[row], analysis.boxes[row]
+                board.add_scalar(f"class_AP/{name}", analysis.ap[row], step)
+                precision = analysis.precision[0, ::-1, row]
+                right = np.where(precision > 0, np.maximum(np.ceil(RECALL_LEVELS[::-1] * boxes), 1), 0)
+                wrong = right / np.where(precision > 0, precision, 1) - right
+                counts = (right, wrong, np.zeros_like(right), boxes - right)
+                curve = (*counts, precision, RECALL_LEVELS[::-1])
+                board.add_pr_curve_raw(f"class/{name}", *curve, step, len(precision))
+            for kind, cost in analysis.cost.items():
+                board.add_scalar(f"AP50_lost_to/{kind}", cost, step)
+            if len(analysis.detections):
+                board.add_histogram("scores", analysis.detections["score"], step, bins=SCORE_EDGES)
+
     def close(self) -> None:
         """Flush and close everything."""
         self._metrics.close()
@@ -85,8 +137,7 @@ class RunLog:
     def _tensorboard(self) -> Iterator[SummaryWriter]:
         """Give TensorBoard's writer; one that fails, maybe in its own thread, is replaced the next time."""
         board, self._board = self._board, None
-        purge = self._first_step + 1 if self._first_step else None
-        board = board or SummaryWriter(str(self._folder), purge_step=purge)
+        board, self._purge = board or SummaryWriter(str(self._folder), purge_step=self._purge), None
         yield board
         self._board = board
 
@@ -117,6 +168,67 @@ def last_evaluation(folder: Path) -> dict[str, float]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     record: dict[str, float] = next((json.loads(line) for line in reversed(lines) if '"AP50"' in line), {})
     return {key: record[key] for key in ("AP", "AP50", "step") if record}
+
+
+def _machine() -> list[str]:
+    """Name the machine and the versions of what shapes the trajectory."""
+    versions = {"Python": platform.python_version()} | package_versions()
+    named = ", ".join(f"{package} {version}" for package, version in versions.items())
+    machine = f"machine {platform.node()}, {platform.machine()}, {os.cpu_count()} cores"
+    return [machine, f"versions {named}"]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name each value of nested dicts by its whole key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class ReportMaker:
+    """Makes report.html in a process beside training, one at a time; rank 0 alone has one.
+
+    It takes no GPU, gives way to every other process and prints to report.log. A failure is told and ends
+    nothing.
+    """
+
+    def __init__(self, folder: Path, console: RunConsole) -> None:
+        self._folder, self._console = folder, console
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        """Begin to make it, unless that is going on."""
+        if self.is_working():
+            return
+        quoted = str(self._folder).replace('"', '\\"')  # for Hydra
+        command = ["nice", "-n", "10", sys.executable, str(REPORT_SCRIPT), f'run="{quoted}"']
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        try:
+            with (self._folder / "report.log").open("wb") as log:
+                self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        except OSError as error:
+            self._console.say(f"report.html can't be made: {error}")
+
+    def is_working(self) -> bool:
+        """Tell whether it is being made; say so once where that has failed."""
+        status = self._process.poll() if self._process else 0
+        if status:
+            path = self._folder / "report.log"
+            reason = path.read_text(errors="replace").strip().rpartition("\n")[2] if path.exists() else ""
+            self._console.say(f"report.html wasn't made, exit status {status} ({path}): {reason}")
+        if status is not None:
+            self._process = None
+        return self._process is not None
+
+    def close(self) -> None:
+        """End what is still being made."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
 
 
 class MetricsFile:

@@ -1,5 +1,6 @@
 """The training loop: steps, and what is due after a step."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,16 +12,17 @@ import torch
 from ssd.batches import TrainBatch, TrainLoader
 from ssd.categories import Categories
 from ssd.checkpoint import CheckpointError, package_versions, step_file
-from ssd.cli import as_plain, as_yaml
+from ssd.cli import as_plain
 from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
 from ssd.errors import UserError
 from ssd.evaluation.coco import summary_lines
+from ssd.evaluation.errors import explain
 from ssd.evaluation.evaluator import Evaluator, Example, example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.training.guards import FiniteGuard, NonFinitePolicy, check_loss_scale, compare_replicas
-from ssd.training.log import LossMeter, RunLog, Stopwatch, batch_picture
+from ssd.training.log import LossMeter, ReportMaker, RunLog, Stopwatch, batch_picture
 from ssd.training.optimizer import build_optimizer, build_schedule
 from ssd.training.saver import CheckpointSaver
 from ssd.training.session import Session
@@ -34,6 +36,8 @@ from ssd.training.state import (
     load_newest,
 )
 from ssd.training.step import TrainStep, compile_and_share
+
+REPORT_TIMEOUT_S = 600.0  # of the last report; COCO's takes a minute
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Trainer:
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
         self._ahead: _Taken | None = None  # for the next step, where that is taken already
         self._log: RunLog | None = None  # rank 0's, while training
+        self._report: ReportMaker | None = None  # rank 0's, with logging.report
 
     @property
     def last_step(self) -> int:
@@ -151,7 +156,8 @@ class Trainer:
         if self.ranks.is_main:
             on_error, folder = self.config.checkpoint.on_error, self.session.folder
             self._log = RunLog(folder, self.step, self._evaluation_missing, on_error, self.console)
-            self._log.config(as_yaml(self.config))
+            self._log.config(self.config)
+            self._report = ReportMaker(folder, self.console) if self.config.logging.report else None
         try:
             self.network.train()
             self.console.start(self.step, self.last_step)
@@ -168,10 +174,25 @@ class Trainer:
             if self.step < self.last_step:
                 patience, best = self.config.training.patience, max(self._scores)
                 self.console.say(f"ended by training.patience={patience}: none of so many beat AP {best:.3f}")
+            self._finish_report()
         finally:
+            if self._report:
+                self._report.close()
             self.saver.close()
             if self._log:
                 self._log.close()
+
+    def _finish_report(self) -> None:
+        """Have a report of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT."""
+        if self._report:
+            deadline = time.monotonic() + REPORT_TIMEOUT_S
+            self._report.close()
+            self._report.begin()
+            while self._report.is_working() and time.monotonic() < deadline:
+                if self.session.signals.received:
+                    break
+                self.session.watchdog.alive()
+                time.sleep(0.1)
 
     def take_step(self, batches: Iterator[TrainBatch]) -> None:
         """Take the next step on the next batch.
@@ -316,15 +337,20 @@ class Trainer:
                 self._leave()
         result = evaluator.score(rows, self.ranks)
         self.saver.check()  # that took a while: is the folder still there?
-        if self._log:
+        if self._log and result.scored:  # both are rank 0's
             record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             self._log.record("evaluation", record)
+            self._log.analysis(explain(result.scored), self.step)
             pictures = example_pictures(self.task.examples, result.detections, self.task.categories)
             for name, picture in pictures.items():
                 self._log.picture("validation", name, picture, self.step)
+            if result.numbers["AP"] > max(self._scores, default=-2.0):
+                self._log.detections(result.detections, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         self._scores.append(result.numbers["AP"])
         self.save(result.numbers)
+        if self._report and self.step < self.last_step:
+            self._report.begin()
 
     def save(self, numbers: dict[str, float] | None = None) -> None:
         """Copy the state and begin to write it; best.pt too where the evaluation of this step is the best."""

@@ -4,18 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from ssd.batches import TrainBatch
 from ssd.boxes import default_boxes, encode_offsets, match
 from ssd.categories import Categories
-from ssd.config import OnError
+from ssd.config import OnError, TrainConfig
 from ssd.console import RunConsole
 from ssd.errors import UserError
+from ssd.evaluation.coco import RECALL_LEVELS
+from ssd.evaluation.errors import KINDS, Analysis, analyse
 from ssd.training import log
 from ssd.training.log import MetricsFile, RunLog
+from tests.ssd.test_coco_numbers import write
+from tests.ssd.test_detection_errors import planted
 
 pytestmark = pytest.mark.unit
 
@@ -137,3 +144,59 @@ def test_a_box_is_drawn_once_wherever_its_edges_lie(edge_px: float, monkeypatch:
 def test_near_boxes_and_boxes_of_two_labels_at_one_place_are_all_drawn(monkeypatch: pytest.MonkeyPatch):
     boxes = [[10.5, 10, 80, 80], [11.5, 10, 80, 80], [150, 150, 250, 260], [150, 150, 250, 258]]
     assert drawn(boxes, [1, 1, 2, 1], monkeypatch) == ["house", "tree", "tree", "tree"]
+
+
+def shown(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """Return what TensorBoard shows: of each tag its steps and values."""
+    accumulator = EventAccumulator(str(folder), {"tensors": 0}).Reload()
+    events = {tag: accumulator.Tensors(tag) for tag in accumulator.Tags()["tensors"]}
+    return {tag: [(e.step, make_ndarray(e.tensor_proto)) for e in of_tag] for tag, of_tag in events.items()}
+
+
+def start(folder: Path, first_step: int, *, redo: bool = False, **changes: Any) -> RunLog:
+    run_log = RunLog(folder, first_step, redo, OnError["fail"], RunConsole(is_main=False))
+    run_log.config(TrainConfig(**changes))
+    return run_log
+
+
+def evaluated(run_log: RunLog, step: int, found: list[dict[str, Any]], truth: Path) -> Analysis:
+    analysis = analyse(truth, found)
+    run_log.record("evaluation", {"step": step, "AP": float(step)})
+    run_log.analysis(analysis, step)
+    return analysis
+
+
+def test_tensorboard_shows_where_detections_fail_and_nothing_twice(tmp_path: Path):
+    truth, found = planted()
+    file = write(tmp_path, truth)
+    run_log = start(tmp_path, 0)
+    run_log.record("train", {"step": 1, "loss": 2.0})
+    run_log.close()  # killed before the first checkpoint
+    run_log = start(tmp_path, 0)
+    run_log.record("train", {"step": 1, "loss": 2.0})
+    evaluated(run_log, 4, found[1:], file)
+    run_log.record("train", {"step": 5, "loss": 2.0})
+    run_log.close()  # killed before the evaluation was saved
+    run_log = start(tmp_path, 4, redo=True, seed=7)
+    analysis = evaluated(run_log, 4, found[1:], file)
+    evaluated(run_log, 8, [], file)
+    run_log.close()
+
+    tags = shown(tmp_path)
+    at_each = ["evaluation/AP", *(f"AP50_lost_to/{kind}" for kind in KINDS)]
+    at_each += ["class_AP/5", "class_AP/seven", "class/5", "class/seven"]  # six has no box
+    steps = {tag: [step for step, _ in of_tag] for tag, of_tag in tags.items()}
+    assert steps == {tag: [4, 8] for tag in at_each} | {
+        "train/loss": [1],
+        "scores": [4],  # of no detections there is none
+        "config/text_summary": [0, 4],  # as it began, and as it was changed
+        "_hparams_/experiment": [0, 0],
+        "_hparams_/session_start_info": [0, 0],
+    }
+    assert [value for _, value in tags["class_AP/5"]] == pytest.approx([analysis.ap[0], 0])
+    assert tags["AP50_lost_to/missed"][0][1] == pytest.approx(analysis.cost["missed"])
+    curve, nothing = (value for _, value in tags["class/5"])  # 6×101: counts, precision, recall
+    assert curve[4:] == pytest.approx(np.stack([analysis.precision[0, :, 0], RECALL_LEVELS])[:, ::-1])
+    assert not nothing[[0, 1, 2, 4]].any()
+    for seed, (_, text) in zip((0, 7), tags["config/text_summary"], strict=True):
+        assert f"seed: {seed}\n".encode() in text[0]

@@ -1,0 +1,95 @@
+"""Make report.html of a run anew: python scripts/report.py run=runs/NAME
+
+What the run's folder or its data set doesn't have, the page says. Of a checkpoint without its run:
+python evaluate.py checkpoint=… report=FILE.html. Keys and their values: conf/report.yaml.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from data.index import Selection, cache_folder, read_index
+from ssd import page, report
+from ssd.cli import check_file, parse
+from ssd.cli import run as main_of_cli
+from ssd.config import DataConfig, ReportConfig, TrainConfig
+from ssd.errors import UserError, require
+from ssd.evaluation.errors import Analysis, analyse
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = 2000  # training images whose default boxes are matched
+
+
+def main(config: ReportConfig) -> None:
+    """Read the folder, analyse the best evaluation, write the page."""
+    fix = "give a run's folder; of a checkpoint alone: python evaluate.py checkpoint=… report=FILE.html"
+    require(config.run is not None and Path(config.run).is_dir(), "run", config.run, fix)
+    folder = Path(str(config.run))
+    out = config.out or str(folder / "report.html")
+    check_file(out, "out")
+    run, name, seed, published = report.read_run(folder), folder.name, None, None
+    analysis: Analysis | None = None
+    missing: list[str] = []
+    sections: report.Sections = {}
+    with noting(missing):
+        trained = parse(TrainConfig, cast(DictConfig, OmegaConf.load(folder / "config.yaml")))
+        name, seed, published = trained.name, trained.seed, published_ap(run, trained.runtime.tf32)
+        with noting(missing):  # default boxes can be matched all the same
+            analysis, paths = analyse_best(folder, trained.data)
+            sections |= report.failures(analysis, paths)
+        sections |= default_boxes(trained.data)
+    told = {"What is missing": [page.text(each) for each in missing]} if missing else {}
+    sections = told | report.numbers(run, published) | sections
+    sections |= report.training(run) | report.about_run(run, seed)
+    report.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
+
+
+@contextmanager
+def noting(missing: list[str]) -> Iterator[None]:
+    """Note why a part can't be made, and go on."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, YAMLError) as error:  # UserError is a ValueError
+        missing.append(str(error))
+
+
+def analyse_best(folder: Path, data: DataConfig) -> tuple[Analysis, dict[int, str]]:
+    """Analyse what the best evaluation has detected; return that and where the images are."""
+    files = sorted(folder.glob("detections_*.npy"))
+    if not files:
+        fix = f"of a best.pt, python evaluate.py checkpoint={folder} report=FILE.html shows where it fails"
+        raise UserError(f"{folder} has no detections_STEP.npy, which an evaluation leaves; {fix}")
+    selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
+    file = data.locate("val_annotations")
+    index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
+    scored = None if data.limit is None else index.image_ids.tolist()
+    return analyse(file, np.load(files[-1]), scored), index.paths()
+
+
+def default_boxes(data: DataConfig) -> report.Sections:
+    """Match the default boxes with an evenly spaced sample of the training images."""
+    selection = Selection("train", data.limit, data.crowd, data.min_box_px)
+    files = data.locate("train_annotations"), data.locate("train_images")
+    index = read_index(*files, selection, cache_folder(data.cache))
+    sample = np.linspace(0, len(index) - 1, min(SAMPLE, len(index))).astype(int).tolist()
+    return report.default_box_matches([index.boxes_of(image)[0] for image in sample], len(index))
+
+
+def published_ap(run: report.Run, tf32: bool) -> float | None:
+    """Return the AP that RECIPE 8 has for the run's experiment, None where it is no row there."""
+    command = run.starts[-1].command if run.starts else ""
+    for gpus, images in re.findall(r"experiment=coco_(\d)x(\d+)", command):
+        recipe = (ROOT / "RECIPE.md").read_text(encoding="utf-8")
+        if row := re.search(rf"\| {gpus}×{images} \| ([\d.]+) \| ([\d.]+) \|", recipe):
+            return float(row[2 if tf32 else 1])
+    return None
+
+
+if __name__ == "__main__":
+    main_of_cli(main, ReportConfig, ROOT / "conf", "report")
