@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -268,8 +269,8 @@ def _classes(analysis: Analysis) -> list[Markup]:
 
 
 def _errors(analysis: Analysis) -> list[Markup]:
-    kinds = [(kind, _MEANING[kind], analysis.counts[kind], analysis.cost[kind]) for kind in KINDS]
-    head = ("kind of error", "what it is", "how many", "AP50 lost")
+    kinds = [(kind, analysis.counts[kind], analysis.cost[kind], _MEANING[kind]) for kind in KINDS]
+    head = ("kind of error", "how many", "AP50 lost", "what it is")
     parts = [page.table(head, kinds, "Kinds as in TIDE (Bolya et al. 2020); AP50 lost: by these alone")]
     sizes = [(size, int(row["boxes"]), row["AP"], row["AR_100"]) for size, row in analysis.by_size.items()]
     parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, parted at 32² and 96² px"))
@@ -295,51 +296,43 @@ def _errors(analysis: Analysis) -> list[Markup]:
 
 def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
     cards, failed = [], []
-    for image_id, (reason, subject) in _worth_seeing(analysis).items():
+    for image_id, reason, subject in _worth_seeing(analysis):
         try:
             cards.append({"reason": reason} | _card(analysis, image_id, subject, paths[image_id]))
         except PictureError as error:
             failed.append(error)
-    words = "The surest errors, the largest misses, the best and the median image. Point at a box to see why."
-    parts = [
-        page.text(words),
-        page.pictures(cards, ("annotated", "missed", "right", *KINDS[:-1]), analysis.names),
-    ]
-    return parts[: 2 if cards else 0] + [
-        page.text(f"{len(failed)} pictures can't be shown: {each}") for each in failed[:1]
-    ]
+    words = (
+        "The surest errors, the largest not found, the best and the median image. Point at a box to see why."
+    )
+    kinds = ("annotated", "missed", "right", *KINDS[:-1])
+    parts = [page.text(words), page.pictures(cards, kinds, analysis.names)] if cards else []
+    return parts + [page.text(f"{len(failed)} pictures can't be shown: {error}") for error in failed[:1]]
 
 
-def _worth_seeing(analysis: Analysis) -> dict[int, tuple[str, NDArray[np.float64] | None]]:
-    """Choose up to 24 images, by id, and say why, and for which box."""
+def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, NDArray[np.float64] | None]]:
+    """Choose up to 24 times an image, by id; say why, and for which box. Of a kind each image comes once."""
     found, truths = analysis.detections, analysis.truths
-    chosen: dict[int, tuple[str, NDArray[np.float64] | None]] = {}
     name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
-    for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (truths[truths["missed"]], "area")):
-        most = len(chosen) + _CARDS
-        for row in rows[np.argsort(-rows[key], kind="stable")]:
-            if len(chosen) == most:
-                break
-            width, height = row["bbox"][2:].round().astype(int)
-            name = name_of[int(row["category_id"])]
-            reason = (
-                f"{row['kind']}: {name} {row['score']:.2f}"
-                if key == "score"
-                else f"missed: {name}, {width}×{height} px"
-            )
-            chosen.setdefault(int(row["image_id"]), (reason, row["bbox"]))
-    counted = truths[~truths["crowd"]]
+    not_found = truths[~truths["found"] & ~truths["crowd"]]
+    chosen: list[tuple[int, str, NDArray[np.float64] | None]] = []
+    for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (not_found, "area")):
+        rows = rows[np.argsort(-rows[key], kind="stable")]
+        _, first = np.unique(rows["image_id"], return_index=True)
+        for row in rows[np.sort(first)[:_CARDS]]:
+            name, (width, height) = name_of[int(row["category_id"])], row["bbox"][2:].round().astype(int)
+            missed = f"not found: {name}, {width}×{height} px"
+            reason = missed if key == "area" else f"{row['kind']}: {name} {row['score']:.2f}"
+            chosen.append((int(row["image_id"]), reason, row["bbox"]))
+    images, objects = np.unique(truths["image_id"][~truths["crowd"]], return_counts=True)
     shown = found[(found["score"] >= SHOWN_SCORE) & (found["kind"] != "ignored")]
-    images, objects = np.unique(counted["image_id"], return_counts=True)
     shown = shown[np.isin(shown["image_id"], images)]
-    place, is_right = np.searchsorted(images, shown["image_id"]), shown["kind"] == "right"
-    right, wrong = (np.bincount(place[rows], minlength=len(images)) for rows in (is_right, ~is_right))
+    at, is_right = np.searchsorted(images, shown["image_id"]), shown["kind"] == "right"
+    right, wrong = (np.bincount(at[kind], minlength=len(images)) for kind in (is_right, ~is_right))
     order = np.lexsort((objects, right / (objects + wrong)))
     for what, place in (("the best image", -1), ("the median image", len(order) // 2)):
-        if len(order):
-            row = order[place]
-            reason = f"{what}: {right[row]} of {objects[row]} found, {wrong[row]} wrong"
-            chosen.setdefault(int(images[row]), (reason, None))
+        for k in order[place:][:1]:
+            reason = f"{what}: {right[k]} of {objects[k]} found, {wrong[k]} wrong"
+            chosen.append((int(images[k]), reason, None))
     return chosen
 
 
@@ -376,8 +369,9 @@ def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
         scores, best = [record["AP"] for record in run.evaluations], run.evaluations[run.best]
         last = run.best + 1 == len(scores)
         rises = "the highest and the last" if last else f"{scores[-1]:.3f} at the last"
+        rises = f"{rises} of {len(scores)} evaluations" if len(scores) > 1 else "the only evaluation"
         reached = f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step {best['step']}"
-        told.append(f"{reached}, {rises} of {len(scores)}.")
+        told.append(f"{reached}, {rises}.")
     elif run:
         told.append(f"No evaluation yet: step {run.last_step} is the last recorded.")
     if analysis is None:
@@ -405,6 +399,6 @@ def write(given: str, key: str, about: tuple[str, str], finding: Sequence[str], 
     """Write a page, whole or not at all, to the file that a key gave. Raises UserError where that fails."""
     path = Path(given)
     with writing(path, key):
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another may be at work on it
         temporary.write_text(page.page(*about, finding, sections), encoding="utf-8", errors="replace")
         temporary.replace(path)
