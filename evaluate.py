@@ -14,7 +14,7 @@ from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.evaluation.coco import summary_lines
-from ssd.evaluation.errors import analyse
+from ssd.evaluation.errors import explain
 from ssd.evaluation.evaluator import evaluation_report, write_detections, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
@@ -46,11 +46,11 @@ def main(config: EvaluateConfig) -> None:
             write_report(config.out, "out", report)
         if ranks.is_main and config.detections is not None:
             write_detections(config.detections, "detections", result.detections)
-        if ranks.is_main and config.report is not None:
+        if result.scored and config.report is not None:  # they are rank 0's
             from ssd import page  # here: only they need matplotlib, which takes a second
             from ssd import report as html
 
-            analysis = analyse(evaluator.annotation_file, result.detections, evaluator.image_ids)
+            analysis = explain(result.scored)
             about = config.checkpoint, f"{describe(index)}; {runtime.describe()}"
             sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, index.paths())
             reached = "AP {AP:.3f} and AP50 {AP50:.3f}.".format(**result.numbers)

@@ -255,8 +255,6 @@ def _calibration(rows: NDArray[np.void]) -> NDArray[np.float64]:
     counted = rows[rows["kind"] != "ignored"]
     bins = np.clip((counted["score"] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
     number = np.bincount(bins, minlength=SCORE_BINS)
-    sums = [
-        np.bincount(bins, weights=values, minlength=SCORE_BINS)
-        for values in (counted["score"], counted["kind"] == "right")
-    ]
+    summed = (counted["score"], counted["kind"] == "right")
+    sums = [np.bincount(bins, values, SCORE_BINS) for values in summed]
     return np.stack([*(of_bin / np.maximum(number, 1) for of_bin in sums), number], axis=1)
