@@ -225,6 +225,12 @@ def seeds(configs: Sequence[Config]) -> tuple[list[str], list[Markup]]:
     """
     sets = [*dict.fromkeys(config.scored_on for config in configs)]
     told = [f"Numbers on different sets can't be compared: {listed(sets)}."] if len(sets) > 1 else []
+    ends = [
+        (run.evaluations[-1]["AP"], run.name) for config in configs for run in config.runs if run.evaluations
+    ]
+    ap, name = max(ends, default=(-1.0, ""))
+    if ap > 0 and len(configs) > 1 and not told:
+        told.append(f"{name} ends with the highest AP, {ap:.3f}.")
     few = [str(config) for config in configs if len(config.finals("AP")) < 2]
     if few:
         told.append(f"No interval and no test without two evaluated seeds: {listed(few)}.")

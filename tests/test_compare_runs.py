@@ -13,10 +13,11 @@ import pytest
 
 from scripts import compare_runs
 from scripts.compare_runs import chance, interval, main, reach, welch
-from ssd.cli import as_yaml
+from ssd.cli import as_plain, as_yaml
 from ssd.config import DataConfig, OptimizerConfig, TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
+from ssd.training.state import MUST_STAY
 from tests.data.coco_folder import DOCUMENT
 
 pytestmark = pytest.mark.unit
@@ -97,8 +98,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_config_and_tested_against_ot
         "AP of runs/b0 and 3 more against runs/a0 and 2 more: +0.018, 95 % interval +0.004 to +0.031, "
         "p = 0.019: higher by more than seeds explain."
     )
-    assert sentence in page
-    assert sentence in capsys.readouterr().out
+    headline = f"runs/b2 ends with the highest AP, 0.512. {sentence}"
+    assert headline in page
+    assert headline in capsys.readouterr().out.replace("\n", " ")
     assert "AP50 of runs/a0 and 2 more| 3| 0.483| 0.006| 0.469| 0.497|| AP" in page
     assert "runs/b1| 1| 200| 0.497| 0.497| 0.497| 0.497| 0.497| 0.497| 0.600| 100| 8.250|" in page
     keys = page[page.index("Keys that differ run|") :]
@@ -107,6 +109,16 @@ def test_runs_that_differ_in_the_seed_alone_are_one_config_and_tested_against_ot
     )
     assert "runs/a2| a2| 2| 3| cache2| 0.0026|" in keys
     assert "runs/b0| b0| 0| null| null| 0.0005|" in keys
+
+
+def test_no_key_that_shapes_a_run_counts_as_shaping_nothing():
+    keys = {
+        f"{section}.{key}" if isinstance(values, dict) else section
+        for section, values in as_plain(TrainConfig(name="a")).items()
+        for key in (values if isinstance(values, dict) else [""])
+    }
+    assert keys >= compare_runs.SHAPING_NOTHING
+    assert compare_runs.SHAPING_NOTHING & {*MUST_STAY} == {"seed"}
 
 
 def test_a_key_of_another_version_makes_another_config():
@@ -149,7 +161,9 @@ def test_configs_on_another_set_or_without_a_spread_are_not_tested():
     for seed in (0, 1):
         leave_run(Path(f"a{seed}"), (0.2 + seed / 100,), seed=seed)
         leave_run(Path(f"b{seed}"), (0.9 + seed / 100,), seed=seed, **{"data.path": "other"})
-    assert "against" not in compare("a0", "a1", "b0", "b1").lower()
+    page = compare("a0", "a1", "b0", "b1").lower()
+    assert "against" not in page
+    assert "highest" not in page
     for seed in (0, 1):
         leave_run(Path(f"c{seed}"), (0.0,), seed=seed, optimizer__momentum=0.5)
         leave_run(Path(f"d{seed}"), (0.0,), seed=seed, optimizer__momentum=0.6)
