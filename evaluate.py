@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from data.build import describe, image_paths, open_evaluation
+from data.build import describe, open_evaluation
 from ssd.cli import check_file, run
 from ssd.config import EvaluateConfig
 from ssd.console import RunConsole
@@ -48,7 +48,7 @@ def main(config: EvaluateConfig) -> None:
 
             analysis = analyse(evaluator.annotation_file, result.detections, evaluator.image_ids)
             about = config.checkpoint, f"{describe(index)}; {runtime.describe()}"
-            sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, image_paths(index))
+            sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, index.paths())
             reached = "AP {AP:.3f} and AP50 {AP50:.3f}.".format(**result.numbers)
             html.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
 

@@ -127,11 +127,6 @@ def describe(index: CocoIndex) -> str:
     return used + (f"; not used: {', '.join(dropped)}" if dropped else "")
 
 
-def image_paths(index: CocoIndex) -> dict[int, str]:
-    """Return where each image's file is, by its id."""
-    return {image_id: index.path(image) for image, image_id in enumerate(index.image_ids.tolist())}
-
-
 def pick_examples(index: CocoIndex, count: int) -> list[Example]:
     """Choose up to `count` images with boxes, evenly over the file, to be shown at each evaluation."""
     with_boxes = np.flatnonzero(np.diff(index.box_starts))

@@ -103,6 +103,10 @@ class CocoIndex:
         """Return the path of an image file."""
         return os.path.join(self.source.image_folder, self.file_names[image])
 
+    def paths(self) -> dict[int, str]:
+        """Return the path of each image file by the image's id."""
+        return {image_id: self.path(image) for image, image_id in enumerate(self.image_ids.tolist())}
+
     def boxes_of(self, image: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Return an image's boxes G×4 ltrb and labels G."""
         rows = slice(self.box_starts[image], self.box_starts[image + 1])

@@ -14,7 +14,6 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from data.build import image_paths
 from data.index import Selection, cache_folder, read_index
 from ssd import page, report
 from ssd.cli import check_file, parse
@@ -24,7 +23,7 @@ from ssd.errors import UserError, require
 from ssd.evaluation.errors import Analysis, analyse
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = 5000  # training images whose default boxes are matched
+SAMPLE = 2000  # training images whose default boxes are matched
 
 
 def main(config: ReportConfig) -> None:
@@ -70,7 +69,7 @@ def analyse_best(folder: Path, data: DataConfig) -> tuple[Analysis, dict[int, st
     file = data.locate("val_annotations")
     index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
     scored = None if data.limit is None else index.image_ids.tolist()
-    return analyse(file, np.load(files[-1]), scored), image_paths(index)
+    return analyse(file, np.load(files[-1]), scored), index.paths()
 
 
 def default_boxes(data: DataConfig) -> report.Sections:

@@ -268,8 +268,8 @@ def _classes(analysis: Analysis) -> list[Markup]:
 
 
 def _errors(analysis: Analysis) -> list[Markup]:
-    kinds = [(kind, _MEANING[kind], analysis.counts[kind], analysis.cost[kind]) for kind in KINDS]
-    head = ("kind of error", "what it is", "how many", "AP50 lost")
+    kinds = [(kind, analysis.counts[kind], analysis.cost[kind], _MEANING[kind]) for kind in KINDS]
+    head = ("kind of error", "how many", "AP50 lost", "what it is")
     parts = [page.table(head, kinds, "Kinds as in TIDE (Bolya et al. 2020); AP50 lost: by these alone")]
     sizes = [(size, int(row["boxes"]), row["AP"], row["AR_100"]) for size, row in analysis.by_size.items()]
     parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, parted at 32² and 96² px"))
@@ -295,7 +295,7 @@ def _errors(analysis: Analysis) -> list[Markup]:
 
 def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
     cards, failed = [], []
-    for image_id, (reason, subject) in _worth_seeing(analysis).items():
+    for image_id, reason, subject in _worth_seeing(analysis):
         try:
             cards.append({"reason": reason} | _card(analysis, image_id, subject, paths[image_id]))
         except PictureError as error:
@@ -310,36 +310,29 @@ def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
     ]
 
 
-def _worth_seeing(analysis: Analysis) -> dict[int, tuple[str, NDArray[np.float64] | None]]:
-    """Choose up to 24 images, by id, and say why, and for which box."""
+def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, NDArray[np.float64] | None]]:
+    """Choose up to 24 times an image, by id; say why, and for which box. Of a kind each image comes once."""
     found, truths = analysis.detections, analysis.truths
-    chosen: dict[int, tuple[str, NDArray[np.float64] | None]] = {}
     name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
+    chosen: list[tuple[int, str, NDArray[np.float64] | None]] = []
     for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (truths[truths["missed"]], "area")):
-        most = len(chosen) + _CARDS
-        for row in rows[np.argsort(-rows[key], kind="stable")]:
-            if len(chosen) == most:
-                break
-            width, height = row["bbox"][2:].round().astype(int)
-            name = name_of[int(row["category_id"])]
-            reason = (
-                f"{row['kind']}: {name} {row['score']:.2f}"
-                if key == "score"
-                else f"missed: {name}, {width}×{height} px"
-            )
-            chosen.setdefault(int(row["image_id"]), (reason, row["bbox"]))
-    counted = truths[~truths["crowd"]]
+        rows = rows[np.argsort(-rows[key], kind="stable")]
+        _, first = np.unique(rows["image_id"], return_index=True)
+        for row in rows[np.sort(first)[:_CARDS]]:
+            name, (width, height) = name_of[int(row["category_id"])], row["bbox"][2:].round().astype(int)
+            missed = f"missed: {name}, {width}×{height} px"
+            reason = missed if key == "area" else f"{row['kind']}: {name} {row['score']:.2f}"
+            chosen.append((int(row["image_id"]), reason, row["bbox"]))
+    images, objects = np.unique(truths["image_id"][~truths["crowd"]], return_counts=True)
     shown = found[(found["score"] >= SHOWN_SCORE) & (found["kind"] != "ignored")]
-    images, objects = np.unique(counted["image_id"], return_counts=True)
     shown = shown[np.isin(shown["image_id"], images)]
-    place, is_right = np.searchsorted(images, shown["image_id"]), shown["kind"] == "right"
-    right, wrong = (np.bincount(place[rows], minlength=len(images)) for rows in (is_right, ~is_right))
+    at, is_right = np.searchsorted(images, shown["image_id"]), shown["kind"] == "right"
+    right, wrong = (np.bincount(at[kind], minlength=len(images)) for kind in (is_right, ~is_right))
     order = np.lexsort((objects, right / (objects + wrong)))
     for what, place in (("the best image", -1), ("the median image", len(order) // 2)):
-        if len(order):
-            row = order[place]
-            reason = f"{what}: {right[row]} of {objects[row]} found, {wrong[row]} wrong"
-            chosen.setdefault(int(images[row]), (reason, None))
+        for k in order[place:][:1]:
+            reason = f"{what}: {right[k]} of {objects[k]} found, {wrong[k]} wrong"
+            chosen.append((int(images[k]), reason, None))
     return chosen
 
 

@@ -28,9 +28,11 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
         "step_00000012.pt",
     ]
     assert list(folder.glob("events.out.tfevents.*"))
-    command, commit, *told = (folder / "run.log").read_text().splitlines()
+    command, commit, machine, versions, *told = (folder / "run.log").read_text().splitlines()
     assert "train.py name=" in command
     assert re.fullmatch(r"commit ([0-9a-f]{40}(-dirty)?|unknown)", commit)
+    assert machine.startswith("machine ")
+    assert "torch " in versions
     assert told == (bench.folder / f"{folder.name}.txt").read_text().splitlines()
     assert "backbone: resnet18" in (folder / "config.yaml").read_text()
     assert (folder / "pictures" / "step_00000000" / "first_training_batch.jpg").exists()
@@ -60,6 +62,7 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, n
     saved = {path.name for path in bench.checkpoint(name).parent.iterdir()}
     assert {"best.pt", "step_00000004.pt"} <= saved
     assert list((bench.folder / name / "pictures" / "step_00000006").iterdir())
+    assert "after step 6, the highest and the last of 1." in (bench.folder / name / "report.html").read_text()
 
 
 def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
@@ -77,7 +80,10 @@ def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Be
     logged = {key: value for key, value in bench.records(name)[-1].items() if key in NAMES}
     out = tmp_path / "report.json"
     checkpoint = bench.checkpoint(name)
-    output = succeeded(run(bench.command("evaluate.py", f"checkpoint={checkpoint}", f"out={out}")))
+    page = tmp_path / "page.html"
+    given = (f"checkpoint={checkpoint}", f"out={out}", f"report={page}")
+    output = succeeded(run(bench.command("evaluate.py", *given)))
+    assert f"AP {logged['AP']:.3f} and AP50 {logged['AP50']:.3f}." in page.read_text()
     assert output.startswith(f"data.path={bench.data}, as {checkpoint} was trained\n")
     report = json.loads(out.read_text())
     assert report["numbers"] == logged

@@ -40,7 +40,7 @@ def config(folder: Path) -> TrainConfig:
         data=data,
         model=ModelConfig(backbone=Backbone.resnet18),
         schedule=ScheduleConfig(epochs=1, max_steps=2),
-        logging=LoggingConfig(every_steps=1),
+        logging=LoggingConfig(every_steps=1, report=False),
         runtime=RuntimeConfig(device=Device.cpu, precision=Precision.fp32),
     )
 

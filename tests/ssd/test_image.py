@@ -102,6 +102,9 @@ def test_exif_orientation_is_followed(picture: Image.Image, orientation: int):
     corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
     darkest = np.unravel_index(read.sum(axis=2).argmin(), (height, width))
     assert darkest == corners[(orientation - 1) % 4]
+    as_stored = np.asarray(read_picture(stored(marked, "PNG", exif=exif), upright=False))
+    assert as_stored.shape == (5, 7, 3)
+    assert as_stored[0, 0].sum() == as_stored.sum(axis=2).min()
 
 
 # What is none

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from ssd.checkpoint import CheckpointError, load_run, saved_steps
 from ssd.cli import parse
 from ssd.config import TrainConfig
 from ssd.errors import UserError
+from ssd.evaluation.coco import RESULT
 from ssd.evaluation.evaluator import Evaluator
+from ssd.training import log
 from ssd.training.session import Session, open_session
 from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
 from ssd.training.state import load_newest
@@ -507,3 +511,68 @@ def test_a_checkpoint_that_was_begun_is_finished_whatever_ends_the_run_and_best_
     with pytest.raises(ZeroDivisionError):
         trainer.fit()
     assert written == ["step_00000001.pt", "best.pt", "step_00000001.pt"]
+
+
+# The report, made in a process beside training
+
+SCRIPT = """
+import os, sys
+folder = sys.argv[1].removeprefix('run="').removesuffix('"')
+said = [os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
+with open(folder + "/report.html", "a") as page:
+    print(*said, os.nice(0), os.listdir(folder), file=page)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (SCRIPT, ""),
+        (
+            "raise SystemExit('it broke')",
+            r"report.html wasn't made, exit status 1 \(.*report.log\): it broke\n",
+        ),
+        (None, "report.html wasn't made, exit status 2 .*No such file or directory"),
+    ],
+)
+def test_a_report_is_made_beside_training_and_its_failure_ends_nothing(
+    script: str | None, told: str, demo: Path, session: Session, monkeypatch: Any, tmp_path: Path, capsys: Any
+):
+    if script:
+        (tmp_path / "script.py").write_text(script)
+    monkeypatch.setattr(log, "REPORT_SCRIPT", tmp_path / "script.py")
+    trainer = open_trainer(config(demo, TWO_EPOCHS, "logging.report=true"), session)
+    trainer.fit()
+    assert trainer.step == 8
+    output = capsys.readouterr().out
+    assert re.search(told, output) if told else "report.html" not in output
+    best = trainer.saver.best
+    assert best is not None
+    detections = session.folder / f"detections_{best['step']:08d}.npy"
+    assert [*session.folder.glob("detections_*")] == [detections]
+    assert np.load(detections).dtype == RESULT
+    if script == SCRIPT:
+        last = (session.folder / "report.html").read_text().splitlines()[-1]
+        assert last.startswith(f" 1 {os.nice(0) + 10} ")
+        assert detections.name in last
+
+
+@pytest.mark.parametrize("overrides", [TWO_EPOCHS, ""])
+def test_a_signal_ends_the_making_of_a_report(
+    overrides: str, demo: Path, session: Session, monkeypatch: Any, tmp_path: Path
+):
+    """While training goes on, and when the run has ended and only the report is waited for."""
+    (tmp_path / "script.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(log, "REPORT_SCRIPT", tmp_path / "script.py")
+    begin, made = log.ReportMaker.begin, []
+
+    def begin_and_signal(maker: log.ReportMaker) -> None:
+        begin(maker)
+        made.append(maker._process)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(log.ReportMaker, "begin", begin_and_signal)
+    trainer = open_trainer(config(demo, overrides, "logging.report=true"), session)
+    with pytest.raises(Preempted) if overrides else nullcontext():
+        trainer.fit()
+    assert [process.poll() for process in made] == [-signal.SIGTERM]

@@ -1,0 +1,241 @@
+"""report.html says what there is, and what is missing; opened in Chromium, its controls work."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import report as script
+from ssd.cli import as_yaml
+from ssd.config import DataConfig, ReportConfig, TrainConfig
+from ssd.errors import UserError
+from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
+from ssd.report import read_run
+
+pytestmark = pytest.mark.unit
+
+SIDE, IMAGES, STEP = 200, 8, 40
+HOSTILE = ("<script>alert(1)</script>", '" onload="alert(1)', "$\\frac{a}$ & {{ 7 * 7 }}")
+TIMES = "2026-11-24 12:00:00", "2026-11-24 12:30:00"
+
+
+def make_run(folder: Path, names: tuple[str, ...], detect: bool = True) -> Path:
+    """Make a data set of these classes and a finished, once interrupted run on it; return its folder."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True)
+    file = folder / "annotations.json"
+    images, boxes, found = [], [], []
+    for image in range(1, IMAGES + 1):
+        Image.new("RGB", (SIDE, SIDE), (30 * image, 90, 60)).save(pictures / f"{image}.jpg")
+        images.append({"id": image, "file_name": f"{image}.jpg", "width": SIDE, "height": SIDE})
+        for place, left in enumerate((10, 80, 150)):
+            bbox = [left, 40, 40, 30 * (place + 1)]
+            category = (image + place) % len(names) + 1
+            boxes.append({"id": len(boxes) + 1, "image_id": image, "category_id": category, "bbox": bbox})
+            if place < 2:  # one is right, one of another class where there is one, one missed
+                found.append((image, (category + place - 1) % len(names) + 1, bbox, 0.9 - 0.05 * image))
+        found.append((image, 1, [100, 150, 30, 30], 0.2 + 0.05 * image))
+    categories = [{"id": k, "name": name} for k, name in enumerate(names, start=1)]
+    annotated = [box | {"area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0} for box in boxes]
+    file.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotated}))
+    detections = np.array(found if detect else [], RESULT)
+
+    run = folder / "run"
+    run.mkdir()
+    np.save(run / f"detections_{STEP:08d}.npy", detections)
+    both = {"images": str(pictures), "annotations": str(file)}
+    paths = {f"{split}_{what}": path for split in ("train", "val") for what, path in both.items()}
+    data = DataConfig(**paths)
+    (run / "config.yaml").write_text(as_yaml(TrainConfig(name="a run", seed=17, data=data)))
+    same = dict.fromkeys(("loss_localization", "learning_rate", "images_per_second", "data_wait"), 0.5)
+    records: list[dict[str, Any]] = [
+        {"step": step, "epoch": 0, "loss": None if step == 20 else 9 / step, "loss_confidence": None} | same
+        for step in range(5, STEP + 1, 5)
+    ]
+    scored = coco_numbers(file, detections)
+    records += [{"step": step, "epoch": 0} | dict.fromkeys(NAMES, 0.0) | scored for step in (STEP // 2, STEP)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (run / "metrics.jsonl").write_text(lines + '{"step": 4')  # as a killed process leaves it
+    command = "train.py experiment=coco_8x128 name=run seed=17"
+    table = "│ training images │ 8 with 24 │\n│ │ boxes │\n"
+    (run / "run.log").write_text(
+        f"{TIMES[0]} {command}\ncommit abc\nmachine here, 2 cores\nversions torch 9\n{table}"
+        f"stopped by SIGTERM after step 20 of 40\n{TIMES[1]} {command}\ncommit abd\n"
+        f"resuming 'run' after step 20\n{table}"
+        "bad image, its place in the batch is taken by another: 3.jpg <i>\n"
+    )
+    return run
+
+
+class Text(HTMLParser):
+    """The text of a page, and its tags, which have to close each other in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags, self.open = Counter[str](), list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags[tag] += 1
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in ("meta", "link", "br", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, _attrs: Any) -> None:
+        self.tags[tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def made(run: Path) -> tuple[str, Text]:
+    script.main(ReportConfig(run=str(run)))
+    page = (run / "report.html").read_text()
+    text = Text(page)
+    assert not text.open
+    return " ".join(" ".join(text.words).split()), text
+
+
+def test_a_page_tells_what_the_run_was_and_where_it_fails(tmp_path: Path):
+    run = make_run(tmp_path, ("cat", "dog"))
+    words, page = made(run)
+    best = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
+    for told in (
+        f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, {best['AP']:.3f} at the last of 2.",
+        "8 with 24 boxes", "differs from experiment=coco_8x128 name=run seed=17", f"started {TIMES[0]}",
+        "AP published", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
+        "classification", "the best image", "missed: ", "24 objects of all 8 training images",
+    ):  # fmt: skip
+        assert told in words, told
+    assert page.tags["image"] == 2 * IMAGES + 2  # for an error, for a miss; the best and the median
+    assert not list(run.glob("*.tmp"))
+
+
+def no_evaluation(run: Path) -> None:
+    for path in run.glob("detections_*"):
+        path.unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(line for line in lines if '"AP"' not in line))
+
+
+def no_step(run: Path) -> None:
+    no_evaluation(run)
+    (run / "metrics.jsonl").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("lose", "told"),
+    [
+        (no_evaluation, "No evaluation yet: step 40 is the last recorded."),
+        (no_step, "No step was recorded yet"),
+        (lambda run: [path.unlink() for path in run.iterdir()], "There is no run.log"),
+        (lambda run: shutil.rmtree(run.parent / "pictures"), " pictures can't be shown: "),
+        (lambda run: (run.parent / "annotations.json").unlink(), "annotations.json"),
+        (lambda run: (run / "config.yaml").write_text("data: {"), "What is missing"),
+        (lambda run: next(run.glob("*.npy")).write_bytes(b"\x93NUMPY"), "What is missing"),
+    ],
+)
+def test_what_is_missing_is_said_and_the_rest_is_there(lose: Any, told: str, tmp_path: Path):
+    run = make_run(tmp_path, ("cat", "dog"))
+    lose(run)
+    assert told in made(run)[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "detect"),
+    [
+        (("one",), True),
+        (("cat", "dog"), False),
+        (tuple(f"class {k}" for k in range(200)), True),
+        (HOSTILE, True),
+    ],
+)
+def test_any_classes_and_detections_make_a_page(names: tuple[str, ...], detect: bool, tmp_path: Path):
+    run = make_run(tmp_path, names, detect)
+    words, page = made(run)
+    assert page.tags["script"] == 1
+    assert all(" ".join(name.split()) in words for name in names)
+    assert ("Nothing was detected." in words) != detect
+    assert (run / "report.html").stat().st_size < 700_000
+
+
+def test_a_report_of_no_run_is_refused_and_says_what_to_give():
+    for run in (None, "nowhere"):
+        with pytest.raises(UserError, match=r"^run=.*evaluate.py checkpoint=… report=FILE.html"):
+            script.main(ReportConfig(run=run))
+
+
+@pytest.mark.parametrize(
+    "experiment", sorted(path.stem for path in (script.ROOT / "conf/experiment").glob("coco_*"))
+)
+def test_the_published_ap_is_that_of_the_experiments_comment(experiment: str, tmp_path: Path):
+    (tmp_path / "run.log").write_text(f"{TIMES[0]} train.py experiment={experiment}\n")
+    comment = (script.ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+    published = script.published_ap(read_run(tmp_path), tf32=False)
+    assert f"AP {published:.3f} after 65 epochs" in comment
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright of requirements-dev.txt")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1400])
+def test_in_a_browser_tables_sort_boxes_filter_and_the_slider_hides(browser: Any, width: int, tmp_path: Path):
+    run = make_run(tmp_path, ("cat", "dog", *HOSTILE))
+    made(run)
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: troubles.extend(re.findall(r"^(?!file:|data:).*", request.url)))
+    page.goto((run / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+
+    table = page.locator("table", has=page.get_by_role("button", name="recall"))
+    recalls = []
+    for _ in range(2):
+        table.get_by_role("button", name="recall").click()
+        recalls.append([float(cell) for cell in table.locator("td:nth-child(5)").all_inner_texts()])
+    assert recalls[0] == sorted(recalls[1], reverse=True) != recalls[1]
+    assert recalls[1] == sorted(recalls[0])
+
+    def boxes() -> list[str]:
+        return page.locator(".card:visible g[data-score]:visible").evaluate_all(
+            "boxes => boxes.map(box => [box.dataset.score, box.dataset.kind, box.dataset.class])"
+        )
+
+    everything = boxes()
+    assert everything
+    page.locator("input[type=range]").fill("0.6")
+    assert boxes() == [box for box in everything if float(box[0]) >= 0.6] != everything
+    page.locator("input[type=range]").fill("0.05")
+    every = boxes()
+    page.locator("select").nth(0).select_option("background")
+    assert boxes() == [box for box in every if box[1] == "background"] != []
+    page.locator("select").nth(1).select_option("dog")
+    assert boxes() == []
+    assert page.get_by_text("No picture here has such a box.").is_visible()
+    page.locator("select").nth(0).select_option("all")
+    assert boxes() == [box for box in every if box[2] == "dog"] != []
+    assert troubles == []
