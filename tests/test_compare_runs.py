@@ -136,6 +136,7 @@ def test_a_key_of_another_version_makes_another_config():
         ({"a": {}}, "No interval and no test without two evaluated seeds: a."),
         ({"a": {}, "b": {"seed": 1, "aps": ()}}, "two evaluated seeds: a and 1 more."),
         ({"a": {}, "b": {"seed": 1, "aps": (0.1, 0.24)}}, "0.474| two seeds: the interval is wide|"),
+        ({"a": {}, "b": {"seed": 1, "aps": (0.3,)}, "c": {"aps": (0.9,)}}, "AP of a and 2 more| 2| 0.250|"),
         ({"a": {}, "b": {}}, "a and 1 more: a seed is there twice; the first of its runs alone counts"),
         (
             {"a": {}, "b": {"seed": 1, "aps": (0.3,)}},
@@ -172,12 +173,12 @@ def test_configs_on_another_set_or_without_a_spread_are_not_tested():
 
 
 def test_a_folder_stands_for_the_runs_in_it_and_none_counts_twice():
-    for number in (10, 2, 0):
+    for number in (10, 9, 2, 0):
         leave_run(Path(f"sweep/{number}"), seed=number)
     Path("sweep/no_run").mkdir()
     page = compare("sweep/2", "sweep", "sweep/../sweep/2/")
-    assert "runs: 3, configs: 1" in page
-    assert page.index("sweep/2|") < page.index("sweep/0|") < page.index("sweep/10|")
+    assert "runs: 4, configs: 1" in page
+    assert re.findall(r"sweep/(\d+)\| \d+\| 200", page) == ["2", "0", "9", "10"]
 
 
 @pytest.mark.parametrize(
