@@ -24,7 +24,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ssd import page
 from ssd.cli import check_file
 from ssd.config import DataPaths
-from ssd.errors import UserError, printable
+from ssd.errors import UserError, printable, require
 from ssd.evaluation.coco import score
 from ssd.report import read_run, write
 
@@ -98,6 +98,7 @@ def main(words: Sequence[str]) -> None:
 
 def find(given: Sequence[Path]) -> list[Path]:
     """List the folders of runs, each once. Raises UserError for a path that is none and holds none."""
+    require(bool(given), "RUN", None, "give the folders of runs, such as runs/NAME")
     folders: dict[Path, Path] = {}
     for path in given:
         held = [file.parent for file in path.glob("*/metrics.jsonl")]

@@ -205,6 +205,8 @@ def test_what_is_no_run_is_refused_in_one_line(damage: Any, said: str):
     with pytest.raises(UserError, match=said.replace("(", r"\(").replace(")", r"\)")) as raised:
         compare("a")
     assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="RUN=null: give the folders of runs"):
+        main(["out=other.html"])
 
 
 @pytest.mark.parametrize("losses", [0, 4])
