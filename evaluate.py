@@ -15,7 +15,7 @@ from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.evaluation.coco import summary_lines
 from ssd.evaluation.errors import analyse
-from ssd.evaluation.evaluator import evaluation_report, write_report
+from ssd.evaluation.evaluator import evaluation_report, write_detections, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -30,8 +30,10 @@ def main(config: EvaluateConfig) -> None:
         taken = [f"data.{key}={path}" for key, path in paths.items() if path != getattr(config.data, key)]
         if taken:
             console.say(f"{', '.join(taken)}, as {config.checkpoint} was trained")
-        for key, file in (("out", config.out), ("report", config.report)):
-            ranks.on_all(partial(check_file, file, key) if ranks.is_main and file else lambda: None)
+        for key, file in (("out", config.out), ("detections", config.detections), ("report", config.report)):
+            ranks.on_all(
+                partial(check_file, file, key) if ranks.is_main and file is not None else lambda: None
+            )
         runtime = set_up(runtime_config, ranks.device)
         evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
@@ -42,7 +44,9 @@ def main(config: EvaluateConfig) -> None:
         if ranks.is_main:
             report = evaluation_report(config.checkpoint, evaluator, result, runtime)
             write_report(config.out, "out", report)
-        if ranks.is_main and config.report:
+        if ranks.is_main and config.detections is not None:
+            write_detections(config.detections, "detections", result.detections)
+        if ranks.is_main and config.report is not None:
             from ssd import page  # here: only they need matplotlib, which takes a second
             from ssd import report as html
 

@@ -352,6 +352,7 @@ class EvaluateConfig:
 
     checkpoint: str = MISSING
     out: str = "evaluation.json"
+    detections: str | None = None
     report: str | None = None
     timeout_minutes: float = 60.0
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
@@ -360,6 +361,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require_wait("timeout_minutes", self.timeout_minutes)
+        files = [Path(file) for file in (self.out, self.detections, self.report) if file is not None]
+        fix = "give each of out, detections and report its own file"
+        require(len({*files}) == len(files), "out", self.out, fix)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
         """Fill what is null from the training config in the checkpoint, which a published one lacks.

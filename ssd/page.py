@@ -26,8 +26,8 @@ _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": _INK, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK,
     "ytick.color": _INK, "axes.linewidth": 0.6, "lines.linewidth": 1.6, "grid.color": _INK,
-    "grid.alpha": 0.12, "axes.grid": True, "legend.frameon": False, "legend.fontsize": 8,
-    "text.parse_math": False,  # names may hold $
+    "grid.alpha": 0.12, "axes.grid": True, "axes.axisbelow": True, "legend.frameon": False,
+    "legend.fontsize": 8, "text.parse_math": False,  # names may hold $
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -300,27 +301,26 @@ def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
             cards.append({"reason": reason} | _card(analysis, image_id, subject, paths[image_id]))
         except PictureError as error:
             failed.append(error)
-    words = "The surest errors, the largest misses, the best and the median image. Point at a box to see why."
-    parts = [
-        page.text(words),
-        page.pictures(cards, ("annotated", "missed", "right", *KINDS[:-1]), analysis.names),
-    ]
-    return parts[: 2 if cards else 0] + [
-        page.text(f"{len(failed)} pictures can't be shown: {each}") for each in failed[:1]
-    ]
+    words = (
+        "The surest errors, the largest not found, the best and the median image. Point at a box to see why."
+    )
+    kinds = ("annotated", "missed", "right", *KINDS[:-1])
+    parts = [page.text(words), page.pictures(cards, kinds, analysis.names)] if cards else []
+    return parts + [page.text(f"{len(failed)} pictures can't be shown: {error}") for error in failed[:1]]
 
 
 def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, NDArray[np.float64] | None]]:
     """Choose up to 24 times an image, by id; say why, and for which box. Of a kind each image comes once."""
     found, truths = analysis.detections, analysis.truths
     name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
+    not_found = truths[~truths["found"] & ~truths["crowd"]]
     chosen: list[tuple[int, str, NDArray[np.float64] | None]] = []
-    for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (truths[truths["missed"]], "area")):
+    for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (not_found, "area")):
         rows = rows[np.argsort(-rows[key], kind="stable")]
         _, first = np.unique(rows["image_id"], return_index=True)
         for row in rows[np.sort(first)[:_CARDS]]:
             name, (width, height) = name_of[int(row["category_id"])], row["bbox"][2:].round().astype(int)
-            missed = f"missed: {name}, {width}×{height} px"
+            missed = f"not found: {name}, {width}×{height} px"
             reason = missed if key == "area" else f"{row['kind']}: {name} {row['score']:.2f}"
             chosen.append((int(row["image_id"]), reason, row["bbox"]))
     images, objects = np.unique(truths["image_id"][~truths["crowd"]], return_counts=True)
@@ -369,8 +369,9 @@ def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
         scores, best = [record["AP"] for record in run.evaluations], run.evaluations[run.best]
         last = run.best + 1 == len(scores)
         rises = "the highest and the last" if last else f"{scores[-1]:.3f} at the last"
+        rises = f"{rises} of {len(scores)} evaluations" if len(scores) > 1 else "the only evaluation"
         reached = f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step {best['step']}"
-        told.append(f"{reached}, {rises} of {len(scores)}.")
+        told.append(f"{reached}, {rises}.")
     elif run:
         told.append(f"No evaluation yet: step {run.last_step} is the last recorded.")
     if analysis is None:
@@ -398,6 +399,6 @@ def write(given: str, key: str, about: tuple[str, str], finding: Sequence[str], 
     """Write a page, whole or not at all, to the file that a key gave. Raises UserError where that fails."""
     path = Path(given)
     with writing(path, key):
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another may be at work on it
         temporary.write_text(page.page(*about, finding, sections), encoding="utf-8", errors="replace")
         temporary.replace(path)

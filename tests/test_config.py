@@ -218,6 +218,8 @@ def test_an_evaluation_is_refused_by_key():
         evaluate_config("model.backbone=resnet18").resolve(TRAINED)
     with pytest.raises(UserError, match=r"^timeout_minutes=inf: give more than 0 and at most"):
         evaluate_config("timeout_minutes=inf")
+    with pytest.raises(UserError, match=r"^out=evaluation\.json: give each of out, detections"):
+        evaluate_config("detections=./evaluation.json")
     with pytest.raises(UserError, match="checkpoint is not set"):
         parse(EvaluateConfig, compose("evaluate"))
 

@@ -13,7 +13,7 @@ from scripts import make_docs
 from ssd.checkpoint import write
 from ssd.cli import as_plain
 from ssd.config import Backbone, ModelConfig, TrainConfig
-from ssd.evaluation.coco import NAMES
+from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.model import SSD300
 from tests.bench import ROOT, Bench, run, succeeded
 
@@ -62,7 +62,7 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, n
     saved = {path.name for path in bench.checkpoint(name).parent.iterdir()}
     assert {"best.pt", "step_00000004.pt"} <= saved
     assert list((bench.folder / name / "pictures" / "step_00000006").iterdir())
-    assert "after step 6, the highest and the last of 1." in (bench.folder / name / "report.html").read_text()
+    assert "after step 6, the only evaluation." in (bench.folder / name / "report.html").read_text()
 
 
 def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
@@ -78,17 +78,19 @@ def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
 def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Bench, tmp_path: Path):
     name = bench.uninterrupted(2)
     logged = {key: value for key, value in bench.records(name)[-1].items() if key in NAMES}
-    out = tmp_path / "report.json"
+    out, found = tmp_path / "report.json", tmp_path / "new" / "found.json"
     checkpoint = bench.checkpoint(name)
     page = tmp_path / "page.html"
-    given = (f"checkpoint={checkpoint}", f"out={out}", f"report={page}")
-    output = succeeded(run(bench.command("evaluate.py", *given)))
+    outputs = (f"out={out}", f"detections={found}", f"report={page}")
+    output = succeeded(run(bench.command("evaluate.py", f"checkpoint={checkpoint}", *outputs)))
     assert f"AP {logged['AP']:.3f} and AP50 {logged['AP50']:.3f}." in page.read_text()
     assert output.startswith(f"data.path={bench.data}, as {checkpoint} was trained\n")
     report = json.loads(out.read_text())
     assert report["numbers"] == logged
     assert report["images_scored"] == 5
     assert f"maxDets=100 ] = {logged['AR_100']:0.3f}" in output
+    assert len(json.loads(found.read_text())) == report["detections"] > 0
+    assert coco_numbers(report["annotation_file"], found) == logged
 
 
 @pytest.mark.real_data

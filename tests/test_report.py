@@ -113,10 +113,10 @@ def test_a_page_tells_what_the_run_was_and_where_it_fails(tmp_path: Path):
     words, page = made(run)
     best = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     for told in (
-        f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, {best['AP']:.3f} at the last of 2.",
+        f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, ", " at the last of 2 evaluations.",
         "8 with 24 boxes", "differs from experiment=coco_8x128 name=run seed=17", f"started {TIMES[0]}",
         "AP published", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
-        "classification", "the best image", "missed: ", "24 objects of all 8 training images",
+        "classification", "the best image", "not found: ", "24 objects of all 8 training images",
     ):  # fmt: skip
         assert told in words, told
     assert page.tags["image"] == 2 * IMAGES + 2  # for an error, for a miss; the best and the median

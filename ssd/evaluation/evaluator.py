@@ -162,6 +162,19 @@ def write_report(given: str, key: str, report: dict[str, Any]) -> None:
         path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_detections(given: str, key: str, detections: NDArray[np.void]) -> None:
+    """Write an array of RESULT as COCO's results, to the bit, to the file that a key gave.
+
+    Raises UserError where that fails.
+    """
+    fields = RESULT.names or ()
+    columns = (detections[field].tolist() for field in fields)
+    entries = [json.dumps(dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
+    path = Path(given)
+    with writing(path, key):
+        path.write_text("[" + ",\n".join(entries) + "]\n", encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Example:
     """A validation image to be shown. boxes_ltrb_px: G×4 ground truth, labels: G, from 1."""

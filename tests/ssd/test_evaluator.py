@@ -23,7 +23,13 @@ from ssd.detect import Detections
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, RESULT, coco_numbers, summary_lines
-from ssd.evaluation.evaluator import Evaluator, Example, example_pictures, result_rows
+from ssd.evaluation.evaluator import (
+    Evaluator,
+    Example,
+    example_pictures,
+    result_rows,
+    write_detections,
+)
 from ssd.image import class_colour
 from ssd.runtime import Runtime
 
@@ -181,6 +187,18 @@ def test_boxes_go_back_to_pixels_unclipped_with_the_files_category_ids():
     (row,) = result_rows(batch, found, Categories((7, 90), ("bird", "bus")))
     assert (row["image_id"], row["category_id"], row["score"]) == (11, 90, 0.5)
     np.testing.assert_allclose(row["bbox"], [-20, 50, 120, 70], rtol=1e-6)
+
+
+def test_detections_are_written_as_cocos_results_to_the_bit(tmp_path: Path):
+    file = tmp_path / "found.json"
+    row = (2**60 + 1, 7, (0.1, -1 / 3, 1e300, 5e-324), np.float32(0.7))
+    for rows in ([row, row], []):
+        write_detections(str(file), "detections", np.array(rows, RESULT))
+        entries = json.loads(file.read_text())
+        read = [tuple(tuple(v) if k == "bbox" else v for k, v in entry.items()) for entry in entries]
+        assert np.array_equal(np.array(read, RESULT), np.array(rows, RESULT))
+    with pytest.raises(UserError, match=r"x\.json can't be written .*; give another detections="):
+        write_detections(str(file / "x.json"), "detections", np.array([], RESULT))
 
 
 @pytest.mark.real_data

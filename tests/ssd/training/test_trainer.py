@@ -530,7 +530,7 @@ with open(folder + "/report.html", "a") as page:
         (SCRIPT, ""),
         (
             "raise SystemExit('it broke')",
-            r"report.html wasn't made, exit status 1 \(.*report.log\): it broke\n",
+            r"wasn't made, exit status 1 \(.*report.log\): it broke\n",
         ),
         (None, "report.html wasn't made, exit status 2 .*No such file or directory"),
     ],
