@@ -86,6 +86,11 @@ def table(
     return Markup(_MACROS.table(head, plain, caption, best, None if shades is None else np.array(shades)))
 
 
+def legend(curves: Sequence[tuple[str, str, str]]) -> Markup:
+    """Return what curves of several plots are, each by its name, colour and dash (solid, dashed, dotted)."""
+    return Markup(_MACROS.legend(curves))
+
+
 def axes(x_label: str, y_label: str = "") -> Axes:
     """Return the axes of a new plot, to be drawn on."""
     with mpl.rc_context(_STYLE):
