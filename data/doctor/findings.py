@@ -57,6 +57,7 @@ class Kind(Enum):
     file_name_duplicate = "file listed twice", _WARNING, "each entry trains with half the boxes"
     picture_twice = "picture there twice", _WARNING, "keep one, with all its boxes"
     picture_in_both = "picture in both splits", _WARNING, "keep it in one: AP will not tell what was learned"
+    picture_alike = "picture alike in both splits", _WARNING, "keep it in one, if it is a copy"
     folder_missing = "image folder missing", _ERROR, "name another with data.…_images="
     missing = "file missing", _ERROR, "add it or remove its entries"
     unreadable = "file unreadable", _ERROR, "check its permissions"
