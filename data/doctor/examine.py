@@ -36,8 +36,8 @@ SCORED_IMAGES = 5000
 THUMBNAIL, ALIKE = 16, 0.99
 """Pixels a side, and the correlation from which on two thumbnails are taken for one picture.
 
-Of BCCD's pictures, 498 of COCO's and the embedded set's, none of val reached 0.91 with one of train; copies of
-JPEG quality 60, of another size or as PNG all reached 0.99, those cropped by a fiftieth a side one in five.
+Of BCCD's pictures, 498 of COCO's and the embedded set's, none of val reached 0.91 with one of train. Copies
+of JPEG quality 60, of another size or as PNG all reached 0.99, of those cropped by 2 % a side a fifth.
 """
 
 MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
