@@ -134,7 +134,8 @@ def main() -> None:
     if options.crops_by:
         print(compare_crops(options))
         return
-    with TemporaryDirectory(prefix="check-gpu-") as temporary:
+    # What hung may still write there.
+    with TemporaryDirectory(prefix="check-gpu-", ignore_cleanup_errors=True) as temporary:
         checks = Checks(Path(temporary), options.minutes)
         os.environ["TMPDIR"] = temporary  # what torchrun and torch.compile leave goes there, and with it
         here = f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else "no GPU, the CPU stands in"
