@@ -1,7 +1,8 @@
 """How fast is it here? python scripts/benchmark.py data.path=DIR benchmark.of=… and any key of train.py.
 
 step     the trainer's own step, loading and checks included, against a bare one: forward, loss, backward and
-         optimizer on one batch that is already loaded
+         optimizer on one batch that is already loaded; what of it waits for data; what it launches, and how
+         often the host waits in it
 saving   steps beside a checkpoint, which is written in the background, against steps without
 startup  from the imports to the first batch; the second time with the same data.cache the cache is mapped
 scoring  the 12 numbers of made-up detections of the validation split, against pycocotools
@@ -27,10 +28,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch.autograd import DeviceType
 
 from data.build import open_training
 from ssd.batches import TrainBatch
@@ -44,6 +47,11 @@ from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer
 
 READ_AHEAD = 2  # batches that DALI's pipeline has ready, its default
+PROFILED_STEPS = 3
+HOST_WAITS = {  # by device; on a CPU, where none waits, the operator that would on a GPU
+    "cuda": ("cudaStreamSynchronize", "cudaEventSynchronize"),
+    "cpu": ("aten::_local_scalar_dense",),
+}
 DETECTIONS_PER_IMAGE = 100
 
 Figures = dict[str, float]
@@ -145,16 +153,40 @@ def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurem
     ours(plan.warmup)
     bare(plan.warmup)
     ours_s, bare_s = in_turns(trainer, plan, ours, bare)
+    trainer.stopwatch.restart()
+    ours(plan.steps)
+    trainer.guard.read()
+    _, waited = trainer.stopwatch.read()
     load = repeated(lambda: next(batches))
     load(READ_AHEAD)  # what lies ready after the steps would count as loaded in no time
     (load_s,) = in_turns(trainer, plan, load)
+    time.sleep(1 + READ_AHEAD * statistics.median(load_s))  # DALI's own kernels are over by then
+    launches = count_launches(lambda: step(batch, trainer.step, trainer.learning_rate), step.runtime.device)
     return {
         "seconds a step of the trainer": statistics.median(ours_s),
         "seconds a bare step": statistics.median(bare_s),
         **spread("share of a step outside", [1 - b / a for a, b in zip(ours_s, bare_s, strict=True)]),
+        "share of a step waiting for data": waited,
         "images a second": trainer.global_batch / statistics.median(ours_s),
         "images a second of the loader alone": trainer.global_batch / statistics.median(load_s),
+        **launches,
     }
+
+
+def count_launches(step: Callable[[], object], device: torch.device) -> Figures:
+    """Profile a step that loads nothing: kernels (on a CPU the operators that call no other), host waits."""
+    step()
+    with torch.profiler.profile() as profile:
+        repeated(step)(PROFILED_STEPS)
+    events = profile.events() or []
+    if device.type == "cuda":
+        name, on_gpu = "kernels a step", [event for event in events if event.device_type is DeviceType.CUDA]
+        kernels = [event for event in on_gpu if not event.is_user_annotation and event.name[:3] != "Mem"]
+    else:
+        name = "operators a step"
+        kernels = [event for event in events if event.name.startswith("aten::") and not event.cpu_children]
+    waits = [event for event in events if event.name in HOST_WAITS[device.type]]
+    return {name: len(kernels) / PROFILED_STEPS, "host waits a step": len(waits) / PROFILED_STEPS}
 
 
 def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:

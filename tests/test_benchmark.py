@@ -23,6 +23,8 @@ def test_what_is_measured_is_written_and_nothing_left_that_a_run_would_resume_fr
     printed = capsys.readouterr().out
     figures = json.loads(out.read_text())
     assert all(name in printed for name in figures)
-    assert all(value > 0 for name, value in figures.items() if name.startswith(("seconds", "images")))
+    assert all(
+        value > 0 for name, value in figures.items() if name.startswith(("seconds", "images", "operators"))
+    )
     assert not list((bench.folder / of).glob("**/*.*"))
     assert not list(bench.folder.glob("benchmark-*"))
