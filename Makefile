@@ -23,7 +23,7 @@ demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, dra
 	$(BIN)/python -m data.demo demo
 	$(BIN)/python train.py experiment=demo
 	$(BIN)/python evaluate.py checkpoint=runs/demo/checkpoints/best.pt data.path=demo out=runs/demo/evaluation.json
-	@echo "the run's folder is runs/demo; its pictures are in runs/demo/pictures"
+	@echo "look at runs/demo/report.html, and at the pictures in runs/demo/pictures"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs"
 
 docs: .venv/made ## Make the docs' pictures of a run three times as long as the demo's (8 minutes on two cores)
