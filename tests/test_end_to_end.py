@@ -4,18 +4,12 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from PIL import Image, JpegImagePlugin
 
 from scripts import make_docs
-from ssd.checkpoint import write
-from ssd.cli import as_plain
-from ssd.config import Backbone, ModelConfig, TrainConfig
 from ssd.evaluation.coco import NAMES, coco_numbers
-from ssd.model import SSD300
 from tests.bench import LAST_STEP, ROOT, Bench, run, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -116,35 +110,6 @@ def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Be
     assert coco_numbers(report["annotation_file"], found) == logged
 
 
-@pytest.mark.real_data
-def test_one_and_three_ranks_evaluate_photographs_to_the_same_numbers(test_data: Path, tmp_path: Path):
-    coco = test_data / "coco_mini"
-    content = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
-    save_confident_network(tmp_path / "confident.pt", content["categories"])
-    numbers = []
-    for ranks in (1, 3):
-        out = tmp_path / f"{ranks}.json"
-        overrides = (f"checkpoint={tmp_path / 'confident.pt'}", f"data.path={coco}", f"out={out}")
-        limits = ("data.limit=22", "data.batch_size=4")
-        succeeded(run(Bench(tmp_path).command("evaluate.py", *overrides, *limits, ranks=ranks)))
-        numbers.append(json.loads(out.read_text())["numbers"])
-    assert numbers[0] == numbers[1]
-    assert numbers[0]["AR_100"] > 0
-
-
-def save_confident_network(path: Path, categories: list[dict[str, Any]]) -> None:
-    """Save a network of random weights with logits so far apart that it detects something everywhere."""
-    torch.manual_seed(0)
-    network = SSD300("resnet18", len(categories) + 1)
-    for head in network.logit_heads:
-        torch.nn.init.normal_(head.weight, std=0.05)
-    config = as_plain(TrainConfig(name="confident", model=ModelConfig(backbone=Backbone.resnet18)))
-    config["runtime"]["precision"] = "fp32"
-    known = {"ids": [each["id"] for each in categories], "names": [each["name"] for each in categories]}
-    model = dict(network.state_dict())
-    write(path, {"format": 1, "model": model, "categories": known, "config": config})
-
-
 def test_two_ranks_train_as_one_and_one_goes_on_with_their_global_batch(bench: Bench, name: str):
     """With BatchNorm's batch statistics out of the way, losses differ by rounding alone."""
     fixed = ("runtime=fp32", "model.freeze_batchnorm=true", "optimizer.learning_rate=1e-5")
@@ -159,12 +124,3 @@ def test_two_ranks_train_as_one_and_one_goes_on_with_their_global_batch(bench: B
     told = " ".join(output.replace("│", "").split())
     assert "global batch 4: 1 × 4 (the run's; data.batch_size=2 is not used)" in told
     assert [record["step"] for record in bench.records(f"{name}/2")] == [1, 2, 3, 4]
-
-
-def test_a_loss_that_is_not_finite_stops_all_ranks_and_nothing_is_saved(bench: Bench, name: str):
-    wild = ("optimizer.learning_rate=1e18", "schedule.warmup_steps=0", "checkpoint.every_steps=4")
-    result = bench.train(name, *wild, ranks=2)
-    assert result.returncode == 1
-    assert result.stderr.count("error: loss or gradient not finite in the step after") == 2
-    assert re.search(r"image ids \d+(, \d+)*; ", result.stderr)
-    assert not (bench.folder / name / "checkpoints").exists()

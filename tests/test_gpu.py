@@ -1,6 +1,7 @@
 """What only a GPU can show. The checks run on the CPU as well where they can: that proves the checks."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from ssd.training.guards import FiniteGuard
 from ssd.training.optimizer import build_optimizer
 from ssd.training.step import TrainStep
 from tests.bench import Bench, state_hash, succeeded, without_times
+from tests.ssd.training.samples import small_networks
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")]
@@ -58,7 +60,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_network(runtime: Runtime) -> torch.nn.Module:
     torch.manual_seed(0)
-    return runtime.place(SSD300("resnet18", num_classes=8)).train()
+    with small_networks() if runtime.device.type == "cpu" else nullcontext():
+        return runtime.place(SSD300("resnet18", num_classes=8)).train()
 
 
 @pytest.mark.parametrize("name", DEVICES)

@@ -68,13 +68,9 @@ importlib.machinery.PathFinder.find_spec = lambda name, path=None, target=None: 
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: modules of our names, two pictures, and weights of NVIDIA's layout."""
     folder = tmp_path_factory.mktemp("project")
-    for file, text in (
-        ("ssd.py", "MINE = True"),
-        ("data.py", "MINE = True"),
-        ("site/sitecustomize.py", SITE),
-    ):
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_text(text)
+    (folder / "site").mkdir()
+    for file, text in (("ssd", "MINE = True"), ("data", "MINE = True"), ("site/sitecustomize", SITE)):
+        (folder / f"{file}.py").write_text(text)
     random = np.random.RandomState(0)
     for name, shape in (("a picture.png", (300, 300, 3)), ("wide.png", (300, 420, 3))):
         Image.fromarray(random.randint(0, 256, shape, dtype=np.uint8)).save(folder / name)
@@ -131,18 +127,11 @@ print(len(found.names), set(found.names) <= set(model.category_names), "omegacon
     expected = hub_model.predict(project / "wide.png", threshold=0.05)
     assert len(expected.names) > 5
     environment = {"PYTHONPATH": f"{project / 'site'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        project / "nvidia.pt",
-        project / "wide.png",
-        tmp_path / "drawn.png",
-    ]
-    said = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | environment, check=True, capture_output=True, text=True
+    arguments = (project / "nvidia.pt", project / "wide.png", tmp_path / "drawn.png")
+    said = subprocess.check_output(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, env=os.environ | environment, text=True
     )
-    assert said.stdout.split() == [str(len(expected.names)), "True", "False"]
+    assert said.split() == [str(len(expected.names)), "True", "False"]
     assert Image.open(tmp_path / "drawn.png").size == (420, 300)
 
 

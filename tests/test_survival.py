@@ -1,32 +1,20 @@
-"""Whole runs that are asked to end, killed, hung, or resumed by other ranks. At random: scripts/chaos.py."""
+"""Whole runs that are asked to end, killed or hung. At random: scripts/chaos.py."""
 
-import hashlib
 import json
 import os
 import pty
-import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 
-from data.demo import generate
-from data.graph import GraphOptions
-from data.index import read_index
-from data.loader import DaliTrainLoader
-from data.sampling import BatchPlan
 from ssd.checkpoint import load_run, saved_steps
-from ssd.config import DataConfig, TrainConfig
-from ssd.distributed import Ranks
-from ssd.training.state import images_per_rank
 from tests.bench import LIMIT_S, ROOT, Bench, run, start, state_hash, succeeded, wait_for, without_times
-from tests.ssd.training.samples import saved_run
+from tests.data.coco_folder import cut_short
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -65,17 +53,6 @@ def hang_up(command: list[str], file: Path) -> int:
         time.sleep(0.005)
     os.close(terminal)
     return os.waitpid(child, 0)[1]
-
-
-@contextmanager
-def cut_short(path: Path) -> Iterator[None]:
-    """Leave only the beginning of a file there for a while."""
-    content = path.read_bytes()
-    path.write_bytes(content[:200])
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
 
 
 def test_whatever_ends_it_a_run_of_two_ranks_goes_on_and_ends_as_if_nothing_had(
@@ -168,18 +145,6 @@ def test_a_pause_does_not_end_the_run_and_a_rank_that_hangs_does_and_its_peers_s
     assert "take_step" in told
 
 
-def test_a_bit_that_flips_on_one_rank_ends_the_run_before_it_is_saved(bench: Bench, name: str):
-    command = bench.train_command(name, *SAVING, "training.compare_replicas_every=2", ranks=2)
-    script = command.index(str(ROOT / "train.py"))
-    command[script : script + 1] = ["-m", "tests.flipped_bit"]
-    result = run(command)
-    assert result.returncode == 1
-    told = r"error: the replicas are out of sync: \S+\.weight \(momentum\) of rank 1 differs from rank 0's"
-    assert len(re.findall(told, result.stderr)) == 2  # both ranks say it
-    assert bench.checkpoint(name, 1).exists()
-    assert not bench.checkpoint(name, 2).exists()
-
-
 def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench, name: str):
     steady = ("data.batch_size=2", "runtime.deterministic=true", "schedule.max_steps=3", *SAVING)
     succeeded(bench.train(name, *steady, ranks=3))
@@ -188,35 +153,3 @@ def test_three_ranks_resume_exactly_where_told_to_be_deterministic(bench: Bench,
         bench.checkpoint(name, step).unlink()
     succeeded(bench.train(name, *steady, ranks=3))
     assert state_hash(bench.checkpoint(name, 3)) == whole
-
-
-def test_every_input_stays_the_same_over_two_one_three_and_two_ranks_of_an_epoch(tmp_path: Path):
-    """What each rank is fed, put together in rank order, is what one rank would have been fed."""
-    generate(tmp_path, 62, 2)
-    index = read_index(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "train2017")
-    config = TrainConfig(name="x", data=DataConfig(batch_size=6))
-    saved = saved_run(world_size=2, global_batch=12)
-
-    def fed(world_size: int, step: int) -> tuple[list[int], list[str]]:
-        ranks = Ranks(torch.device("cpu"), world_size=world_size)
-        batch_size = images_per_rank(config, saved, ranks)
-        loaders = [
-            DaliTrainLoader(
-                BatchPlan(index, batch_size * world_size, seed=3),
-                GraphOptions(batch_size, torch.float32, threads=1, device_id=None),
-                rank,
-            )
-            for rank in range(world_size)
-        ]
-        batches = [next(loader.batches(step)) for loader in loaders]
-        parts = ("images", "target_offsets", "labels")
-        joined = [torch.cat([getattr(batch, part) for batch in batches]) for part in parts]
-        digests = [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest() for part in joined]
-        return [image["image_id"] for image in loaders[0].contents(step)], digests
-
-    steps = len(index) // 12
-    assert steps >= 4
-    one = [fed(1, step) for step in range(steps)]
-    assert [fed(world_size, step) for step, world_size in enumerate((2, 1, 3, 2))] == one[:4]
-    seen = [image for ids, _ in one for image in ids]
-    assert len(seen) == len(set(seen)) == 12 * steps

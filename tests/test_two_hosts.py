@@ -7,12 +7,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from data.demo import generate
-from tests.bench import IMAGES, LIMIT_S, ROOT, Bench, wait_for
+from tests.bench import LIMIT_S, ROOT, Bench, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -46,26 +44,21 @@ class Host:
     def log(self) -> str:
         return f"{self.name}.txt"
 
-    def launch(self, bench: Bench, own_folder: Path | None = None) -> subprocess.Popen[bytes]:
-        """Run torchrun on this host; the first host keeps the rendezvous.
-
-        own_folder: what lies there is this host's alone, and a failure is one for good.
-        """
-        restarts = 5 if own_folder is None else 0
-        mount = ["sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(own_folder)] if own_folder else []
+    def launch(self, bench: Bench) -> subprocess.Popen[bytes]:
+        """Run torchrun on this host; the first host keeps the rendezvous."""
         script = bench.train_command(
             NAME, "data.batch_size=2", "checkpoint.every_steps=3", "training.hang_timeout_minutes=0.2"
         )[1:]
         torchrun = [
             *(bench.command("x")[0], "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"),
-            *(f"--max-restarts={restarts}", "--rdzv-backend=c10d"),
+            *("--max-restarts=5", "--rdzv-backend=c10d"),
             *("--rdzv-endpoint=10.77.0.1:29400", "--rdzv-id=two"),
             f"--rdzv-conf=is_host={self.number == 1},join_timeout=200,last_call_timeout=1",
             f"--local-addr={self.address}",
         ]
         with (bench.folder / self.log).open("ab") as output:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *mount, *torchrun, *script],
+                ["ip", "netns", "exec", self.name, *torchrun, *script],
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
@@ -133,17 +126,3 @@ def test_a_cut_cable_and_a_killed_host_that_comes_back_change_nothing(hosts: tup
     assert first.wait(LIMIT_S) == 0, (bench.folder / one.log).read_text()[-3000:]
     second.wait(LIMIT_S)  # its status hangs on whether the first one's rendezvous outlived it
     bench.assert_ended_as(bench.uninterrupted(2), NAME)
-
-
-def test_a_folder_that_is_another_on_each_host_is_refused_at_the_start(
-    hosts: tuple[Host, Host], tmp_path: Path
-):
-    generate(tmp_path / "demo", IMAGES, 5)
-    bench = Bench(tmp_path)
-    (tmp_path / NAME).mkdir()
-    one, two = hosts
-    processes = one.launch(bench, own_folder=tmp_path / NAME), two.launch(bench, own_folder=tmp_path / NAME)
-    assert all(process.wait(LIMIT_S) != 0 for process in processes)
-    for host in hosts:
-        assert f"error: hydra.run.dir={tmp_path / NAME}: " in (tmp_path / host.log).read_text()
-    assert not list((tmp_path / NAME).iterdir())

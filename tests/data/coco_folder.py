@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,17 @@ def noise_folder(folder: Path, images: int) -> CocoFolder:
         ]
         data.add(100 + number, noise(rng, width, height), boxes)
     return data.write()
+
+
+@contextmanager
+def cut_short(path: Path) -> Iterator[None]:
+    """Leave only the beginning of a file there for a while."""
+    content = path.read_bytes()
+    path.write_bytes(content[:200])
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def crashing_jpeg_2000() -> bytes:

@@ -23,6 +23,7 @@ from ssd.training.session import Session
 from ssd.training.state import SavedRun
 from ssd.training.trainer import Task
 from tests.data.coco_folder import crashing_jpeg_2000, index_of, three_pictures
+from tests.ssd.training.samples import saved_run
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -43,18 +44,24 @@ def evaluation(data: DataConfig, trained: Categories | None, session: Session) -
 
 
 def test_training_and_evaluation_are_opened_from_one_folder(demo: Path, session: Session):
-    task, rows = open_training(config(demo), None, session)
+    task, _ = open_training(config(demo), None, session)
     assert next(task.loader.batches(0)).images.shape == (2, 3, 300, 300)
     assert task.evaluator.images == 7
     assert task.evaluator.image_ids is None
     assert sum(len(batch.image_ids) for batch in task.evaluator.loader) == 7
-    assert set(rows) == {"training images", "validation images"}
 
 
-def test_a_limit_counts_for_training_and_evaluation(demo: Path, session: Session):
-    task, _ = open_training(config(demo, limit=3), None, session)
+def test_a_limit_counts_for_training_and_evaluation_and_what_is_not_used_is_said(
+    demo: Path, session: Session
+):
+    task, rows = open_training(config(demo, limit=3), None, session)
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     assert task.evaluator.image_ids == [image["id"] for image in content["images"][:3]]
+    assert "6 images beyond data.limit" in rows["training images"]
+    assert set(rows) == {"training images", "validation images"}
+    _, index = evaluation(config(demo).data, None, session)
+    counted = f"7 with {len(index.labels)} boxes of {len(index.categories.ids)} classes"
+    assert describe(index).startswith(counted)
 
 
 def test_a_batch_larger_than_the_file_evaluates_all_of_it_at_once(demo: Path, session: Session):
@@ -83,16 +90,14 @@ def test_validation_that_scoring_would_refuse_is_refused_at_the_start(
         open_training(given, None, session)
 
 
-def test_a_published_checkpoint_takes_the_files_categories_in_their_order(demo: Path, session: Session):
-    evaluator, index = evaluation(config(demo).data, None, session)
+def test_a_published_checkpoint_takes_the_files_categories_and_one_of_ours_keeps_its_own(
+    demo: Path, session: Session
+):
+    data = config(demo).data
+    evaluator, index = evaluation(data, None, session)
     content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
     assert evaluator.categories == index.categories
     assert list(evaluator.categories.ids) == [each["id"] for each in content["categories"]]
-
-
-def test_a_checkpoints_categories_are_kept_in_their_own_order(demo: Path, session: Session):
-    data = config(demo).data
-    _, index = evaluation(data, None, session)
     trained = Categories(index.categories.ids[::-1], index.categories.names[::-1])
     evaluator, _ = evaluation(data, trained, session)
     assert evaluator.categories == trained
@@ -108,14 +113,6 @@ def test_examples_are_images_with_boxes_spread_over_the_file(demo: Path, session
     width, height = index.sizes_px[with_boxes[0]]
     assert examples[0].boxes_ltrb_px[:, 2].max() > 1
     assert (examples[0].boxes_ltrb_px <= [width, height, width, height]).all()
-
-
-def test_what_is_not_used_is_said(demo: Path, session: Session):
-    _, rows = open_training(config(demo, limit=3), None, session)
-    assert "6 images beyond data.limit" in rows["training images"]
-    _, index = evaluation(config(demo).data, None, session)
-    counted = f"7 with {len(index.labels)} boxes of {len(index.categories.ids)} classes"
-    assert describe(index).startswith(counted)
 
 
 @pytest.fixture
@@ -134,23 +131,13 @@ def train_images(folder: Path) -> list[dict[str, Any]]:
 
 def saved_of(task: Task, config: TrainConfig) -> SavedRun:
     """Return a checkpoint of a run on one rank, before its first step."""
-    return SavedRun(
+    return saved_run(
         step=0,
-        epoch=0,
         config=as_plain(config),
-        world_size=1,
         global_batch=2,
         fingerprint=task.fingerprint,
         categories=task.categories,
         excluded_images=task.excluded,
-        bad_images=[],
-        nonfinite_steps=0,
-        versions={},
-        numbers=None,
-        best=None,
-        scores=[],
-        roll_back=False,
-        state={},
     )
 
 

@@ -1,7 +1,6 @@
 """The index is what a literal reading gives, from the cache too, whatever befell that; one process parses."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -154,39 +153,6 @@ def test_fingerprint_is_that_of_earlier_versions_wherever_the_data_lies(folder: 
     folder.annotations[0]["area"] = 5  # nothing that training reads
     expected = "4e4e12a4dd301eb60f548e1433923c4eff097c75366948485f9d9705e1a6b6d5"
     assert index_of(folder).fingerprint() == expected
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(
-    ("split", "images", "boxes", "without_boxes"), [("train", 310, 2716, 2), ("val", 188, 1692, 2)]
-)
-def test_index_of_real_photographs_equals_a_literal_reading(
-    test_data: Path, cache: Path, split: str, images: int, boxes: int, without_boxes: int
-) -> None:
-    pictures = test_data / "coco_mini"
-    file = pictures / "annotations" / f"instances_{split}2017.json"
-    index = read_index(file, pictures / f"{split}2017")
-    for _ in ("first start", "second start"):
-        assert read_index(file, pictures, cache=cache).fingerprint() == index.fingerprint()
-    document = json.loads(file.read_text())
-    assert (len(document["images"]), len(index), len(index.labels)) == (images, images - without_boxes, boxes)
-    label_of = {category["id"]: label for label, category in enumerate(document["categories"], start=1)}
-    row = 0
-    for image in document["images"]:
-        own = [each for each in document["annotations"] if each["image_id"] == image["id"]]
-        if not own:
-            continue
-        width, height = image["width"], image["height"]
-        assert index.image_ids[row] == image["id"]
-        assert index.sizes_px[row].tolist() == [width, height]
-        boxes_ltrb, labels = index.boxes_of(row)
-        assert labels.tolist() == [label_of[each["category_id"]] for each in own]
-        for box, each in zip(boxes_ltrb, own, strict=True):
-            x, y, w, h = each["bbox"]
-            expected = [x / width, y / height, min((x + w) / width, 1), min((y + h) / height, 1)]
-            np.testing.assert_allclose(box, expected, rtol=0, atol=1e-6)
-        row += 1
-    assert row == len(index)
 
 
 # ---- the cache

@@ -18,7 +18,7 @@ from data.sampling import BatchPlan
 from ssd.batches import EvaluationBatch, TrainBatch
 from ssd.config import default_threads
 from ssd.errors import UserError
-from tests.data.coco_folder import EVERY_VAL_IMAGE, CocoFolder, noise, noise_folder
+from tests.data.coco_folder import CocoFolder, noise, noise_folder
 
 pytestmark = pytest.mark.unit
 
@@ -156,15 +156,6 @@ def test_an_epoch_shows_each_image_once_over_all_ranks(numbered: CocoIndex, worl
     assert steps[0] + steps[1] != steps[2] + steps[3]
 
 
-def test_pictures_without_augmentation_are_those_of_an_evaluation(index: CocoIndex) -> None:
-    trained = loader(index, IMAGES, augment=False)
-    (batch,) = take(trained, 0, 1)
-    (evaluated,) = DaliEvaluationLoader(index, options(IMAGES))
-    by_id = dict(zip(evaluated.image_ids, evaluated.images, strict=True))
-    for image_id, image in zip(ids(trained, 0), batch.images, strict=True):
-        assert torch.equal(image, by_id[image_id])
-
-
 def test_batch_stays_as_it_is_while_others_are_made(index: CocoIndex) -> None:
     # The tensors lie in DALI's memory: it must not come back into use before they are gone.
     batches = loader(index, 2).batches(0)
@@ -177,7 +168,7 @@ def test_batch_stays_as_it_is_while_others_are_made(index: CocoIndex) -> None:
     assert len({batch.images.data_ptr() for batch in kept}) == 12
 
 
-@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (3, 4), (2, 14), (3, 1)])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(3, 4), (2, 14), (3, 1)])
 def test_an_evaluation_shows_each_image_once_over_all_ranks(
     numbered: CocoIndex, world_size: int, batch_size: int
 ) -> None:
@@ -206,16 +197,6 @@ def test_evaluation_batches_are_the_same_to_the_bit_for_any_world_size(index: Co
         assert torch.equal(other.sizes_px, batch.sizes_px)
 
 
-def test_images_without_boxes_are_evaluated(tmp_path: Path) -> None:
-    folder = CocoFolder(tmp_path)
-    folder.add(5, np.zeros((30, 20, 3), np.uint8), [])
-    folder.write()
-    index = read_index(folder.annotation_file, folder.image_folder, EVERY_VAL_IMAGE)
-    (batch,) = DaliEvaluationLoader(index, options(8))
-    assert batch.image_ids == [5]
-    assert batch.sizes_px.tolist() == [[20, 30]]
-
-
 @pytest.mark.parametrize(
     ("batch_size", "message"),
     [
@@ -228,16 +209,6 @@ def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: i
     loader(index, 7, world_size=2)
     with pytest.raises(UserError, match=message):
         loader(index, batch_size, world_size=2)
-
-
-def test_pictures_of_a_few_pixels_train(tmp_path: Path) -> None:
-    folder = CocoFolder(tmp_path)
-    for side in range(1, 7):
-        folder.add(side, noise(np.random.default_rng(side), side, 7 - side), [(0, 0, side, 7 - side)])
-    folder.write()
-    index = read_index(folder.annotation_file, folder.image_folder)
-    for batch in take(loader(index), 0, 30):
-        assert torch.isfinite(batch.images).all()
 
 
 def overwrite(content: bytes) -> Callable[[Path], object]:
@@ -323,30 +294,6 @@ def test_whether_a_picture_cut_short_is_replaced_depends_on_no_other_picture(tmp
     assert all(images != set(range(8)) for images in seen)
     for batch, *shares in zip(take(alone, 0, 3), *(take(half, 0, 3) for half in halves), strict=True):
         assert equal(together(tuple(shares)), batch)
-
-
-class OnceFailed:
-    """A pipeline that may not be run again once it failed."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline, self._failed = pipeline, False
-
-    def run(self, *given: Any) -> Any:
-        assert not self._failed, "no longer valid"
-        try:
-            return self._pipeline.run(*given)
-        except RuntimeError:
-            self._failed = True
-            raise
-
-
-def test_a_pipeline_that_failed_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = noise_folder(tmp_path, IMAGES)
-    replacing = loader(read_index(folder.annotation_file, folder.image_folder), known_bad={})
-    (folder.image_folder / f"{ids(replacing, 1)[2]}.png").unlink()
-    build = data.loader.training_graph
-    monkeypatch.setattr(data.loader, "training_graph", lambda *given: OnceFailed(build(*given)))
-    assert len(take(replacing, 0, 5)) == 5
 
 
 def test_a_step_of_bad_images_alone_is_an_error(index: CocoIndex, tmp_path: Path) -> None:

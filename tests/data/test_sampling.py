@@ -2,7 +2,6 @@
 
 from itertools import islice
 
-import numpy as np
 import pytest
 
 from data.sampling import epoch_order, evaluation_batches, raw_draws, uniform_draws
@@ -27,12 +26,6 @@ def test_uniform_draws_are_the_raw_ones_however_few_are_taken_at_once() -> None:
 def test_order_sorts_images_by_their_draws() -> None:
     draws = raw_draws(seed=9, epoch=4, stream=0, count=1000).tolist()
     assert epoch_order(1000, seed=9, epoch=4).tolist() == sorted(range(1000), key=draws.__getitem__)
-
-
-def test_every_image_comes_first_about_equally_often() -> None:
-    firsts = np.bincount([epoch_order(10, 0, epoch)[0] for epoch in range(5000)], minlength=10)
-    chi_square = ((firsts - 500) ** 2 / 500).sum()
-    assert chi_square < 27.9  # 9 degrees of freedom, p = 0.001
 
 
 def test_streams_of_seeds_epochs_and_images_differ() -> None:

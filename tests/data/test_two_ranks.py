@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 import data.loader
 from data.build import open_training
 from data.demo import generate
+from ssd.batches import TrainBatch
 from ssd.checkpoint import saved_steps
 from ssd.config import (
     Backbone,
@@ -29,11 +31,12 @@ from ssd.config import (
     RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
+    TrainingConfig,
 )
 from ssd.errors import UserError
 from ssd.training.session import Session, open_session
 from ssd.training.signals import Preempted
-from ssd.training.trainer import Trainer, start_or_resume
+from ssd.training.trainer import Task, Trainer, start_or_resume
 from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -167,22 +170,52 @@ def end_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
         with pytest.raises(UserError) as error:
             start_or_resume(ours, None, task, failing)[0].fit()
         data.loader._run = run_graph
+        comparing = replace(ours, training=TrainingConfig(compare_replicas_every=2))
+        faults = [faulty_in_step_1(comparing, task, failing, fault) for fault in ("weight", "images")]
         stopped = replace(failing, folder=folder / "stopped", lock=None)
         stopped.folder.mkdir(exist_ok=True)
         with pytest.raises(Preempted):
             watched(start_or_resume(ours, None, task, stopped)[0]).fit()
-    folders = (failing.folder, stopped.folder)
+    folders = [folder / name for name in ("failing", "stopped", "weight", "images")]
     saved = [[path.name for path in saved_steps(each / "checkpoints")] for each in folders]
-    return {"error": str(error.value), "saved": saved, "order": order}
+    return {"error": str(error.value), "saved": saved, "order": order, "faults": faults}
+
+
+def faulty_in_step_1(given: TrainConfig, task: Task, session: Session, fault: str) -> str:
+    """Return the error of a run in which rank 1's memory changes before its second step."""
+    session = replace(session, folder=session.folder.with_name(fault), lock=None)
+    session.folder.mkdir(exist_ok=True)
+    trainer, _ = start_or_resume(given, None, task, session)
+    launch = trainer.train_step
+
+    def launch_faulty(batch: TrainBatch, step: int, rate: float) -> Any:
+        if (session.ranks.rank, step) == (1, 1):
+            if fault == "images":
+                batch.images[:] = torch.nan
+            else:
+                next(trainer.network.parameters()).data[0] += 1
+        return launch(batch, step, rate)
+
+    trainer.train_step = launch_faulty  # type: ignore[assignment]
+    with pytest.raises(UserError) as error:
+        trainer.fit()
+    return str(error.value)
 
 
 def test_where_one_rank_fails_or_gets_a_signal_both_save_the_same_step_and_end(tmp_path: Path) -> None:
-    """They agree about a batch before the step before it is launched."""
+    """They agree about a batch before the step before it is launched.
+
+    After a loss that is not finite, or with replicas out of sync, neither saves.
+    """
     generate(tmp_path / "demo", 16, 2)
     first, second = on_two_ranks(end_rank, tmp_path)
     assert first["error"].startswith("another rank can't go on")
     assert second["error"].startswith("step 1: DALI fails on a batch though the CPU reads each of its image")
     assert second["error"].endswith("INTERNAL_ERROR; with data.decoder=gpu give data.decoder=cpu")
     for rank in (first, second):
-        assert rank["saved"] == [["step_00000001.pt"], ["step_00000002.pt"]]
+        assert rank["saved"] == [["step_00000001.pt"], ["step_00000002.pt"], [], []]
+        assert re.match(
+            r"the replicas are out of sync: \S+ of rank 1 differs from rank 0's", rank["faults"][0]
+        )
+        assert re.match(r"loss or gradient not finite in the step after 1.*image ids \d+", rank["faults"][1])
         assert rank["order"] == ["take", "take", "launch", "take", "launch"]

@@ -16,7 +16,6 @@ from ssd.annotations import (
     FIXES,
     Annotations,
     Defect,
-    FileNames,
     examine_annotations,
     inside_px,
     read_annotations,
@@ -207,13 +206,6 @@ def test_text_that_is_no_annotation_file_is_named(
     assert [defect.kind for defect in defects] == kinds
 
 
-def test_download_cut_short_anywhere_is_refused(file: Path) -> None:
-    for length in range(1, len(WHOLE), 7):
-        file.write_bytes(WHOLE[:length])
-        with pytest.raises(UserError, match="breaks off"):
-            read_annotations(file, KEY)
-
-
 def test_file_that_cannot_be_read_is_named_by_its_override(file: Path) -> None:
     fifo = file.with_name("fifo")
     os.mkfifo(fifo)  # opened, it would wait for a writer
@@ -354,20 +346,6 @@ def test_ground_truth_that_is_no_json_is_named(file: Path) -> None:
             UserError, match=f"^annotation file .*: .*{message}.*; download it again, or name"
         ):
             read_ground_truth(file)
-
-
-NAMES = ["b.png", "", "sub/é 猫.jpg", "a.png"]
-
-
-def test_packed_file_names_come_back_by_row_and_in_order() -> None:
-    packed = FileNames.of(NAMES)
-    assert list(packed) == [packed[row] for row in range(len(packed))] == NAMES
-    kept = packed.where(np.array([False, True, True, False]))
-    assert list(kept) == NAMES[1:3]
-    assert not np.shares_memory(kept.utf8, packed.utf8)
-    for row in (4, 5, -1, -2):
-        with pytest.raises(ValueError, match="unpack"):
-            packed[row]
 
 
 @pytest.mark.parametrize(

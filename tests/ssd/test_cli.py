@@ -1,13 +1,11 @@
 """What a user gets wrong is told in one line, with the fix; a bug of ours keeps its traceback."""
 
-import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.errors import ConfigCompositionException
 
 import train
 from ssd.cli import _keys, check_file, check_folder, run, writing
@@ -140,16 +138,6 @@ def test_a_sweeps_jobs_go_on_after_one_that_fails_and_a_table_ends_it(
         call(main, Path("runs/y"), *sweep)
     assert not Path("runs/y").exists()
     assert not capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("wanted", "ends_with"), [("0", SystemExit), ("1", ConfigCompositionException)])
-def test_hydras_traceback_is_there_for_who_asks(
-    wanted: str, ends_with: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", wanted)
-    with pytest.raises(ends_with):
-        call(lambda _: None, tmp_path, "optimizer.lr=1")
-    assert os.environ["HYDRA_FULL_ERROR"] == wanted
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def test_a_network_comes_by_path_url_and_environment_variable(
     monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", str(ours))
     assert nvidia().category_names == NAMES
     monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", "/gone.pt")
+    with pytest.raises(UserError, match=r"^NVIDIA_SSD_WEIGHTS=/gone\.pt: checkpoint /gone\.pt does not"):
+        nvidia()
     assert nvidia(ours).category_names == NAMES
     assert nvidia(pretrained=False).category_names == COCO.names
 
@@ -159,37 +161,22 @@ def test_a_download_is_kept_until_a_reload_that_succeeds(
         (lambda _: nvidia("s3://bucket/w.pt"), "^weights=s3://bucket/w.pt: .*; give http"),
         (lambda _: nvidia("file://server/w.pt"), "^weights=file://server/w.pt: .*; give http"),
         (lambda _: nvidia("http://127.0.0.1/w.pt#md5=abc"), "#md5=abc must be #sha256= and 64 hex digits"),
-        (
-            lambda _: nvidia("http://127.0.0.1/w.pt#sha256=ab"),
-            "#sha256=ab must be #sha256= and 64 hex digits",
-        ),
         (lambda ours: nvidia(f"{ours.as_uri()}#sha256={SHA256_OF_NOTHING}"), "the sha256 of .*best.pt is "),
         (
             lambda ours: nvidia(f"{ours.parent.as_uri()}#sha256={SHA256_OF_NOTHING}"),
             "^weights=.*Is a directory",
         ),
-        (lambda _: hub.load("here.pt"), "^checkpoint=here.pt: checkpoint here.pt does not exist"),
         (lambda ours: hub.load(ours.parent), "is a folder without checkpoints/best.pt"),
         (lambda ours: hub.load(ours, "gpu"), "^device='gpu' is unknown; give auto, cpu, cuda or cuda:1"),
         (lambda ours: hub.load(ours, "cuda:99"), "^device=cuda:99: [01-9]+ GPUs were found"),
         (lambda ours: hub.load(ours, "cpu", "fp16"), "^precision=fp16 needs a GPU; on a CPU give precision="),
         (lambda ours: hub.load(ours, "cpu", "int8"), "^precision='int8': give fp16, bf16, fp32"),
-        (
-            lambda _: nvidia(f"file:///gone.pt#sha256={SHA256_OF_NOTHING}"),
-            "checkpoint /gone.pt does not exist",
-        ),
         (lambda _: nvidia("http://127.0.0.1:9/ü.pt"), "^weights=http://127.0.0.1:9/ü.pt: download failed"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_argument(load, reason: str, ours: Path):
     with pytest.raises(ValueError, match=reason):
         load(ours)
-
-
-def test_the_environment_variable_is_named_where_its_file_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("NVIDIA_SSD_WEIGHTS", "nowhere.pt")
-    with pytest.raises(UserError, match=r"^NVIDIA_SSD_WEIGHTS=nowhere\.pt: checkpoint nowhere\.pt does not"):
-        nvidia()
 
 
 @pytest.mark.parametrize(
@@ -289,11 +276,6 @@ def test_a_copy_is_the_same_network(ours: Path, small: SSD300):
     SSD300("resnet18", 3).load_state_dict(network.state_dict())
 
 
-def test_it_compiles_to_one_graph(ours: Path, small: SSD300):
-    compiled = torch.compile(nvidia(ours).eval(), backend="eager", fullgraph=True)
-    assert torch.equal(outputs(compiled), outputs(small))
-
-
 def test_fp16_is_close_to_fp32_and_keeps_batchnorm_in_float32(ours: Path, small: SSD300):
     network, images = nvidia(ours, model_math="fp16"), forward_images()[:1]
     kinds = {(type(m), p.dtype) for m in network.modules() for p in m.parameters(recurse=False)}
@@ -381,22 +363,14 @@ def test_detections_are_the_published_ones():
                 np.testing.assert_allclose(part, expected, atol=1e-5)
 
 
-def test_nothing_found_is_empty_arrays_and_does_not_shift_the_others():
+def test_what_is_picked_and_that_nothing_found_is_empty_arrays_and_shifts_no_others():
     offsets, logits = decode_inputs()
     logits[1, 0] = 1000
     results = hub.decode_results((offsets, logits))
     assert [len(each[0]) for each in results] == [20, 0, 20]
     assert [part.shape for part in hub.pick_best(results[1], 0.4)] == [(0, 4), (0,), (0,)]
-
-
-def test_only_confidences_above_the_threshold_are_picked():
-    boxes_ltrb = np.arange(12, dtype=np.float32).reshape(3, 4)
-    detections = [boxes_ltrb, np.array([5, 1, 9]), np.array([0.9, 0.5, 0.2], dtype=np.float32)]
-    picked = hub.pick_best(detections, 0.5)
-    assert [part.tolist() for part in picked] == [[[0, 1, 2, 3]], [5], [np.float32(0.9)]]
-    assert len(hub.pick_best(detections)[0]) == 2  # at 0.3
-
-
-def test_the_names_are_cocos_in_order():
+    limit = float(results[0][2][7])  # only confidences above it
+    for picked, found in zip(hub.pick_best(results[0], limit), results[0], strict=True):
+        assert np.array_equal(picked, found[results[0][2] > limit])
     names = hub.get_coco_object_dictionary()
     assert (len(names), names[0], names[16], names[79]) == (80, "person", "dog", "toothbrush")

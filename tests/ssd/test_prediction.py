@@ -85,12 +85,6 @@ def test_paths_are_relative_to_the_working_folder_even_one_with_brackets_in_its_
     assert names(".") == names("**") == ["sub/x.jpg", "x.jpg"]
 
 
-def test_a_name_that_is_no_utf8_is_found(tmp_path: Path):
-    (tmp_path / os.fsdecode(b"x\xff.jpg")).touch()
-    (file,) = find_pictures([str(tmp_path)], Path("elsewhere"))
-    assert file.path.exists()
-
-
 def test_what_was_drawn_before_is_not_found_again(photos: Path):
     before = names(photos, out=photos / "predictions")
     touch(photos / "predictions", *before)
@@ -174,15 +168,6 @@ def test_no_two_pictures_are_drawn_to_one_file():
     drawn = {name: drawn_name(name, names) for name in names}
     assert len(set(drawn.values())) == len(names)
     assert drawn["a.webp.jpg"] == "a.webp.jpg"
-
-
-@pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"CMYK", False), (b"GRAY", False)])
-def test_only_a_profile_of_rgb_values_is_kept(tmp_path: Path, space: bytes, kept: bool):
-    picture = Image.new("RGB", (40, 30))
-    picture.info["icc_profile"] = bytes(16) + space + bytes(108)
-    write(tmp_path, "a.jpg", picture)
-    with Image.open(tmp_path / "a.jpg") as drawn:
-        assert ("icc_profile" in drawn.info) is kept
 
 
 def test_what_was_found_is_drawn_and_written_unclipped_in_cocos_format(tmp_path: Path):

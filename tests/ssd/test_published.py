@@ -96,17 +96,6 @@ def test_a_published_file_is_read_with_its_number_of_classes(wrapped: bool, tmp_
     assert all(torch.equal(weights.model[key], value) for key, value in network.state_dict().items())
 
 
-def test_a_runs_folder_means_its_best_checkpoint(tmp_path: Path):
-    with pytest.raises(
-        CheckpointError, match=r"is a folder without checkpoints/best\.pt; give a run's folder"
-    ):
-        load_weights(tmp_path)
-    network = SSD300("resnet18", num_classes=7)
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(to_published(network.state_dict()), tmp_path / "checkpoints" / "best.pt")
-    assert load_weights(tmp_path).num_classes == 7
-
-
 def test_another_programs_checkpoint_is_refused(tmp_path: Path):
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="neither a checkpoint of this trainer nor a published SSD300"):

@@ -125,11 +125,6 @@ def test_a_detector_of_another_backbone_is_refused(tmp_path: Path):
         build_network(other, CATEGORIES, seed=0)
 
 
-def test_frozen_batchnorm_stays_frozen_in_training():
-    network = build_network(config(freeze_batchnorm=True), CATEGORIES, seed=0)[0].train()
-    assert (network.training, network.backbone.bn1.training) == (True, False)
-
-
 def check(fingerprint: str = "f", override: tuple[str, ...] = (), **saved: object) -> None:
     """Compare the default config with a checkpoint of another one, keys given as section__name."""
     was = deepcopy(SAVED["config"])

@@ -19,6 +19,7 @@ from ssd.training.optimizer import Schedule, build_optimizer
 from ssd.training.state import TrainState
 from ssd.training.step import TrainStep
 from tests.golden_inputs import golden_arrays, ground_truth, published_weights, trajectory_images
+from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -72,23 +73,15 @@ def test_six_steps_follow_the_published_trajectory():
     np.testing.assert_allclose(norms, golden["weight_norms"], rtol=5e-3)
 
 
-def fake_steps(after_each) -> None:
-    """Two whole steps on tensors without values: reading one, or a shape that follows from them, raises."""
+def test_no_step_waits_for_the_device_and_all_shapes_are_static():
+    """On tensors without values: reading one, or a shape that follows from them, raises."""
     with FakeTensorMode(allow_non_fake_inputs=False):
         step, meter = make_step(SSD300("resnet18"), Precision.bf16), LossMeter(CPU)
         for index in range(2):
             parts, taken = step(random_batch(), index, 1e-3)
             meter.add(parts, taken)
-            after_each(parts)
-
-
-def test_no_step_waits_for_the_device_and_all_shapes_are_static():
-    fake_steps(after_each=lambda _: None)
-
-
-def test_the_proof_above_notices_a_wait():
-    with pytest.raises(DataDependentOutputException):
-        fake_steps(after_each=lambda parts: parts.sum().item())
+        with pytest.raises(DataDependentOutputException):
+            parts.sum().item()
 
 
 def steps_on_a_fake_gpu(monkeypatch: pytest.MonkeyPatch, **planted: torch.device) -> set[torch.device]:
@@ -140,7 +133,7 @@ def test_on_a_gpu_everything_stays_there(monkeypatch: pytest.MonkeyPatch):
     assert steps_on_a_fake_gpu(monkeypatch) == {torch.device("cuda", 0)}
 
 
-@pytest.mark.parametrize("planted", ["labels", "target_offsets", "meter", "guard"])
+@pytest.mark.parametrize("planted", ["labels", "guard"])
 def test_the_proof_above_notices_what_lies_on_the_cpu(planted: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RuntimeError, match="device"):
         steps_on_a_fake_gpu(monkeypatch, **{planted: CPU})
@@ -157,7 +150,7 @@ class CountedKernels(TorchDispatchMode):
 
 
 def test_a_step_launches_at_most_60_kernels_beyond_a_bare_one():
-    step, meter, batch = make_step(SSD300("resnet50")), LossMeter(CPU), random_batch()
+    step, meter, batch = make_step(SSD300("resnet18")), LossMeter(CPU), random_batch()
     with CountedKernels() as ours:
         meter.add(*step(batch, 0, 1e-3))
     with CountedKernels() as bare:
@@ -165,7 +158,7 @@ def test_a_step_launches_at_most_60_kernels_beyond_a_bare_one():
         step.loss(offsets, logits, batch.target_offsets, batch.labels).backward()
         step.optimizer.step()
         step.optimizer.zero_grad()
-    assert bare.count > 500
+    assert bare.count > 300
     assert ours.count - bare.count <= 60
 
 
@@ -217,6 +210,12 @@ def everything(network: torch.nn.Module, step: TrainStep) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in (*network.state_dict().values(), *momenta)]
 
 
+def small_network() -> SSD300:
+    """With BatchNorm's buffers and both kinds of heads, which is all that skipping a step depends on."""
+    with small_networks():
+        return SSD300("resnet18", num_classes=4).train()
+
+
 def equal(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
@@ -230,8 +229,10 @@ def loss_scaler(growth_interval: int = 2000) -> torch.amp.GradScaler:
 @pytest.mark.parametrize("poison", ["image", "target", "infinite loss", "overflow", "loss that is scaled"])
 def test_a_bad_step_leaves_parameters_momenta_and_buffers_as_they_were(poison: str, after: int):
     """Under a loss scaler an overflow is how it finds its scale; a bad loss is counted besides."""
-    network = SSD300("resnet18", num_classes=4).train()
+    network = small_network()
     scaler = loss_scaler() if poison in ("overflow", "loss that is scaled") else None
+    if poison == "overflow":  # in one gradient, not only in their sum
+        network.logit_heads[0].weight.data *= 1e3
     step, meter = make_step(network, scaler=scaler), LossMeter(CPU)
     for index in range(after):
         meter.add(*step(random_batch(), index, 1e-3))
@@ -260,7 +261,7 @@ def test_a_loss_scaler_changes_no_bit_where_nothing_overflows():
     states = []
     for scaler in (None, loss_scaler()):
         torch.manual_seed(0)
-        network = SSD300("resnet18", num_classes=4).train()
+        network = small_network()
         step = make_step(network, scaler=scaler)
         for index in range(3):
             assert step(random_batch(), index, 1e-3)[1]

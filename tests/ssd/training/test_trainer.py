@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
 from ssd.training.state import DETECTOR, load_newest
 from ssd.training.trainer import Trainer, start_or_resume
 from tests.bench import without_times
+from tests.data.coco_folder import cut_short
 from tests.ssd.training.samples import small_networks
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -250,17 +251,6 @@ def test_a_run_whose_folder_is_gone_ends_in_one_line_and_leaves_a_namesake_alone
     assert "Traceback" not in captured.out + captured.err
 
 
-@contextmanager
-def broken(path: Path) -> Iterator[None]:
-    """Cut a picture's file."""
-    content = path.read_bytes()
-    path.write_bytes(content[:200])
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
-
-
 def second_picture(trainer: Trainer, step: int) -> Path:
     return Path(trainer.task.loader.contents(step)[1]["file"])
 
@@ -271,7 +261,7 @@ def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(
     given = config(demo, TWO_EPOCHS)
     trainer = open_trainer(given, session)
     path = second_picture(trainer, 3)
-    with broken(path), pytest.raises(UserError, match=rf"step 3: DALI cannot read {path}"):
+    with cut_short(path), pytest.raises(UserError, match=rf"step 3: DALI cannot read {path}"):
         trainer.fit()
     assert steps_saved(session) == [2, 3]
     open_trainer(given, session).fit()
@@ -283,7 +273,7 @@ def test_an_image_that_turns_bad_is_named_replaced_and_remembered(
 ):
     trainer = open_trainer(config(demo, "data.on_bad_image=quarantine"), session)
     path = second_picture(trainer, 1)
-    with broken(path):
+    with cut_short(path):
         trainer.fit()
     assert capsys.readouterr().out.count(f"its place in the batch is taken by another: {path}") == 1
     assert len(checkpoints(session)[-1]["bad_images"]) == 1
@@ -298,7 +288,7 @@ def test_quarantined_images_are_as_if_the_annotation_file_lacked_them(
     (tmp_path / "without.json").write_text(json.dumps(content))
     quarantined = config(demo, "data.on_bad_image=quarantine")
     without = config(demo, f"data.train_annotations={tmp_path / 'without.json'}")
-    with broken(demo / "train2017" / bad["file_name"]):
+    with cut_short(demo / "train2017" / bad["file_name"]):
         ours, expected = (open_training(given, None, session)[0] for given in (quarantined, without))
     assert (ours.excluded, ours.fingerprint) == ([bad["id"]], expected.fingerprint)
     steps = zip(range(4), ours.loader.batches(0), expected.loader.batches(0), strict=False)
