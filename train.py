@@ -29,10 +29,10 @@ def main(config: TrainConfig) -> dict[str, float]:
         task, summary = open_training(config, saved, session)
         trainer, origin = start_or_resume(config, saved, task, session)
         del saved  # a copy of weights and momenta that nobody needs any more
+        facts = summary | derived_numbers(trainer, origin)
         if not trainer.finished:
-            title = f"{' '.join([config.name, *varied()])} → {folder}"
-            session.console.table(title, summary | derived_numbers(trainer, origin))
-        trainer.fit()
+            session.console.table(f"{' '.join([config.name, *varied()])} → {folder}", facts)
+        trainer.fit(facts)
         return last_evaluation(folder) if session.ranks.is_main else {}
 
 

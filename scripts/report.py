@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -33,20 +34,19 @@ def main(config: ReportConfig) -> None:
     folder = Path(str(config.run))
     out = config.out or str(folder / "report.html")
     check_file(out, "out")
-    run, name, seed, published = report.read_run(folder), folder.name, None, None
-    analysis: Analysis | None = None
+    run, name, published, analysis = report.read_run(folder), folder.name, None, None
     missing: list[str] = []
-    sections: report.Sections = {}
+    failures: report.Sections = {}
     with noting(missing):
         trained = parse(TrainConfig, cast(DictConfig, OmegaConf.load(folder / "config.yaml")))
-        name, seed, published = trained.name, trained.seed, published_ap(run, trained.runtime.tf32)
+        name, published = trained.name, published_ap(run, trained.runtime.tf32)
         with noting(missing):  # default boxes can be matched all the same
             analysis, paths = analyse_best(folder, trained.data)
-            sections |= report.failures(analysis, paths)
-        sections |= default_boxes(trained.data)
-    told = {"What is missing": [page.text(each) for each in missing]} if missing else {}
-    sections = told | report.numbers(run, published) | sections
-    sections |= report.training(run) | report.about_run(run, seed)
+            failures |= report.failures(analysis, paths)
+        failures["Default boxes"] = default_boxes(trained.data)
+    sections = {"What is missing": [page.text(each) for each in missing]} if missing else {}
+    sections |= {"Numbers": report.numbers(run, published), **failures}
+    sections |= {"Training": report.training(run), "The run": report.about_run(run)}
     report.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
 
 
@@ -72,7 +72,7 @@ def analyse_best(folder: Path, data: DataConfig) -> tuple[Analysis, dict[int, st
     return analyse(file, np.load(files[-1]), scored), index.paths()
 
 
-def default_boxes(data: DataConfig) -> report.Sections:
+def default_boxes(data: DataConfig) -> list[Markup]:
     """Match the default boxes with an evenly spaced sample of the training images."""
     selection = Selection("train", data.limit, data.crowd, data.min_box_px)
     files = data.locate("train_annotations"), data.locate("train_images")
@@ -83,12 +83,11 @@ def default_boxes(data: DataConfig) -> report.Sections:
 
 def published_ap(run: report.Run, tf32: bool) -> float | None:
     """Return the AP that RECIPE 8 has for the run's experiment, None where it is no row there."""
-    command = run.starts[-1].command if run.starts else ""
-    for gpus, images in re.findall(r"experiment=coco_(\d)x(\d+)", command):
-        recipe = (ROOT / "RECIPE.md").read_text(encoding="utf-8")
-        if row := re.search(rf"\| {gpus}×{images} \| ([\d.]+) \| ([\d.]+) \|", recipe):
-            return float(row[2 if tf32 else 1])
-    return None
+    command = run.starts[-1]["command"] if run.starts else ""
+    found = re.search(r"experiment=coco_(\d)x(\d+)", command)
+    recipe = (ROOT / "RECIPE.md").read_text(encoding="utf-8")
+    row = found and re.search(r"\| {}×{} \| ([\d.]+) \| ([\d.]+) \|".format(*found.groups()), recipe)
+    return float(row[1 + tf32]) if row else None
 
 
 if __name__ == "__main__":

@@ -4,19 +4,17 @@ The markup is in page.html: a macro for each part, escaped by Jinja2, and the fe
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
 import matplotlib as mpl
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
 """Of curves: seen on a light page and on a dark one."""
@@ -37,58 +35,46 @@ def _shown(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.3f}".replace("-", "−")
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, Integral) else str(value)  # NumPy's too
 
 
-def _environment() -> Environment:
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["shown"] = _shown
-    return environment
+_environment = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+)
+_environment.filters["shown"] = _shown
+_macros: Any = _environment.get_template("page.html").module
 
+page: Callable[[str, str, Sequence[str], Mapping[str, Sequence[Markup]]], Markup] = _macros.page
+"""A whole page: title, what it is about, its headline's sentences, sections of the parts below."""
 
-_MACROS: Any = _environment().get_template("page.html").module
+text: Callable[[str], Markup] = _macros.text
+"""A paragraph."""
 
+facts: Callable[[Mapping[str, object]], Markup] = _macros.facts
+"""Names and what they are, as a list."""
 
-def page(title: str, about: str, headline: Sequence[str], sections: Mapping[str, Sequence[Markup]]) -> str:
-    """Return a whole page: its headline's sentences, and sections of parts that the functions below made."""
-    return str(_MACROS.page(title, about, headline, sections))
+tiles: Callable[[Mapping[str, object]], Markup] = _macros.tiles
+"""Names and numbers in large type."""
 
+table: Callable[..., Markup] = _macros.table
+"""A table that a click on its head sorts: head, rows, caption="", best=None, shades=None.
 
-def text(words: str) -> Markup:
-    """Return a paragraph."""
-    return Markup(_MACROS.text(words))
+best: the row that is marked. shades: how strongly to shade the cells after the first of each row, 0 to 1,
+rows × columns.
+"""
 
+legend: Callable[[Sequence[tuple[str, str, str]]], Markup] = _macros.legend
+"""What curves of several plots are, each by its name, colour and dash (solid, dashed, dotted)."""
 
-def facts(rows: Mapping[str, object]) -> Markup:
-    """Return names and what they are, as a list."""
-    return Markup(_MACROS.facts(rows))
+pictures: Callable[[Sequence[Mapping[str, object]], Sequence[str], Sequence[str]], Markup] = _macros.pictures
+"""Pictures with boxes over them, filtered by the kinds and classes given, and a slider for scores.
 
-
-def tiles(rows: Mapping[str, object]) -> Markup:
-    """Return names and numbers in large type."""
-    return Markup(_MACROS.tiles(rows))
-
-
-def table(
-    head: Sequence[object],
-    rows: Sequence[Sequence[object]],
-    caption: str = "",
-    best: int | None = None,
-    shades: ArrayLike | None = None,
-) -> Markup:
-    """Return a table that a click on its head sorts. best: the row that is marked.
-
-    shades: how strongly to shade the cells after the first of each row, 0 to 1, rows × columns.
-    """
-    # NumPy's numbers are not Python's.
-    plain = [[cell.item() if isinstance(cell, np.generic) else cell for cell in row] for row in rows]
-    return Markup(_MACROS.table(head, plain, caption, best, None if shades is None else np.array(shades)))
-
-
-def legend(curves: Sequence[tuple[str, str, str]]) -> Markup:
-    """Return what curves of several plots are, each by its name, colour and dash (solid, dashed, dotted)."""
-    return Markup(_MACROS.legend(curves))
+A card has: reason, name, width, height, jpeg (base64), boxes. A box has: ltwh in pixels, kind, name (of its
+class), score (None for an annotated one), note, subject (whether the card is about it).
+"""
 
 
 def axes(x_label: str, y_label: str = "") -> Axes:
@@ -107,17 +93,7 @@ def plot(drawn: Axes, caption: str) -> Markup:
         if drawn.get_legend_handles_labels()[0]:
             drawn.legend()
         figure = cast(Figure, drawn.get_figure(root=True))
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(r"(?s)^.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue())
-    svg = re.sub(r' (?:height|width)="[\d.]+pt"', "", svg)  # as wide as its place
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(_INK, "currentColor")
-    return Markup(_MACROS.figure(Markup(svg), caption))
-
-
-def pictures(cards: Sequence[Mapping[str, object]], kinds: Sequence[str], names: Sequence[str]) -> Markup:
-    """Return pictures with boxes over them, filtered by kind and class, and a slider for scores.
-
-    A card has: reason, name, width, height, jpeg (base64), boxes. A box has: ltwh in pixels, kind, name (of
-    its class), score (None for an annotated one), note, subject (whether the card is about it).
-    """
-    return Markup(_MACROS.pictures(cards, kinds, names))
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue().replace(_INK, "currentColor")
+    return Markup(_macros.figure(Markup(svg[svg.index("<svg") :]), caption))

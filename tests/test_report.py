@@ -64,12 +64,16 @@ def make_run(folder: Path, names: tuple[str, ...], detect: bool = True) -> Path:
     records += [{"step": step, "epoch": 0} | dict.fromkeys(NAMES, 0.0) | scored for step in (STEP // 2, STEP)]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (run / "metrics.jsonl").write_text(lines + '{"step": 4')  # as a killed process leaves it
-    command = "train.py experiment=coco_8x128 name=run seed=17"
-    table = "│ training images │ 8 with 24 │\n│ │ boxes │\n"
+    facts = {
+        "command": "train.py experiment=coco_8x128 name=run seed=17",
+        "training images": "8 with 24 boxes",
+    }
+    starts = [
+        {"started": time, "after step": step} | facts for time, step in zip(TIMES, (0, 20), strict=True)
+    ]
+    (run / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts) + '{"star')
     (run / "run.log").write_text(
-        f"{TIMES[0]} {command}\ncommit abc\nmachine here, 2 cores\nversions torch 9\n{table}"
-        f"stopped by SIGTERM after step 20 of 40\n{TIMES[1]} {command}\ncommit abd\n"
-        f"resuming 'run' after step 20\n{table}"
+        f"{TIMES[0]} train.py\nstopped by SIGTERM after step 20 of 40\n{TIMES[1]} train.py\nepoch 1\n"
         "bad image, its place in the batch is taken by another: 3.jpg <i>\n"
     )
     return run
@@ -114,9 +118,10 @@ def test_a_page_tells_what_the_run_was_and_where_it_fails(tmp_path: Path):
     best = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     for told in (
         f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, ", " at the last of 2 evaluations.",
-        "8 with 24 boxes", "differs from experiment=coco_8x128 name=run seed=17", f"started {TIMES[0]}",
+        "8 with 24 boxes", "differs from the experiment's file name=run seed=17", f"started {TIMES[1]}",
+        f"{TIMES[0]} 0 train.py", f"{TIMES[1]} 20 train.py",
         "AP published", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
-        "classification", "the best image", "not found: ", "24 objects of all 8 training images",
+        "classification", "the best image", "not found: ", "24 objects of 8 training images (of 8)",
     ):  # fmt: skip
         assert told in words, told
     assert page.tags["image"] == 2 * IMAGES + 2  # for an error, for a miss; the best and the median
@@ -140,7 +145,7 @@ def no_step(run: Path) -> None:
     [
         (no_evaluation, "No evaluation yet: step 40 is the last recorded."),
         (no_step, "No step was recorded yet"),
-        (lambda run: [path.unlink() for path in run.iterdir()], "There is no run.log"),
+        (lambda run: [path.unlink() for path in run.iterdir()], "There is no starts.jsonl"),
         (lambda run: shutil.rmtree(run.parent / "pictures"), " pictures can't be shown: "),
         (lambda run: (run.parent / "annotations.json").unlink(), "annotations.json"),
         (lambda run: (run / "config.yaml").write_text("data: {"), "What is missing"),
@@ -181,7 +186,7 @@ def test_a_report_of_no_run_is_refused_and_says_what_to_give():
     "experiment", sorted(path.stem for path in (script.ROOT / "conf/experiment").glob("coco_*"))
 )
 def test_the_published_ap_is_that_of_the_experiments_comment(experiment: str, tmp_path: Path):
-    (tmp_path / "run.log").write_text(f"{TIMES[0]} train.py experiment={experiment}\n")
+    (tmp_path / "starts.jsonl").write_text(json.dumps({"command": f"train.py experiment={experiment}"}))
     comment = (script.ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
     published = script.published_ap(read_run(tmp_path), tf32=False)
     assert f"AP {published:.3f} after 65 epochs" in comment

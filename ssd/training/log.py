@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics, TensorBoard events, pictures, config.yaml, run.log; its meters."""
+"""What a run leaves to look at: metrics, TensorBoard events, pictures, config.yaml, starts.jsonl, run.log."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,8 +33,10 @@ from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, RECALL_LEVELS
 from ssd.evaluation.errors import Analysis
 from ssd.image import draw_boxes, grid, outline
+from ssd.training.session import Session
 
 REPORT_SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
+REPORT_TIMEOUT_S = 600.0  # of the last report; COCO's takes a minute
 SHOWN_CLASSES = 100  # in TensorBoard: more can't be looked at
 SCORE_EDGES = np.linspace(0, 1, 51)
 SAME_BOX_PX = 0.25  # far above the rounding, and far below what a picture could show apart
@@ -57,15 +59,27 @@ class RunLog:
         self._board: SummaryWriter | None = None
         with writing(folder, "hydra.run.dir"):
             self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
-            start = f"{datetime.now():%F %T} {shlex.join(sys.argv)}"
-            console.copy_to(folder / "run.log", start, _commit(), *_machine())
 
-    def config(self, config: TrainConfig) -> None:
-        """Write the config that the run goes on with.
+    def start(self, config: TrainConfig, facts: Mapping[str, str]) -> None:
+        """Write how the run is started, to run.log and starts.jsonl, and the config that it goes on with.
 
-        One that differs from the last start's is a text in TensorBoard too; by the first's keys TensorBoard
-        filters runs, and shows the last of each number beside them.
+        facts: more for starts.jsonl, the rows of the start-up table. A config that differs from the last
+        start's is a text in TensorBoard too; by the first's keys TensorBoard filters runs, and shows the last
+        of each number beside them.
         """
+        when, command = f"{datetime.now():%F %T}", shlex.join(sys.argv)
+        versions = {"Python": platform.python_version()} | package_versions()
+        code = {
+            "commit": _commit(),
+            "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
+            "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
+        }
+        known = {"started": when, "after step": self._first_step, "command": command, "seed": config.seed}
+        with writing(self._folder, "hydra.run.dir"):
+            lines = [f"{key} {value}" for key, value in code.items()]
+            self._console.copy_to(self._folder / "run.log", f"{when} {command}", *lines)
+            with (self._folder / "starts.jsonl").open("a", encoding="utf-8") as file:
+                print(json.dumps({**known, **code, **facts}), file=file)
         path, text = self._folder / "config.yaml", as_yaml(config)
         numbers = {f"evaluation/{name}": 0.0 for name in NAMES}
         with self._writing():
@@ -159,7 +173,7 @@ def _commit() -> str:
         found = subprocess.run([*command, "--abbrev=40"], capture_output=True, text=True, check=False).stdout
     except OSError:  # no git here
         found = ""
-    return f"commit {found.strip() or 'unknown'}"
+    return found.strip() or "unknown"
 
 
 def last_evaluation(folder: Path) -> dict[str, float]:
@@ -168,14 +182,6 @@ def last_evaluation(folder: Path) -> dict[str, float]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     record: dict[str, float] = next((json.loads(line) for line in reversed(lines) if '"AP50"' in line), {})
     return {key: record[key] for key in ("AP", "AP50", "step") if record}
-
-
-def _machine() -> list[str]:
-    """Name the machine and the versions of what shapes the trajectory."""
-    versions = {"Python": platform.python_version()} | package_versions()
-    named = ", ".join(f"{package} {version}" for package, version in versions.items())
-    machine = f"machine {platform.node()}, {platform.machine()}, {os.cpu_count()} cores"
-    return [machine, f"versions {named}"]
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -224,11 +230,21 @@ class ReportMaker:
             self._process = None
         return self._process is not None
 
+    def finish(self, session: Session) -> None:
+        """Make it anew, of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT_S."""
+        self.close()
+        self.begin()
+        deadline = time.monotonic() + REPORT_TIMEOUT_S
+        while self.is_working() and not session.signals.received and time.monotonic() < deadline:
+            session.watchdog.alive()
+            time.sleep(0.1)
+
     def close(self) -> None:
         """End what is still being made."""
         if self._process:
             self._process.terminate()
             self._process.wait()
+            self._process = None
 
 
 class MetricsFile:

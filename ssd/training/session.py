@@ -28,8 +28,8 @@ from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
 WRITTEN = (
-    *("checkpoints", "nonfinite", "pictures", "*.tfevents.*", "metrics.jsonl", "run.log"),
-    *("detections_*.npy", "report.html*", "report.log", "config.yaml"),
+    *("checkpoints", "nonfinite", "pictures", "*.tfevents.*", "metrics.jsonl", "starts.jsonl"),
+    *("run.log", "detections_*.npy", "report.html*", "report.log", "config.yaml"),
 )
 ANEW_TIMEOUT = timedelta(minutes=10)  # gigabytes on a slow file system
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder

@@ -1,7 +1,6 @@
 """The training loop: steps, and what is due after a step."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
@@ -36,8 +35,6 @@ from ssd.training.state import (
     load_newest,
 )
 from ssd.training.step import TrainStep, compile_and_share
-
-REPORT_TIMEOUT_S = 600.0  # of the last report; COCO's takes a minute
 
 
 @dataclass(frozen=True)
@@ -139,9 +136,10 @@ class Trainer:
         self._roll_back_due = saved.roll_back and self._may_roll_back
         self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
 
-    def fit(self) -> None:
+    def fit(self, facts: Mapping[str, str] | None = None) -> None:
         """Train from the current step to the last one, leaving everything in the run's folder.
 
+        facts: the rows of the start-up table, which starts.jsonl keeps.
         Raises UserError on every rank, Preempted for a signal; a step done by then is saved, unless a
         checkpoint can't be written (CheckpointError) or its loss or gradients were not finite.
         """
@@ -156,7 +154,7 @@ class Trainer:
         if self.ranks.is_main:
             on_error, folder = self.config.checkpoint.on_error, self.session.folder
             self._log = RunLog(folder, self.step, self._evaluation_missing, on_error, self.console)
-            self._log.config(self.config)
+            self._log.start(self.config, facts or {})
             self._report = ReportMaker(folder, self.console) if self.config.logging.report else None
         try:
             self.network.train()
@@ -174,25 +172,14 @@ class Trainer:
             if self.step < self.last_step:
                 patience, best = self.config.training.patience, max(self._scores)
                 self.console.say(f"ended by training.patience={patience}: none of so many beat AP {best:.3f}")
-            self._finish_report()
+            if self._report:
+                self._report.finish(self.session)
         finally:
             if self._report:
                 self._report.close()
             self.saver.close()
             if self._log:
                 self._log.close()
-
-    def _finish_report(self) -> None:
-        """Have a report of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT."""
-        if self._report:
-            deadline = time.monotonic() + REPORT_TIMEOUT_S
-            self._report.close()
-            self._report.begin()
-            while self._report.is_working() and time.monotonic() < deadline:
-                if self.session.signals.received:
-                    break
-                self.session.watchdog.alive()
-                time.sleep(0.1)
 
     def take_step(self, batches: Iterator[TrainBatch]) -> None:
         """Take the next step on the next batch.

@@ -155,7 +155,7 @@ def shown(folder: Path) -> dict[str, list[tuple[int, Any]]]:
 
 def start(folder: Path, first_step: int, *, redo: bool = False, **changes: Any) -> RunLog:
     run_log = RunLog(folder, first_step, redo, OnError["fail"], RunConsole(is_main=False))
-    run_log.config(TrainConfig(**changes))
+    run_log.start(TrainConfig(**changes), {})
     return run_log
 
 
