@@ -11,10 +11,10 @@ whether what they say holds together, and only where it doesn't a slow look at e
 import codecs
 import errno
 import json
-import math
 import mmap
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,6 @@ NO_ID = -(2**63)
 """In Annotations.ids: the annotation has no id."""
 
 _EDIT = "correct or remove the entry"
-_WHOLE_ID = "number the entries with whole numbers, and what refers to them"
 FIXES = {
     "unreadable_file": "name the annotation file",
     "no_json": "download it again, or name a COCO annotation file",
@@ -44,20 +43,16 @@ FIXES = {
     "field_missing": _EDIT,
     "field_type": _EDIT,
     "refused": _EDIT,
-    "id_text": _WHOLE_ID,
-    "id_fraction": _WHOLE_ID,
-    "id_type": _WHOLE_ID,
-    "id_beyond_64_bits": _WHOLE_ID,
+    "id_type": "number the entries with whole numbers, and what refers to them",
     "id_duplicate": "give each entry its own id",
     "image_size": "write the picture's size into the file",
     "path_leaves_folder": "write it relative to the image folder",
     "unknown_image": "correct it, add the image or remove the annotation",
     "unknown_category": "correct it, add the category or remove the annotation",
-    "box_length": "write left, top, width and height",
-    "box_not_finite": _EDIT,
+    "box_numbers": "write left, top, width and height",
 }
-"""What to do about each kind of defect that stops training. The other kinds are warnings: id_negative,
-id_beyond_32_bits, annotation_id_large, annotation_id_duplicate, category_name_duplicate, file_name_duplicate.
+"""What to do about each kind of defect that stops training. The other kinds are warnings: id_range,
+annotation_id_duplicate, category_name_duplicate, file_name_duplicate.
 """
 
 
@@ -277,7 +272,7 @@ def inside_px(
 
 def leaves_folder(file_name: str) -> bool:
     """Tell whether an image's file_name is anything but a path inside the image folder."""
-    return not file_name or file_name.startswith("/") or ".." in file_name.split("/")
+    return not file_name or file_name.startswith("/") or ".." in file_name.split("/") or "\0" in file_name
 
 
 def entry_name(section: str, place: int, entry_id: object) -> str:
@@ -353,7 +348,7 @@ def _read_sound(path: Path) -> Annotations:
         0 < len(image_ids) == len(np.unique(image_ids))
         and 0 < len(category_ids) == len(np.unique(category_ids))
         and ((sizes_px >= 1) & (sizes_px <= LARGEST_SIDE_PX)).all()
-        and not any(leaves_folder(name) or "\0" in name for name in names)
+        and not any(map(leaves_folder, names))
         and (rows >= 0).all()
         and (classes >= 0).all()
     ):
@@ -418,6 +413,7 @@ _FIELDS = {
     "categories": ("id", "name"),
     "annotations": ("id", "iscrowd", "area", "image_id", "category_id", "bbox"),
 }
+_OPTIONAL = ("annotations.id", "annotations.iscrowd", "annotations.area")
 _REFERENCES = {"image_id": ("images", "unknown_image"), "category_id": ("categories", "unknown_category")}
 _REPEATED = {
     "images.id": "id_duplicate",
@@ -456,7 +452,7 @@ def _look(file: _RawFile) -> Iterator[Defect]:
     are no objects become empty ones, and lists that are none too.
     """
     first: dict[str, dict[object, int]] = {key: {} for key in _REPEATED}  # value → place
-    for section, fields in _FIELDS.items():
+    for section in _FIELDS:
         entries = getattr(file, section)
         if not isinstance(entries, list):
             detail = "the file has none" if entries is _ABSENT else f"it is {entries!r:.60}, not a list"
@@ -466,66 +462,51 @@ def _look(file: _RawFile) -> Iterator[Defect]:
         elif not entries and section != "annotations":
             yield Defect("no_list", section, "the list is empty")
         for place, entry in enumerate(entries):
-            if not isinstance(entry, _RawEntry):
+            if isinstance(entry, _RawEntry):
+                yield from _look_at_entry(entry, section, place, first)
+            else:
                 yield Defect("no_object", f"{section}[{place}]", f"it is {entry!r:.60}, not an object")
                 entries[place] = _RawEntry(*[None] * len(_RawEntry.__struct_fields__))
-                continue
-            where = entry_name(section, place, entry.id)
-            for field in fields:
-                yield from _look_at_field(entry, field, section, place, where, first)
 
 
-def _look_at_field(
-    entry: _RawEntry, field: str, section: str, place: int, where: str, first: dict[str, dict[object, int]]
+def _look_at_entry(
+    entry: _RawEntry, section: str, place: int, first: dict[str, dict[object, int]]
 ) -> Iterator[Defect]:
-    value = getattr(entry, field)
-    kind, detail = _fault(section, field, value)
-    if kind:
-        yield Defect(kind, where, detail)
-    usable = kind not in FIXES
-    # Entries can refer to each other by a value, be it what an id should be or not.
-    comparable = isinstance(value, int | float | str) and not isinstance(value, bool)
-    key = f"{section}.{field}"
-    if key in _REPEATED and comparable and (usable or field == "id"):
-        same = os.path.normpath(value) if field == "file_name" else value
-        earlier = first[key].setdefault(same, place)
-        if earlier != place:
-            yield Defect(_REPEATED[key], where, f"{section}[{earlier}] has the {field} {value!r} too")
-            usable = usable and _REPEATED[key] not in FIXES
-    if field in _REFERENCES:
-        other, unknown = _REFERENCES[field]
-        found = first[f"{other}.id"].get(value) if comparable else None
-        if comparable and found is None:
-            yield Defect(unknown, where, f"no entry of `{other}` has its {field} {value!r:.60}")
-        setattr(entry, field, found)
-    elif not usable:
-        setattr(entry, field, None)
-
-
-def _fault(section: str, field: str, value: object) -> tuple[str, str]:
-    """Return the kind of defect that a value is in its field, "" for none, and the detail."""
-    if type(value) is int and 0 <= value < 2**31 and _HOLDS[field] is _ID:
-        return "", ""  # nearly all ids are
-    own_id = section == "annotations" and field == "id"
-    if value is _ABSENT and not own_id and field not in ("iscrowd", "area"):
-        return "field_missing", f"no {field}"
-    if value is _ABSENT or (value is None and (own_id or field == "area")):
-        return "", ""
-    for kind, holds, what_it_is in _OWN_ID if own_id else _HOLDS[field]:
+    where = entry_name(section, place, entry.id)
+    for field in _FIELDS[section]:
+        value, key = getattr(entry, field), f"{section}.{field}"
+        optional = key in _OPTIONAL
+        kind, holds, what_it_is = _HOLDS[field]
+        if value is _ABSENT or (value is None and optional and field != "iscrowd"):
+            if not optional:
+                yield Defect("field_missing", where, f"no {field}")
+                setattr(entry, field, None)
+            continue
         if not holds(value):
-            return kind, f"{field} {value!r:.80} {what_it_is}"
-    return "", ""
+            yield Defect(kind, where, f"{field} {value!r:.80} {what_it_is}")
+            value = None
+        elif field in _REFERENCES:
+            other, unknown = _REFERENCES[field]
+            found = first[f"{other}.id"].get(value)
+            if found is None:
+                yield Defect(unknown, where, f"no entry of `{other}` has its {field} {value}")
+            value = found
+        elif key in _REPEATED:
+            same = os.path.normpath(value) if field == "file_name" else value
+            earlier = first[key].setdefault(same, place)
+            if key in ("images.id", "categories.id") and not 0 <= value < 2**31:
+                yield Defect("id_range", where, f"id {value} is negative or needs more than 31 bits")
+            if earlier != place:
+                yield Defect(_REPEATED[key], where, f"{section}[{earlier}] has the {field} {value!r} too")
+                value = None if _REPEATED[key] in FIXES else value
+        setattr(entry, field, value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
+    """Tell whether it is a finite number; a whole number may be beyond every float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
+    return abs(value) <= sys.float_info.max
 
 
 def _is_text(value: object) -> bool:
@@ -533,43 +514,38 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
-_Tests = tuple[tuple[str, Callable[[Any], bool], str], ...]
-
-_ID: _Tests = (
-    ("id_text", lambda id_: not isinstance(id_, str), "is text, not a whole number"),
-    ("id_fraction", lambda id_: not isinstance(id_, float), "is not a whole number"),
-    ("id_type", lambda id_: type(id_) is int, "is not a whole number"),
-    ("id_beyond_64_bits", lambda id_: -(2**63) <= id_ < 2**63, "needs more than 64 bits"),
-    ("id_negative", lambda id_: id_ >= 0, "is negative"),
-    ("id_beyond_32_bits", lambda id_: id_ < 2**31, "needs more than 32 bits"),
+_Test = tuple[str, Callable[[Any], bool], str]
+_ID: _Test = (
+    "id_type",
+    lambda id_: type(id_) is int and -(2**63) <= id_ < 2**63,
+    "is not a whole number of at most 64 bits",
 )
-_OWN_ID = (*_ID[:-1], ("annotation_id_large", _ID[-1][1], "needs more than 32 bits"))
-"""An annotation's: nothing refers to it, and COCO numbers its crowds so."""
-_SIDE: _Tests = (
-    ("field_type", lambda side: type(side) is int, "is not a whole number of pixels"),
-    ("image_size", lambda side: 1 <= side <= LARGEST_SIDE_PX, f"is not 1 to {LARGEST_SIDE_PX}"),
+_SIDE: _Test = (
+    "image_size",
+    lambda side: type(side) is int and 1 <= side <= LARGEST_SIDE_PX,
+    f"is not a whole number from 1 to {LARGEST_SIDE_PX}",
 )
-_HOLDS: dict[str, _Tests] = {
+_HOLDS: dict[str, _Test] = {
     "id": _ID,
     "image_id": _ID,
     "category_id": _ID,
     "width": _SIDE,
     "height": _SIDE,
     "file_name": (
-        ("field_type", _is_text, "is not text"),
-        ("path_leaves_folder", lambda name: not leaves_folder(name), "is no path inside the image folder"),
-        ("field_type", lambda name: "\0" not in name, "holds a NUL character, as no file's name can"),
+        "path_leaves_folder",
+        lambda name: _is_text(name) and not leaves_folder(name),
+        "is no path inside the image folder",
     ),
-    "name": (("field_type", _is_text, "is not text"),),
+    "name": ("field_type", _is_text, "is not text"),
     "bbox": (
-        ("box_length", lambda box: isinstance(box, list) and len(box) == 4, "is not 4 numbers"),
-        ("box_length", lambda box: all(map(_is_number, box)), "is not 4 numbers"),
-        ("box_not_finite", lambda box: all(map(_is_finite, box)), "holds NaN or infinity"),
+        "box_numbers",
+        lambda box: isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
+        "is not 4 finite numbers",
     ),
-    "iscrowd": (("field_type", lambda crowd: isinstance(crowd, int), "is not 0 or 1"),),
-    "area": (("field_type", _is_number, "is not a number"),),
+    "iscrowd": ("field_type", lambda crowd: isinstance(crowd, int), "is not 0 or 1"),
+    "area": ("field_type", _is_number, "is not a number"),
 }
-"""What must hold of a field's value, one after the other, and the kind of defect that it is otherwise."""
+"""The kind of defect that a field's value is, unless this holds of it."""
 
 
 def _usable(file: _RawFile) -> Annotations:
@@ -621,14 +597,8 @@ def _map_text(path: Path) -> memoryview:
 
 def _explain(text: memoryview, error: Exception) -> str:
     """Say why a text is no JSON."""
-    if not text:
-        return "the file is empty, 0 bytes"
-    if isinstance(error, RecursionError):
-        return "its brackets are nested too deeply for an annotation file"
     if "truncated" in str(error):
         return f"the JSON text breaks off after {len(text)} bytes, a download cut short perhaps"
-    if bytes(text[:2]) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "it is UTF-16 text, as some tools on Windows write, not UTF-8"
     byte = re.search(r"\(byte (\d+)\)", str(error))
     if byte is None:
         return f"it is no JSON text: {_at(error)}"

@@ -35,14 +35,9 @@ class Kind(Enum):
     field_type = "field of a wrong type"
     refused = "refused by training", _ERROR, "do as the message says"
     # ids
-    id_text = "id that is text"
-    id_fraction = "id that is a float"
-    id_type = "id that is not a number"
-    id_beyond_64_bits = "id beyond 64 bits"
-    id_beyond_32_bits = "id over 2^31", _WARNING, "DALI's and other readers wrap it round"
-    id_negative = "id negative", _WARNING, "other tools refuse it"
+    id_type = "id that is not a whole number of 64 bits"
+    id_range = "id negative or over 2^31", _WARNING, "other tools refuse it or wrap it round"
     id_duplicate = "id twice"
-    annotation_id_large = "annotation id over 2^31", _INFO, "COCO numbers crowd boxes so"
     annotation_id_duplicate = "annotation id twice", _WARNING, "pycocotools takes one of them"
     # categories
     category_name_duplicate = "category name twice", _WARNING, "merge the two categories"
@@ -51,8 +46,8 @@ class Kind(Enum):
     category_renumbered = "category numbered differently", _ERROR, "give a name the same id in both"
     category_without_boxes = "category without a box", _INFO, "nothing is learned of it"
     # images and their files; of a picture that DALI refuses, under the names of data.pictures.ImageDefect
-    image_size = "image size out of range"
-    path_leaves_folder = "path leaves the folder"
+    image_size = "image size that is none"
+    path_leaves_folder = "no path inside the folder"
     link_leaves_folder = "link leaves the folder", _WARNING, "the set can't be moved or copied"
     file_name_duplicate = "file listed twice", _WARNING, "each entry trains with half the boxes"
     picture_twice = "picture there twice", _WARNING, "keep one, with all its boxes"
@@ -75,8 +70,7 @@ class Kind(Enum):
     # annotations
     unknown_image = "annotation of an unknown image"
     unknown_category = "annotation of an unknown category"
-    box_length = "box without 4 numbers"
-    box_not_finite = "box with NaN or infinity"
+    box_numbers = "box without 4 finite numbers"
     box_inverted = "box inverted", _WARNING, _DROPPED
     box_empty = "box without area", _WARNING, _DROPPED
     box_small = "box under data.min_box_px", _WARNING, "training leaves the box out"

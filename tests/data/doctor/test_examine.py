@@ -174,7 +174,7 @@ def test_names_that_are_not_utf8_are_reported(root: Path) -> None:
     """Half a surrogate pair in the file, Latin-1 on the disk."""
     (root / "val2017" / os.fsdecode(b"caf\xe9.jpg")).write_text("")
     val = Split.read(root, "val")
-    val.edit_image(Kind.field_type, file_name="\ud83d.jpg")
+    val.edit_image(Kind.path_leaves_folder, file_name="\ud83d.jpg")
     val.write()
     report = examined(root)
     json.dumps(report.as_json(), ensure_ascii=False).encode()
