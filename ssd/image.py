@@ -135,7 +135,7 @@ def draw_boxes(
 ) -> None:
     """Draw boxes, clipped to the picture, each with its text on a plate of the class's colour, in place.
 
-    Boxes come best first: where they cross, the better one is on top, and its plate takes its place first.
+    Boxes come best first: where they cross, the better one is on top, and so is its plate.
     """
     draw = ImageDraw.Draw(picture)
     # Always large enough to read, and so on a large picture that is shown smaller too.
@@ -151,12 +151,13 @@ def draw_boxes(
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
     # All of one height, or a row of plates would look ragged.
     height = draw.textbbox((0, 0), "Ag", font=font)[3] + 2
-    sizes = [(draw.textlength(text, font=font) + 4, height) for text in texts]
-    plates = _place_plates(boxes, sizes, picture.size)
-    for plate, colour, text in reversed(list(zip(plates, colours, texts, strict=True))):
+    for (left, top, _, _), colour, text in reversed(list(zip(boxes, colours, texts, strict=True))):
+        # Above the box, but on the picture.
+        width = draw.textlength(text, font=font) + 4
+        x, y = max(min(left, picture.width - width), 0), max(top - height, 0)
         luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-        draw.rectangle(plate, fill=colour)
-        draw.text((plate[0] + 2, plate[1]), text, fill="black" if luminance > 140 else "white", font=font)
+        draw.rectangle((x, y, x + width, y + height), fill=colour)
+        draw.text((x + 2, y), text, fill="black" if luminance > 140 else "white", font=font)
 
 
 def outline(picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence[int]) -> None:
@@ -193,34 +194,3 @@ def _clip(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
     left, right = (min(max(x, 0), width - 1) for x in (box[0], box[2]))
     top, bottom = (min(max(y, 0), height - 1) for y in (box[1], box[3]))
     return left, top, max(left, right), max(top, bottom)
-
-
-def _place_plates(
-    boxes: Sequence[Box], sizes: Sequence[tuple[float, float]], picture: tuple[int, int]
-) -> list[Box]:
-    """Place a plate of each size at its box: on the picture and, where there is room, off those before it."""
-    placed: list[Box] = []
-    for (left, top, right, bottom), (width, height) in zip(boxes, sizes, strict=True):
-        corners = [
-            (left, top - height),
-            (left, top),
-            (right - width, top - height),
-            (left, bottom),
-            (right - width, top),
-            (left, bottom - height),
-            (right - width, bottom),
-        ]
-        candidates = [_moved_inside(corner, (width, height), picture) for corner in corners]
-        placed.append(min(candidates, key=lambda plate: sum(_overlap(plate, other) for other in placed)))
-    return placed
-
-
-def _moved_inside(corner: tuple[float, float], size: tuple[float, float], picture: tuple[int, int]) -> Box:
-    left, top = (max(0, min(at, whole - own)) for at, own, whole in zip(corner, size, picture, strict=True))
-    return left, top, left + size[0], top + size[1]
-
-
-def _overlap(first: Box, second: Box) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    return max(width, 0) * max(height, 0)

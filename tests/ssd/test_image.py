@@ -203,13 +203,14 @@ def test_of_crossing_boxes_the_better_one_is_on_top():
     assert picture.getpixel((100, 100)) == class_colour(1)
 
 
-def test_plates_of_boxes_at_one_place_do_not_cover_each_other():
+def test_plates_stand_above_their_boxes_on_the_picture_the_better_one_on_top():
     picture = Image.new("RGB", (640, 480))
-    draw_boxes(picture, [[200, 200, 400, 300]] * 4, [1, 2, 3, 4], ["dog 0.98"] * 4)
-    pixels = np.asarray(picture).reshape(-1, 3)
-    areas = [int((pixels == class_colour(label)).all(axis=1).sum()) for label in (1, 2, 3, 4)]
-    assert min(areas[1:]) > 300
-    assert max(areas[1:]) < min(areas[1:]) * 1.5  # the first has its box's line besides
+    draw_boxes(picture, [[200, 200, 400, 300]] * 2 + [[600, 0, 639, 90]], [1, 2, 3], ["dog 0.98"] * 3)
+    pixels = np.asarray(picture)
+    first, second, third = ((pixels == class_colour(label)).all(axis=2) for label in (1, 2, 3))
+    assert first[180:200].sum() > 300
+    assert not second.any()
+    assert third[:14, 540:600].sum() > 100  # moved down and to the left
 
 
 @pytest.mark.parametrize("size", [(300, 300), (1, 1), (3, 900)])
