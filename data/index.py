@@ -147,7 +147,9 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
     dropped = {"images beyond data.limit": len(annotations) - images}
     box_starts = annotations.box_starts[: images + 1]
     image_of = np.repeat(np.arange(images), np.diff(box_starts))
-    rows = np.flatnonzero(_wanted_boxes(annotations, image_of, selection, dropped))
+    wanted, dropped_boxes = _wanted_boxes(annotations, image_of, selection)
+    dropped |= dropped_boxes
+    rows = np.flatnonzero(wanted)
     box_starts = np.searchsorted(rows, box_starts)  # the dropped boxes are counted no more
     kept = np.zeros(len(annotations), dtype=np.bool_)
     kept[:images] = (np.diff(box_starts) > 0) | selection.images_without_boxes
@@ -171,9 +173,10 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
 
 
 def _wanted_boxes(
-    annotations: Annotations, image_of: NDArray[np.int64], selection: Selection, dropped: dict[str, int]
-) -> NDArray[np.bool_]:
-    """Return which boxes of the first images the selection wants; count the others in `dropped`."""
+    annotations: Annotations, image_of: NDArray[np.int64], selection: Selection
+) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """Return which boxes of the first images the selection wants, and how many it doesn't, by the reason."""
+    dropped: dict[str, int] = {}
     boxes = len(image_of)
     boxes_ltwh_px = annotations.boxes_ltwh_px[:boxes]
     wanted = np.ones(boxes, dtype=np.bool_)
@@ -187,7 +190,7 @@ def _wanted_boxes(
     outside: NDArray[np.bool_] = wanted & ((shorter < selection.min_box_px) | (shorter <= 0))
     dropped[f"boxes under {selection.min_box_px:g} px"] = int(small.sum())
     dropped[f"boxes with under {selection.min_box_px:g} px inside the image"] = int(outside.sum())
-    return wanted & ~outside
+    return wanted & ~outside, dropped
 
 
 def _relative_ltrb(boxes_px: NDArray[np.float64], sizes_px: NDArray[np.int64]) -> NDArray[np.float32]:
