@@ -8,7 +8,6 @@ A cell is one category on one image: detections are matched to the annotated box
 
 import json
 from collections.abc import Iterable
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,31 +256,22 @@ def _load(path: Path) -> Any:
 def _columns_of_list(entries: list[Any], source: str) -> list[NDArray[Any]]:
     if not entries:
         return [np.empty(0, RESULT)[field] for field in _FIELDS]
+    columns = _columns(entries)
+    if columns is None:
+        number = next((n for n, entry in enumerate(entries) if _columns([entry]) is None), 0)
+        raise UserError(f"{source}: entry {number} is {entries[number]!r:.200}; give {_SHAPE}")
+    return columns
+
+
+def _columns(entries: list[Any]) -> list[NDArray[Any]] | None:
+    """Return the fields of results, None where one is missing or not as many numbers as it should be."""
     try:
         columns = [np.array([entry[field] for entry in entries]) for field in _FIELDS]
     except (KeyError, TypeError, ValueError):  # a field is missing, an entry is no object, a box is ragged
-        columns = []
+        return None
     if [column.shape[1:] for column in columns if column.dtype.kind in "fiu"] != [(), (), (4,), ()]:
-        raise UserError(f"{source}: {_first_fault(entries)}; give {_SHAPE}")
-    image_ids, category_ids, boxes_ltwh_px, scores = columns
-    return [image_ids, category_ids, boxes_ltwh_px.astype(np.float64), scores.astype(np.float64)]
-
-
-def _first_fault(entries: list[Any]) -> str:
-    """Take the slow second look at a list that was refused: which entry is wrong, and what is."""
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            return f"entry {number} is {entry!r:.80}, not an object"
-        for field in _FIELDS:
-            if field not in entry:
-                return f"entry {number} has no {field}"
-            value = entry[field]
-            values = value if field == "bbox" and isinstance(value, list | tuple | np.ndarray) else [value]
-            numbers = [each for each in values if not isinstance(each, bool) and isinstance(each, Real)]
-            if not len(numbers) == len(values) == (4 if field == "bbox" else 1):
-                wanted = "4 numbers left, top, width, height" if field == "bbox" else "a number"
-                return f"entry {number} has the {field} {value!r:.80}, not {wanted}"
-    return "some number is too large for 64 bits"
+        return None
+    return [*columns[:2], *(column.astype(np.float64) for column in columns[2:])]
 
 
 # Columns → precision and recall
