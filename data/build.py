@@ -12,7 +12,7 @@ import numpy as np
 from data.graph import GraphOptions
 from data.index import CocoIndex, Selection, cache_folder, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader
-from data.pictures import CRASHES, Level, bad_images_error, exclude, find_bad_images
+from data.pictures import CRASHES, bad_images_error, exclude, find_bad_images
 from data.sampling import BatchPlan
 from ssd.annotations import read_ground_truth
 from ssd.categories import Categories
@@ -178,7 +178,8 @@ def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunCons
         if data.check is Check.off or ranks.local_rank != 0:
             return {}
         threads = len(os.sched_getaffinity(0)) if data.threads is None else data.threads
-        return find_bad_images(index, Level(data.check.value), threads, cache_folder(data.cache), console)
+        decode = data.check is Check.full
+        return find_bad_images(index, decode, threads, cache_folder(data.cache), console)
 
     bad: dict[int, str] = {}
     for of_rank in ranks.gather(ranks.on_all(check)):

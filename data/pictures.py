@@ -25,7 +25,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cache as memoized
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -89,13 +88,6 @@ Kind = Literal[
 ]
 
 
-class Level(Enum):
-    """How closely a file is looked at: its header, or every pixel besides."""
-
-    header = "header"
-    full = "full"
-
-
 @dataclass(frozen=True)
 class ImageDefect:
     """Why an image is bad; the detail is a sentence with the values."""
@@ -108,18 +100,21 @@ class ImageDefect:
 
 
 def find_bad_images(
-    index: "CocoIndex", level: Level, threads: int, cache: Path, console: RunConsole
+    index: "CocoIndex", decode: bool, threads: int, cache: Path, console: RunConsole
 ) -> dict[int, str]:
     """Return a line about each bad image, by its id; open only files whose state was never looked into.
 
+    decode: look at every pixel (data.check=full), not at headers alone.
     A verdict depends on a file's path and FileState, and on the annotation file's width and height.
-    Those on an image folder at a level are one file in the cache folder. Of several processes with files to
-    open one does it, the others wait and find its verdicts. Where all are known the cache may be read-only.
+    Those on an image folder, by header or by pixel, are one file in the cache folder. Of several processes
+    with files to open one does it, the others wait and find its verdicts. Where all are known the cache may
+    be read-only.
     Raises UserError where it can't be used.
     """
     states, reasons = _look_up_states(index, threads)
     folder = index.source.image_folder
-    name = hashlib.sha256(f"{folder.resolve()} {level.value}".encode()).hexdigest()[:32]
+    check = "full" if decode else "header"
+    name = hashlib.sha256(f"{folder.resolve()} {check}".encode()).hexdigest()[:32]
     entry = cache / f"bad-images-{name}.npz"
     known, bad = _read_verdicts(entry)
     if not np.isin(states, known).all():
@@ -130,10 +125,10 @@ def find_bad_images(
             known, bad = _read_verdicts(entry)  # another process may have been first
             unknown = np.flatnonzero(~np.isin(states, known))
             if len(unknown):
-                title = f"checking {len(unknown)} image files of {folder} (data.check={level.value})"
+                title = f"checking {len(unknown)} image files of {folder} (data.check={check})"
                 with console.counting(len(unknown), title) as report:
                     paths = [index.path(image) for image in unknown.tolist()]
-                    found = inspect_all(paths, index.sizes_px[unknown], level, threads, report)
+                    found = inspect_all(paths, index.sizes_px[unknown], decode, threads, report)
                 bad |= {int(states[unknown[n]]): defect.detail for n, defect in found.items()}
                 _write_verdicts(entry, np.union1d(known, states), bad)
     for image in np.flatnonzero(np.isin(states, np.array([*bad], dtype=np.uint64))).tolist():
@@ -270,7 +265,7 @@ def dali_reason(error: RuntimeError) -> str:
 def inspect_all(
     paths: Sequence[str],
     sizes_px: NDArray[np.integer],
-    level: Level,
+    decode: bool,
     workers: int,
     report: Callable[[int], None] | None = None,
 ) -> dict[int, ImageDefect]:
@@ -278,9 +273,8 @@ def inspect_all(
 
     sizes_px: N×2 (width, height) of the annotation file. workers: threads.
     report: called now and then with how many more files are done.
-    Level header opens each file and reads its header alone: it must be a regular file of a kind that DALI
-    reads, of the annotation file's size and of at most MAX_PIXELS. Level full decodes it as well: what passes
-    is decoded in training.
+    Of each file the header is read: it must be a regular file of a kind that DALI reads, of the annotation
+    file's size and of at most MAX_PIXELS. decode: read all of it as well: what passes is decoded in training.
     DALI runs in a process of its own, so a file that crashes a decoder is found, too. That process takes
     seconds to start, so ask about many files at once.
     """
@@ -297,7 +291,7 @@ def inspect_all(
                     defects[n] = _header_defect(paths[n], result)
                 elif (defect := _size_defect(result, tuple(sizes_px[n].tolist()))) is not None:
                     defects[n] = defect
-            left = [n for n in left if n not in defects] if level is Level.full else []
+            left = [n for n in left if n not in defects] if decode else []
             largest = int(sizes_px[left].prod(axis=1, dtype=np.int64).max(initial=1))
             together = min(max(_DECODED_PIXELS // largest, 1), _DECODED)
             for first in range(0, len(left), together):

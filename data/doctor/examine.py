@@ -19,7 +19,7 @@ from PIL import Image
 from data.doctor.findings import Finding, Kind, Severity
 from data.doctor.report import NOTHING, DatasetReport, SplitReport, TruthScore, describe
 from data.index import CocoIndex, Selection, Source, select
-from data.pictures import UPRIGHT, Level, inspect_all, orientation
+from data.pictures import UPRIGHT, inspect_all, orientation
 from ssd.annotations import Annotations, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
@@ -215,7 +215,7 @@ def _examine_pictures(
     images = [image for image, path in enumerate(split.paths) if path and sizes_px[image].all()]
     paths = [split.paths[image] for image in images]
     with console.counting(len(paths), f"{split.report.split.value}: decoding {len(paths)} pictures") as count:
-        defects = inspect_all(paths, sizes_px[images], Level.full, threads, count)
+        defects = inspect_all(paths, sizes_px[images], True, threads, count)
     for number, (image, path) in enumerate(zip(images, paths, strict=True)):
         if defect := defects.get(number):
             kind = Kind[defect.kind.replace(" ", "_")]

@@ -21,7 +21,7 @@ from PIL import Image
 from data import pictures
 from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
 from data.index import CocoIndex, Selection, read_index
-from data.pictures import ImageDefect, Level, exclude, find_bad_images, inspect_all, replace_bad
+from data.pictures import ImageDefect, exclude, find_bad_images, inspect_all, replace_bad
 from ssd.console import RunConsole
 from ssd.errors import UserError
 from ssd.image import PictureError, read_picture
@@ -94,8 +94,8 @@ def write_all(folder: Path, contents: list[bytes]) -> list[str]:
     return paths
 
 
-def inspect(paths: list[str], level: Level = Level.full, **given: Any) -> dict[int, ImageDefect]:
-    return inspect_all(paths, np.tile((WIDTH, HEIGHT), (len(paths), 1)), level, workers=1, **given)
+def inspect(paths: list[str], decode: bool = True, **given: Any) -> dict[int, ImageDefect]:
+    return inspect_all(paths, np.tile((WIDTH, HEIGHT), (len(paths), 1)), decode, workers=1, **given)
 
 
 def decodes(paths: list[str]) -> list[bool]:
@@ -180,9 +180,9 @@ if os.geteuid() != 0:  # the superuser may read every file
     CASES["forbidden"] = (forbid, "unreadable", "permissions forbid it")
 
 
-@pytest.mark.parametrize("level", Level)
+@pytest.mark.parametrize("decode", [False, True])
 def test_each_bad_file_and_no_other_is_said_to_be_what_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: Level
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode: bool
 ) -> None:
     """In groups that end anywhere, from a folder with another package called data."""
     monkeypatch.setattr(pictures, "_GROUP", 7)
@@ -197,7 +197,7 @@ def test_each_bad_file_and_no_other_is_said_to_be_what_it_is(
             make(Path(paths[-2]))
         Path(paths[-1]).write_bytes(good)
     done: list[int] = []
-    defects = inspect(paths, level, report=done.append)
+    defects = inspect(paths, decode, report=done.append)
     assert [*defects] == [*range(0, len(paths), 2)]
     for (name, (_, kind, detail)), defect in zip(CASES.items(), defects.values(), strict=True):
         assert (name, defect.kind) == (name, kind)
@@ -226,8 +226,8 @@ def test_a_tiff_is_bad_where_predict_refuses_it(tmp_path: Path) -> None:
         except PictureError:
             refused.append(number)
     assert refused == [3, 4, 5]
-    for level in Level:
-        defects = inspect(paths, level)
+    for decode in (False, True):
+        defects = inspect(paths, decode)
         assert [*defects] == refused
         assert {defect.kind for defect in defects.values()} == {"unsupported format"}
 
@@ -279,7 +279,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_damaged_bytes_are_judged_and_what_passes_trains(tmp_path: Path, contents: list[bytes]) -> None:
     paths = write_all(tmp_path, contents)
     defects = inspect(paths)
-    assert inspect(paths, Level.header).keys() <= defects.keys()
+    assert inspect(paths, decode=False).keys() <= defects.keys()
     good = [path for number, path in enumerate(paths) if number not in defects]
     assert all(decodes(good))
     count = len(good)
@@ -353,8 +353,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return opened
 
 
-def find(index: CocoIndex, cache: Path, level: Level = Level.header) -> dict[int, str]:
-    return find_bad_images(index, level, threads=1, cache=cache, console=RunConsole(is_main=True))
+def find(index: CocoIndex, cache: Path, decode: bool = False) -> dict[int, str]:
+    return find_bad_images(index, decode, threads=1, cache=cache, console=RunConsole(is_main=True))
 
 
 def cut(index: CocoIndex, image: int, size: int = 20) -> int:
@@ -374,7 +374,7 @@ def test_bad_images_are_found_by_header_or_by_every_pixel(index: CocoIndex, cach
     assert [*bad] == [short, empty, missing]
     assert bad[short].startswith(f"{index.path(1)} (image id {short}): its header is cut short")
     assert bad[missing] == f"{index.path(4)} (image id {missing}): there is no such file"
-    assert find(index, cache, Level.full).keys() == {short, empty, missing, int(index.image_ids[5])}
+    assert find(index, cache, decode=True).keys() == {short, empty, missing, int(index.image_ids[5])}
 
 
 def test_only_files_that_changed_are_opened_again(index: CocoIndex, cache: Path, opened: list[int]) -> None:
