@@ -18,28 +18,25 @@ Conventions, the same in both directions:
 - Pictures are linked or copied, never encoded again; their headers say what size they have.
 - A test split comes along where the source has annotations of it.
 - Ids of images and categories do not survive, nor do polygons: `area` is the box's.
-
-No library does this (releases of 2026): globox and labelformat take VOC's corners for 0-based and know
-neither splits nor `difficult`; supervision decodes every picture and forgets `difficult`.
+- No library does this (releases of 2026): globox and labelformat take VOC's corners for 0-based and know
+  neither splits nor `difficult`; supervision decodes every picture and forgets `difficult`.
 """
 
 import hashlib
 import os
-import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data.convert.coco import read_coco, write_coco
-from data.convert.dataset import SPLIT_NAMES, DataSet, Finding, Picture, Split
+from data.convert.dataset import SPLIT_NAMES, DataSet, Finding, Picture, Split, read_coco, write_coco
 from data.convert.voc import read_voc, write_voc
 from data.convert.yolo import read_yolo, write_yolo
 from ssd.config import formats_in
-from ssd.errors import UserError
+from ssd.errors import UserError, require
 
 FORMATS = {"coco": (read_coco, write_coco), "voc": (read_voc, write_voc), "yolo": (read_yolo, write_yolo)}
-LISTED_CATEGORIES = 10
+LISTED_DEFECTS = 20
 
 
 @dataclass(frozen=True)
@@ -63,22 +60,26 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
     listed, and for a folder that cannot be written or is not empty.
     """
     source = Path(os.path.abspath(source))
-    if not 0 < options.val_fraction < 1:
-        raise UserError(f"--val-fraction {options.val_fraction:g}: give a number between 0 and 1")
-    _check_formats(source, source_format, out, out_format)
+    fraction = options.val_fraction
+    require(0 < fraction < 1, "--val-fraction", fraction, "give a number between 0 and 1")
+    found = formats_in(source)
+    if found and source_format not in found:
+        name, sign = next(iter(found.items()))
+        what = f"a {name} data set, as {sign.name} shows"
+        raise UserError(f"{source} is {what}, not {source_format}; give `{name} {source}`")
+    if source_format == out_format:
+        raise UserError(f"{source} is {source_format} already; give another format with --to")
+    if not source.is_dir() and not found:
+        raise UserError(f"{source} is no folder; give the one that holds the data set")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there and is no empty folder; delete it, or give another one")
     read, write = FORMATS[source_format][0], FORMATS[out_format][1]
-    data, findings = read(source, options.classes_file)
-    train = {picture.file for picture in data.splits["train"]}
-    others = [picture for split, pictures in data.splits.items() if split != "train" for picture in pictures]
-    what = "pictures are in train and in another split: AP will not tell what was learned"
-    findings += [Finding(what, picture.file) for picture in others if picture.file in train]
+    data = read(source, options.classes_file)
+    findings = _check(data, source, options.classes_file or source)
     if "val" not in data.splits:
-        splits = data.splits | _split(data.splits["train"], options.val_fraction, options.seed)
-        splits = {split: splits[split] for split in SPLIT_NAMES if split in splits}
-        data = DataSet(data.categories, splits)
-        how = f"--val-fraction {options.val_fraction:g} --seed {options.seed}"
+        splits = data.splits | _split(data.splits["train"], fraction, options.seed)
+        data = replace(data, splits={split: splits[split] for split in SPLIT_NAMES if split in splits})
+        how = f"--val-fraction {fraction:g} --seed {options.seed}"
         findings.append(Finding(f"no validation split in the source: dealt by file name with {how}"))
     target = out.absolute()
     try:
@@ -90,24 +91,32 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
             unfinished.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    done = f"{source} ({source_format}) → {out} ({out_format})"
-    return [done, *_contents(data), *_counted(findings)]
+    return [f"{source} ({source_format}) → {out} ({out_format})", *_summary(data, findings)]
 
 
-def _check_formats(source: Path, source_format: str, out: Path, out_format: str) -> None:
-    """Raise UserError, with the command to give, for a source that is not what it is said to be."""
-    found = formats_in(source)
-    if found and source_format not in found:
-        name, sign = next(iter(found.items()))
-        to = "" if out_format in ("coco", name) else f" --to {out_format}"
-        command = shlex.join(["python", "scripts/convert_dataset.py", name, str(source), str(out)]) + to
-        fix = f"data.path={source} takes it" if name == out_format == "coco" else f"give `{command}`"
-        what = f"a {name.upper()} data set, as {sign.name} shows, not {source_format.upper()}"
-        raise UserError(f"{source} is {what}; {fix}")
-    if source_format == out_format:
-        raise UserError(f"{source} is {source_format} already; give another format with --to")
-    if not source.is_dir() and not found:
-        raise UserError(f"{source} is no folder; give the one that holds the data set")
+def _check(data: DataSet, source: Path, named_in: Path) -> list[Finding]:
+    """Return all findings. Raises UserError with the defects, or the category name that can't be used."""
+    pictures = [(split, picture) for split, members in data.splits.items() for picture in members]
+    findings = [*data.findings, *(finding for _, picture in pictures for finding in picture.findings)]
+    defects = [f"{finding.where}: {finding.what}" for finding in findings if finding.defect]
+    if len(defects) == 1:
+        raise UserError(defects[0])
+    if defects:
+        what = f"{source}: {len(defects)} problems, nothing was written; the first:"
+        raise UserError("\n  ".join([what, *defects[:LISTED_DEFECTS]]))
+    names = data.categories
+    if not names:
+        raise UserError(f"{named_in}: no category name; write one a line into a file and give --classes FILE")
+    for index, name in enumerate(names):
+        if not name or name != name.strip() or not name.isprintable() or names.index(name) < index:
+            raise UserError(
+                f"{named_in}: category name {index}, {name!r}, stands there twice, is blank, or has a space "
+                "at an end or a character that cannot be printed; rename it"
+            )
+    train = {picture.file for picture in data.splits["train"]}
+    what = "pictures are in train and in another split: AP will not tell what was learned"
+    leaks = [picture.file for split, picture in pictures if split != "train" and picture.file in train]
+    return [*findings, *(Finding(what, file) for file in leaks)]
 
 
 def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Split, list[Picture]]:
@@ -118,36 +127,27 @@ def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[
     """
     if len(pictures) < 2:
         raise UserError(f"{pictures[0].file} is the only picture, one split stays empty; add more")
-
-    def rank(picture: Picture) -> bytes:
-        return hashlib.sha256(f"{seed}/{picture.name}".encode()).digest()
-
+    ranked = sorted(pictures, key=lambda each: hashlib.sha256(f"{seed}/{each.name}".encode()).digest())
     count = min(max(round(val_fraction * len(pictures)), 1), len(pictures) - 1)
-    val = {picture.name for picture in sorted(pictures, key=rank)[:count]}
+    val = {each.name for each in ranked[:count]}
     return {
-        "train": [picture for picture in pictures if picture.name not in val],
-        "val": [picture for picture in pictures if picture.name in val],
+        "train": [each for each in pictures if each.name not in val],
+        "val": [each for each in pictures if each.name in val],
     }
 
 
-def _contents(data: DataSet) -> list[str]:
+def _summary(data: DataSet, findings: list[Finding]) -> list[str]:
+    """Return a line for each split, and for each kind of finding how often, by how many px, where first."""
     lines = []
     for split, pictures in data.splits.items():
         boxes = sum(len(picture.boxes) for picture in pictures)
         empty = sum(not picture.boxes for picture in pictures)
         lines.append(f"{split}: {len(pictures)} pictures ({empty} without boxes), {boxes} boxes")
-    named = [f"{place} {name}" for place, name in enumerate(data.categories[:LISTED_CATEGORIES], start=1)]
-    more = len(data.categories) - len(named)
-    lines.append(f"categories: {', '.join(named)}" + (f" and {more} more" if more else ""))
-    return lines
-
-
-def _counted(findings: Iterable[Finding]) -> list[str]:
-    """Return a line for each kind of finding: how often, by how many pixels at most, where first."""
+    names = (f"{place} {name}" for place, name in enumerate(data.categories, start=1))
+    lines.append(f"categories: {', '.join(names)}")
     by_kind: dict[str, list[Finding]] = {}
     for finding in findings:
         by_kind.setdefault(finding.what, []).append(finding)
-    lines = []
     for what, found in by_kind.items():
         most_px = max(finding.px for finding in found)
         by = f", by {most_px:.3g} px at most" if most_px else ""

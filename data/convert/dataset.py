@@ -1,40 +1,40 @@
-"""What the formats share: the data set between reading and writing, findings, and the files of both sides."""
+"""The data set between reading and writing, with its COCO layout, and what VOC and YOLO share."""
 
+import itertools
 import math
 import os
+import posixpath
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+import msgspec
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from data.pictures import UPRIGHT, orientation
+from ssd.annotations import Annotations, read_annotations
+from ssd.config import coco_place
 from ssd.errors import UserError
 
 Item = TypeVar("Item")
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 """What files and folders of a split are called."""
-Ltwh = tuple[float, float, float, float]
 
 EXACT_DECIMALS = 6
 """Decimals of a pixel that are written to COCO; a smaller difference is float noise."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CLASSES_FILE = "classes.txt"
 """Category names, one a line, in the order of their ids: written, and read where the source has one."""
-LINKS: dict[str, Callable[[Path, Path], object]] = {
-    "hard": os.link,
-    "symlink": os.symlink,
-    "copy": shutil.copy2,
-}
+LINKS: dict[str, Callable[[Path, Path], object]]
+LINKS = {"hard": os.link, "symlink": os.symlink, "copy": shutil.copy2}
 """How a picture gets into the new folder, by the value of --link."""
-LISTED_DEFECTS = 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Box:
     """An object; crowd: evaluation counts it neither as a hit nor as a miss."""
 
     category: str
-    ltwh_px: Ltwh
+    ltwh_px: tuple[float, float, float, float]
     crowd: bool = False
 
 
@@ -101,10 +101,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Category names in the order of their ids; pictures by split. A source may lack `val` and `test`."""
+    """Category names in the order of their ids; pictures by split. A source may lack `val` and `test`.
 
-    categories: tuple[str, ...]
+    findings: besides those of the pictures.
+    """
+
+    categories: Sequence[str]
     splits: dict[Split, list[Picture]]
+    findings: list[Finding]
 
 
 @contextmanager
@@ -128,23 +132,6 @@ def unless_test(split: Split, findings: list[Finding]) -> Iterator[None]:
         findings.append(Finding(f"test split left out: {error}"))
 
 
-def gather(
-    source: Path, findings: Sequence[Finding], splits: Mapping[Split, Sequence[Picture]]
-) -> list[Finding]:
-    """Return these findings and the pictures'; raise one UserError that lists the defects, if any."""
-    pictures = [picture for split in splits.values() for picture in split]
-    findings = [*findings, *(finding for picture in pictures for finding in picture.findings)]
-    defects = [f"{finding.where}: {finding.what}" for finding in findings if finding.defect]
-    if len(defects) == 1:
-        raise UserError(defects[0])
-    if defects:
-        lines = [f"{source}: {len(defects)} problems, nothing was written:", *defects[:LISTED_DEFECTS]]
-        if len(defects) > LISTED_DEFECTS:
-            lines.append(f"… and {len(defects) - LISTED_DEFECTS} more")
-        raise UserError("\n  ".join(lines))
-    return findings
-
-
 def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = None) -> Picture:
     """Return a picture without boxes; raise UserError where it cannot be read or has another size.
 
@@ -155,11 +142,8 @@ def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = No
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             turned = orientation(image) != UPRIGHT
             picture = Picture(file, name, image.width, image.height, len(image.getbands()))
-    except UnidentifiedImageError as error:
-        raise UserError(f"{file} is no picture that can be read; replace or remove it") from error
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{file} cannot be read ({reason}); replace or remove it") from error
+        raise UserError(f"{file} is no picture that can be read ({error}); replace or remove it") from error
     if size_px is not None and size_px != (picture.width, picture.height):
         raise UserError(
             f"says the picture has {size_px[0]:g}×{size_px[1]:g} pixels, its file has {picture.width}×"
@@ -182,34 +166,13 @@ def number(text: str, what: str) -> float:
     return value
 
 
-def check_names(names: Sequence[str], where: object) -> tuple[str, ...]:
-    """Return category names: at least one, none twice, each fit to be a line of a classes file.
+def read_lines(file: Path) -> list[str]:
+    """Return a text file's lines up to the last that is not blank, without white space at their ends.
 
     Raises UserError.
     """
-    if not names:
-        raise UserError(f"{where}: no category name; write one a line into a file and give --classes FILE")
-    for index, name in enumerate(names):
-        if not name or name != name.strip() or not name.isprintable() or names.index(name) < index:
-            raise UserError(
-                f"{where}: name {index}, {name!r}, stands there twice, is blank, or has a space at an end or "
-                "a character that cannot be printed; rename it"
-            )
-    return tuple(names)
-
-
-def read_names(classes_file: Path) -> tuple[str, ...]:
-    """Return the names of a classes file; blank lines at its end don't count. Raises UserError."""
-    lines = read_lines(classes_file)
-    while lines and not lines[-1]:
-        lines.pop()
-    return check_names(lines, classes_file)
-
-
-def read_lines(file: Path) -> list[str]:
-    """Return a text file's lines without white space at both ends or a byte-order mark; raise UserError."""
     try:
-        return [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines()]
+        return [line.strip() for line in read_bytes(file).decode("utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
 
@@ -247,23 +210,12 @@ def place_pictures(pictures: Sequence[Picture], folder: Path, link: str) -> None
             ) from error
 
 
-def write_annotations(text: str, folder: Path, suffix: str, picture: Picture) -> None:
-    """Write a picture's annotation file; raise UserError where another picture has the same one."""
-    file = folder / f"{picture.stem}{suffix}"
-    if file.exists():
+def write_text(file: Path, text: str, picture: Picture | None = None) -> None:
+    """Write a text file; raise UserError where another picture than this one has it."""
+    if file.exists() and picture is not None:
         raise UserError(
-            f"{picture.file}: another picture has the annotation file {picture.stem}{suffix} too; rename one"
+            f"{picture.file}: another picture has the annotation file {file.name} too; rename one"
         )
-    write_text(file, text)
-
-
-def write_names(names: Sequence[str], folder: Path) -> None:
-    """Write the classes file, so that the order of the categories survives the way there and back."""
-    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in names))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file; folders above it are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
@@ -272,3 +224,74 @@ def shown(items: Sequence[Item], title: str) -> Iterator[Item]:
     """Pass items on, with a progress bar in a terminal and silently elsewhere."""
     console = Console(stderr=True)
     yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def read_coco(source: Path, classes_file: Path | None) -> DataSet:
+    """Read the folder that `data.path=` names, with the splits it has annotations of.
+
+    Boxes without area inside their picture have no counterpart elsewhere: left out, and counted.
+    Raises UserError: at the first bad entry of an annotation file, with every bad picture.
+    """
+    if classes_file is not None:
+        raise UserError(f"--classes {classes_file}: COCO annotations name their categories; leave it out")
+    splits: dict[Split, list[Picture]] = {}
+    findings: list[Finding] = []
+    for split in SPLIT_NAMES:
+        file, folder = coco_place(source, f"{split}_annotations"), coco_place(source, f"{split}_images")
+        if not file.exists():
+            if split == "train":
+                raise UserError(f"{file} is missing; give a folder in COCO layout")
+            continue
+        content = read_annotations(file, f"data.{split}_annotations")
+        if split == "train":
+            categories = content.categories
+        categories.check_scored_by(content.categories, file)
+        splits[split] = []
+        for image in shown(range(len(content)), f"reading {split}"):
+            with defects_into(findings, f"{file}: images[{image}] (id {content.image_ids[image]})"):
+                splits[split].append(_read_picture(content, image, folder))
+    return DataSet(categories.names, splits, findings)
+
+
+def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture:
+    name = posixpath.normpath(annotations.file_names[image])
+    width, height = annotations.sizes_px[image].tolist()
+    picture = open_picture(folder / name, name, (width, height))
+    rows = slice(*annotations.box_starts[image : image + 2])
+    columns = (annotations.boxes_ltwh_px[rows], annotations.labels[rows], annotations.crowd[rows])
+    for ltwh_px, label, crowd in zip(*(column.tolist() for column in columns), strict=True):
+        try:
+            picture.add(Box(annotations.categories.name_of(label), tuple(ltwh_px), crowd), name)
+        except UserError:
+            what = "boxes without area inside their picture are left out"
+            picture.findings.append(Finding(what, name))
+    return picture
+
+
+def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
+    """Write all splits, ids counted from 1 through both, in the order given; `area` is the box's."""
+    category_ids = {name: place for place, name in enumerate(data.categories, start=1)}
+    categories = [{"id": place, "name": name} for name, place in category_ids.items()]
+    image_ids, annotation_ids = itertools.count(1), itertools.count(1)
+    for split, pictures in data.splits.items():
+        place_pictures(pictures, coco_place(folder, f"{split}_images"), link)
+        images, annotations = [], []
+        for picture in pictures:
+            image_id = next(image_ids)
+            size = {"width": picture.width, "height": picture.height}
+            images.append({"id": image_id, "file_name": picture.name, **size})
+            for box in picture.boxes:
+                _, _, width, height = ltwh_px = [round(value, EXACT_DECIMALS) for value in box.ltwh_px]
+                annotations.append(
+                    {
+                        "id": next(annotation_ids),
+                        "image_id": image_id,
+                        "category_id": category_ids[box.category],
+                        "bbox": ltwh_px,
+                        "area": round(width * height, EXACT_DECIMALS),
+                        "iscrowd": int(box.crowd),
+                    }
+                )
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        write_text(coco_place(folder, f"{split}_annotations"), msgspec.json.encode(document).decode())
+    return []

@@ -15,20 +15,15 @@ from data.convert.dataset import (
     Finding,
     Picture,
     Split,
-    check_names,
     defects_into,
     find_files,
-    gather,
     number,
     open_picture,
     place_pictures,
     read_bytes,
     read_lines,
-    read_names,
     shown,
     unless_test,
-    write_annotations,
-    write_names,
     write_text,
 )
 from ssd.errors import UserError
@@ -43,17 +38,17 @@ _Place = tuple[Path, Path, Path | None]
 """The folder of a split's xml files, that of its pictures, and the list of its stems, None for all."""
 
 
-def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
+def read_voc(source: Path, classes_file: Path | None) -> DataSet:
     """Read the devkit's Annotations and JPEGImages, folders called much like them, or xml beside pictures.
 
     Splits are the lists of ImageSets, else folders train, val or valid, and test, in these folders or around
     them; else all is one set. Without a validation split the data set has no `val`. classes_file: the
     categories and their order; else classes.txt of the source, else all names, sorted.
-    Raises UserError with every defect.
+    Raises UserError where there is nothing to read; what is wrong with single files is among the findings.
     """
     if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
-    known = None if classes_file is None else read_names(classes_file)
+    known = None if classes_file is None else read_lines(classes_file)
     findings: list[Finding] = []
     splits: dict[Split, list[Picture]] = {}
     for split, (annotations, folder, list_file) in _find_places(source).items():
@@ -61,27 +56,31 @@ def read_voc(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fin
         for name in find_files(folder, PICTURE_SUFFIXES):
             by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
         with unless_test(split, findings):
-            stems, missing = _find_stems(annotations, list_file)
+            stems = {os.path.splitext(name)[0] for name in find_files(annotations, (".xml",))}
             if not by_stem.keys() & stems:
                 raise UserError(f"no xml file of {annotations} has its picture in {folder}; {_LAYOUT}")
-            findings += missing
             if list_file is None:
                 what = "pictures without an xml file are left out"
                 alone = sorted(by_stem.keys() - stems)
                 findings += [Finding(what, folder / by_stem[stem][0]) for stem in alone]
+            else:
+                listed = set(filter(None, read_lines(list_file)))
+                if not listed & stems:
+                    raise UserError(
+                        f"{list_file}: none of its pictures has an xml file in {annotations}; correct it"
+                    )
+                stems = listed
             splits[split] = []
-            for stem in shown(stems, f"reading {split}"):
+            for stem in shown(sorted(stems), f"reading {split}"):
                 xml = annotations / f"{stem}.xml"
                 with defects_into(findings, xml):
                     splits[split].append(_read_picture(xml, folder, by_stem.get(stem, []), known))
-    findings = gather(source, findings, splits)
     boxes = [(picture, box) for split in splits.values() for picture in split for box in picture.boxes]
-    what = "difficult objects are marked iscrowd"
-    findings += [Finding(what, picture.file) for picture, box in boxes if box.crowd]
-    if known is None:
-        names = sorted({box.category for _, box in boxes})
-        known = check_names(names, f"{source}: <name> of the objects")
-    return DataSet(known, splits), findings
+    findings += [
+        Finding("difficult objects are marked iscrowd", picture.file) for picture, box in boxes if box.crowd
+    ]
+    names = sorted({box.category for _, box in boxes}) if known is None else known
+    return DataSet(names, splits, findings)
 
 
 def _find_places(source: Path) -> dict[Split, _Place]:
@@ -113,31 +112,7 @@ def _inside(folder: Path, *names: str) -> Path:
     return next((folders[name] for name in names if name in folders), folder)
 
 
-def _find_stems(annotations: Path, list_file: Path | None) -> tuple[list[str], list[Finding]]:
-    """Return the paths of the xml files to read, without suffix, sorted, and what the list names in vain."""
-    stems = [os.path.splitext(name)[0] for name in find_files(annotations, (".xml",))]
-    if not stems:
-        raise UserError(f"{annotations} holds no xml file; {_LAYOUT}")
-    if list_file is None:
-        return stems, []
-    present, listed = set(stems), read_lines(list_file)
-    if not any(listed):
-        raise UserError(f"{list_file} names no picture; add some, or remove the file")
-    if not present.intersection(listed):
-        raise UserError(f"{list_file}: none of its pictures has an xml file in {annotations}; correct it")
-    missing = [
-        Finding(
-            f"there is no {annotations / stem}.xml; add it, or remove the line",
-            f"{list_file}: line {row}",
-            defect=True,
-        )
-        for row, stem in enumerate(listed, start=1)
-        if stem and stem not in present
-    ]
-    return sorted(stem for stem in listed if stem in present), missing
-
-
-def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, ...] | None) -> Picture:
+def _read_picture(xml: Path, folder: Path, names: list[str], known: list[str] | None) -> Picture:
     """Read an xml file; names: the pictures of its stem, one where all is well.
 
     Its <filename> is not asked: it is often left over from before a renaming.
@@ -150,17 +125,11 @@ def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, .
     if root.tag != "annotation":
         raise UserError(f"begins with <{root.tag}>, a VOC file with <annotation>; remove it")
     if not names:
-        suffixes = " ".join(PICTURE_SUFFIXES)
-        raise UserError(
-            f"its picture is missing: no {xml.stem} with any of {suffixes} in {folder}; add it, or remove "
-            "the xml file"
-        )
+        raise UserError(f"its picture is missing in {folder}; add it, or remove the xml file")
     if len(names) > 1:
         raise UserError(f"may belong to {' or '.join(names)}; rename or remove all but one")
-    size, size_px = root.find("size"), None
-    if size is not None and (_text(size, "width"), _text(size, "height")) != ("0", "0"):  # 0: not known
-        size_px = number(_text(size, "width"), "width"), number(_text(size, "height"), "height")
-    picture = open_picture(folder / names[0], names[0], size_px)
+    width, height = (number(root.findtext(f"size/{side}") or "0", side) for side in ("width", "height"))
+    picture = open_picture(folder / names[0], names[0], (width, height) if width or height else None)
     for place, element in enumerate(root.findall("object"), start=1):
         where = f"{xml}: object {place}"
         with defects_into(picture.findings, where):
@@ -168,24 +137,23 @@ def _read_picture(xml: Path, folder: Path, names: list[str], known: tuple[str, .
     return picture
 
 
-def _read_object(element: Element, known: tuple[str, ...] | None) -> Box:
+def _read_object(element: Element, known: list[str] | None) -> Box:
     category = _text(element, "name")
     if known is not None and category not in known:
         raise UserError(f"the classes file has no {category!r}; correct it, or add a line there")
-    box = element.find("bndbox")
-    if box is None:
-        raise UserError("<object> has no <bndbox>; add it")
     sides = ("xmin", "ymin", "xmax", "ymax")
-    xmin, ymin, xmax, ymax = (number(_text(box, side), f"{category}: {side}") for side in sides)
-    difficult = number((element.findtext("difficult") or "").strip() or "0", f"{category}: difficult")
+    xmin, ymin, xmax, ymax = (
+        number(_text(element, f"bndbox/{side}"), f"{category}: {side}") for side in sides
+    )
+    difficult = number(element.findtext("difficult") or "0", f"{category}: difficult")
     # Pixels are counted from 1, and both corners are part of the box.
     return Box(category, (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1), crowd=difficult != 0)
 
 
-def _text(parent: Element, tag: str) -> str:
-    text = (parent.findtext(tag) or "").strip()
+def _text(thing: Element, path: str) -> str:
+    text = (thing.findtext(path) or "").strip()
     if not text:
-        raise UserError(f"<{parent.tag}> has no <{tag}>, or an empty one; fill it")
+        raise UserError(f"<object> has no {path}, or an empty one; fill it")
     return text
 
 
@@ -200,39 +168,31 @@ def write_voc(data: DataSet, folder: Path, link: str) -> list[Finding]:
     pictures = [*(trainval | of_splits.get("test", {})).values()]
     findings = []
     for picture in shown(pictures, "Annotations"):
-        root, found = _annotation(picture)
-        findings += found
-        write_annotations(tostring(root, encoding="unicode"), folder / "Annotations", ".xml", picture)
+        root = Element("annotation")
+        _fill(root, {"folder": "JPEGImages", "filename": PurePosixPath(picture.name).name})
+        size = {"width": picture.width, "height": picture.height, "depth": picture.channels}
+        _fill(SubElement(root, "size"), size)
+        _fill(root, {"segmented": 0})
+        for box in picture.boxes:
+            element = SubElement(root, "object")
+            flags = {"pose": "Unspecified", "truncated": 0, "difficult": int(box.crowd)}
+            _fill(element, {"name": box.category, **flags})
+            left, top, width, height = box.ltwh_px
+            xmin, xmax = _nearest_pixels(left, left + width, picture.width)
+            ymin, ymax = _nearest_pixels(top, top + height, picture.height)
+            _fill(SubElement(element, "bndbox"), {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax})
+            if (xmin - 1, ymin - 1, xmax, ymax) != (left, top, left + width, top + height):
+                findings.append(Finding("boxes are rounded to VOC's whole pixels", picture.file))
+            if box.crowd:
+                findings.append(Finding("crowd boxes are marked difficult", picture.file))
+        indent(root)
+        write_text(folder / f"Annotations/{picture.stem}.xml", tostring(root, encoding="unicode"), picture)
     place_pictures(pictures, folder / "JPEGImages", link)
     for name, members in (*data.splits.items(), ("trainval", trainval.values())):
         stems = "".join(f"{picture.stem}\n" for picture in members)
         write_text(folder / f"ImageSets/Main/{name}.txt", stems)
-    write_names(data.categories, folder)
+    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
     return findings
-
-
-def _annotation(picture: Picture) -> tuple[Element, list[Finding]]:
-    findings = []
-    root = Element("annotation")
-    _fill(root, {"folder": "JPEGImages", "filename": PurePosixPath(picture.name).name})
-    size = {"width": picture.width, "height": picture.height, "depth": picture.channels}
-    _fill(SubElement(root, "size"), size)
-    _fill(root, {"segmented": 0})
-    for box in picture.boxes:
-        element = SubElement(root, "object")
-        flags = {"pose": "Unspecified", "truncated": 0, "difficult": int(box.crowd)}
-        _fill(element, {"name": box.category, **flags})
-        left, top, width, height = box.ltwh_px
-        xmin, xmax = _nearest_pixels(left, left + width, picture.width)
-        ymin, ymax = _nearest_pixels(top, top + height, picture.height)
-        _fill(SubElement(element, "bndbox"), {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax})
-        moves = (xmin - 1 - left, ymin - 1 - top, xmax - left - width, ymax - top - height)
-        if moved_px := max(map(abs, moves)):
-            findings.append(Finding("boxes are rounded to VOC's whole pixels", picture.file, moved_px))
-        if box.crowd:
-            findings.append(Finding("crowd boxes are marked difficult", picture.file))
-    indent(root)
-    return root, findings
 
 
 def _fill(element: Element, values: Mapping[str, object]) -> None:

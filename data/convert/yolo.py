@@ -15,29 +15,22 @@ from data.convert.dataset import (
     Finding,
     Picture,
     Split,
-    check_names,
     defects_into,
     find_files,
-    gather,
     number,
     open_picture,
     place_pictures,
     read_bytes,
     read_lines,
-    read_names,
     shown,
     unless_test,
-    write_annotations,
-    write_names,
+    write_text,
 )
 from ssd.errors import UserError
 
 _CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES_FILES = (CLASSES_FILE, "obj.names")
 _USUAL_PLACES = ("{}.txt", "images/{}", "images/{}2017", "{}/images", "{}")
-_PLACES_WITHOUT_SPLITS = ("images", "obj_train_data", "")
-_LARGEST = 2.0
-"""A coordinate beyond this many pictures is taken for pixels."""
 _Entry = tuple[Path, Path, str]
 """A label file, which may be missing; its picture's file and name in the split."""
 
@@ -50,14 +43,14 @@ class _Config(msgspec.Struct):
     val: str | list[str] | None = None
     test: str | list[str] | None = None
     names: list[str] | dict[int, str] | None = None
-    nc: int | None = None
 
 
-def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Finding]]:
+def read_yolo(source: Path, classes_file: Path | None) -> DataSet:
     """Read a folder or data.yaml; splits are where that says, else where tools put them, else all is one set.
 
     classes_file: the category names by index; else data.yaml, classes.txt or obj.names of the source. A
-    picture without a label file is one without objects. Raises UserError with every defect.
+    picture without a label file is one without objects. Raises UserError where there is nothing to read; what
+    is wrong with single files is among the findings.
     """
     config_file = next((source / name for name in _CONFIG_FILES if (source / name).exists()), None)
     if source.is_file():
@@ -80,31 +73,27 @@ def read_yolo(source: Path, classes_file: Path | None) -> tuple[DataSet, list[Fi
             for labels, file, name in shown(entries, f"reading {split}"):
                 with defects_into(findings, labels):
                     splits[split].append(_read_picture(labels, file, name, names))
-    return DataSet(names, splits), gather(source, findings, splits)
+    return DataSet(names, splits, findings)
 
 
 def _category_names(
     source: Path, config_file: Path | None, config: _Config, classes_file: Path | None
-) -> tuple[str, ...]:
-    if classes_file is None and config.names is None:
+) -> list[str]:
+    names = config.names
+    if classes_file is None and names is None:
         classes_file = next((source / name for name in _NAMES_FILES if (source / name).exists()), None)
     if classes_file is not None:
-        return read_names(classes_file)
-    names = config.names
+        return read_lines(classes_file)
     if names is None:
         raise UserError(
             f"{source}: no data.yaml with `names`, no {' and no '.join(_NAMES_FILES)} names its categories; "
             "write one a line into a file and give --classes FILE"
         )
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise UserError(
-                f"{config_file}: the indices of `names` are {sorted(names)}; number them 0, 1, 2, …"
-            )
-        names = [names[index] for index in range(len(names))]
-    if config.nc not in (None, len(names)):
-        raise UserError(f"{config_file}: nc is {config.nc} and `names` has {len(names)}; correct one of them")
-    return check_names(names, f"{config_file}: `names`")
+    if isinstance(names, list):
+        return names
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{config_file}: the indices of `names` are {sorted(names)}; number them 0, 1, 2, …")
+    return [names[index] for index in range(len(names))]
 
 
 def _configured_places(source: Path, config: _Config) -> dict[Split, list[Path]]:
@@ -137,13 +126,10 @@ def _usual_places(source: Path) -> dict[Split, list[Path]]:
         paths = [source / pattern.format(name) for pattern in _USUAL_PLACES for name in names]
         if found := next(filter(Path.exists, paths), None):
             places[split] = [found]
-    if "train" in places:
-        return places
-    if "val" in places:
-        raise UserError(
-            f"{source} has {places['val'][0].name} and no train beside it; add train, or rename it"
-        )
-    return {"train": [next(source / name for name in _PLACES_WITHOUT_SPLITS if (source / name).exists())]}
+    if "train" not in places:
+        images = source / "images"
+        places = {"train": [images if images.exists() else source]}
+    return places
 
 
 def _find_entries(source: Path, places: list[Path]) -> tuple[list[_Entry], list[Finding]]:
@@ -194,13 +180,11 @@ def _in_list(source: Path, list_file: Path) -> tuple[list[_Entry], list[Finding]
 def _label_file(source: Path, picture: Path) -> Path:
     """Return images/…/a.jpg → labels/…/a.txt for the last `images` of the path, else the txt beside."""
     base = source if picture.is_relative_to(source) else Path(picture.anchor)
-    folders = list(picture.relative_to(base).parent.parts)
-    if "images" in folders:
-        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
-    return base.joinpath(*folders, picture.with_suffix(".txt").name)
+    above, images, below = f"/{picture.relative_to(base).with_suffix('.txt')}".rpartition("/images/")
+    return base / f"{above}/labels/{below}".lstrip("/") if images else picture.with_suffix(".txt")
 
 
-def _read_picture(labels: Path, file: Path, name: str, names: tuple[str, ...]) -> Picture:
+def _read_picture(labels: Path, file: Path, name: str, names: list[str]) -> Picture:
     has_labels = labels.exists()
     lines = read_lines(labels) if has_labels else []
     picture = open_picture(file, name)
@@ -218,7 +202,7 @@ def _read_picture(labels: Path, file: Path, name: str, names: tuple[str, ...]) -
     return picture
 
 
-def _read_object(words: list[str], names: tuple[str, ...], picture: Picture) -> Box:
+def _read_object(words: list[str], names: list[str], picture: Picture) -> Box:
     """Return the box of `class cx cy w h`, or the one around the polygon `class x y x y x y …`."""
     index = number(words[0], "class index")
     if index not in range(len(names)):
@@ -234,10 +218,6 @@ def _read_object(words: list[str], names: tuple[str, ...], picture: Picture) -> 
         width, height = max(values[::2]) - left, max(values[1::2]) - top
     else:
         raise UserError(f"{len(words)} numbers, neither class cx cy w h nor class x y x y x y …; correct it")
-    if max(map(abs, values)) > _LARGEST:
-        raise UserError(
-            f"coordinate {max(values, key=abs):g} is not relative to the picture; divide by its size"
-        )
     ltwh_px = (left * picture.width, top * picture.height, width * picture.width, height * picture.height)
     return Box(names[int(index)], ltwh_px)
 
@@ -262,10 +242,10 @@ def write_yolo(data: DataSet, folder: Path, link: str) -> list[Finding]:
                 cx, cy = (left + width / 2) / full_width, (top + height / 2) / full_height
                 index = indices[box.category]
                 lines.append(f"{index} {cx!r} {cy!r} {width / full_width!r} {height / full_height!r}\n")
-            write_annotations("".join(lines), folder / "labels" / split, ".txt", picture)
+            write_text(folder / f"labels/{split}/{picture.stem}.txt", "".join(lines), picture)
         place_pictures(pictures, folder / "images" / split, link)
     # Without `path` the folders are relative to the file.
     config = {split: f"images/{split}" for split in data.splits} | {"names": dict(enumerate(data.categories))}
     (folder / "data.yaml").write_bytes(msgspec.yaml.encode(config))
-    write_names(data.categories, folder)
+    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
     return findings

@@ -75,7 +75,7 @@ def test_what_comes_back(source: Path, tmp_path: Path, middle: str, most_px: flo
                     assert one[1] == other[1]
                 sides = np.array([[*box[:2], box[0] + box[2], box[1] + box[3]] for box in (one[1], other[1])])
                 assert np.abs(sides[0] - sides[1]).max() <= most_px + 1e-9
-    rounded = [line for line in said if "rounded to VOC's whole pixels, by 0.5 px at most" in line]
+    rounded = [line for line in said if "rounded to VOC's whole pixels" in line]
     assert len(rounded) == (middle == "voc")
 
 

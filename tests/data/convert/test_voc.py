@@ -151,29 +151,29 @@ DAMAGE = {
     "entities": (write("Annotations/a.xml", BOMB), r"a\.xml: is broken xml \(limit on input amplification"),
     "other root": (write("Annotations/a.xml", b"<html/>"), r"begins with <html>, a VOC file with <ann"),
     "unreadable": (folder_for_file("Annotations/a.xml"), r"^[^:]*a.xml: cannot be read .Is a directory"),
-    "no picture": (away("JPEGImages/a.png"), r"a\.xml: its picture is missing: no a with .*; add"),
-    "no xml": (away("Annotations/a.xml"), r"train\.txt: line 1: there is no .*Annotations/a\.xml; add it"),
+    "no picture": (away("JPEGImages/a.png"), r"a\.xml: its picture is missing in .*; add"),
+    "no xml": (away("Annotations/a.xml"), r"Annotations/a\.xml: cannot be read \(No such file"),
     "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), r"train\.txt: none of its pict"),
     "two pictures": (write("JPEGImages/a.bmp", b""), r"a\.xml: may belong to a.bmp or a.png; rename"),
-    "bytes": (write("JPEGImages/a.png", b"x"), r"a\.xml: .*a\.png is no picture that can be read; replace"),
+    "bytes": (write("JPEGImages/a.png", b"x"), r"a\.png is no picture that can be read .*; replace"),
     "size": (xml(DOG, size=(100, 200)), r"says .* 100×200 .* has 200×100; correct"),
     "size text": (xml(DOG, size=("w", 1)), r"a\.xml: width 'w' is no number"),
     "xmin text": (thing("dog", "left", 1, 9, 9), r"a\.xml: object 2: dog: xmin 'left' is no number; correct"),
     "NaN": (thing("dog", 1, "nan", 9, 9), r"a\.xml: object 2: dog: ymin 'nan' is no number"),
-    "xmax empty": (thing("dog", 1, 1, "", 9), r"object 2: <bndbox> has no <xmax>, or an empty one; fill it"),
+    "xmax empty": (thing("dog", 1, 1, "", 9), r"object 2: <object> has no bndbox/xmax, or an empty one;"),
     "inverted": (thing("dog", 50, 1, 20, 9), r"a\.xml: object 2: box .*-29.0, 9.0.* px has no area"),
     "beside": (thing("dog", 201, 1, 210, 9), r"a\.xml: object 2: box .*\(200.0, .* 200×100; correct"),
     "boundless": (thing("dog", -1e308, 1, 1e308, 9), r"a\.xml: object 2: box .* inf, 9.0.* px has no area"),
-    "no name": (thing(" ", 1, 1, 9, 9), r"object 2: <object> has no <name>, or an empty"),
-    "no bndbox": (xml("<object><name>dog</name></object>"), r"object 1: <object> has no <bndbox>; add it"),
+    "no name": (thing(" ", 1, 1, 9, 9), r"object 2: <object> has no name, or an empty"),
+    "no bndbox": (xml("<object><name>dog</name></object>"), r"object 1: <object> has no bndbox/xmin, or"),
     "difficult": (
         thing("dog", 1, 1, 9, 9, difficult="<difficult>yes</difficult>"),
         r"object 2: dog: difficult 'yes' is no number",
     ),
     "class": (write("classes.txt", b"cat"), r"v\.xml: object 1: the classes file has no 'dog'; correct"),
     "no pictures": (away("JPEGImages"), "no xml file of .*/Annotations has its picture in .*voc; give"),
-    "no annotations": (lambda source: shutil.rmtree(source / "Annotations"), "holds no xml file; give"),
-    "empty list": (write("ImageSets/Main/train.txt", b"\n"), r"Main/train\.txt names no picture; add"),
+    "no annotations": (lambda source: shutil.rmtree(source / "Annotations"), "no xml file of .*; give"),
+    "empty list": (write("ImageSets/Main/train.txt", b"\n"), r"Main/train\.txt: none of its pict"),
 }  # fmt: skip
 
 
@@ -196,5 +196,6 @@ def test_every_problem_is_told_at_once_and_the_first_are_listed(tmp_path: Path) 
         to_coco(source, "voc", tmp_path / "out")
     assert len(str(caught.value).splitlines()) == 6
     voc_xml(source / "Annotations" / "b.xml", *bad * 10)
-    with pytest.raises(UserError, match=r"(?s)23 problems, .*… and 3 more$"):
+    with pytest.raises(UserError, match="23 problems, nothing was written; the first:") as caught:
         to_coco(source, "voc", tmp_path / "out")
+    assert len(str(caught.value).splitlines()) == 21
