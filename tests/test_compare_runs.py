@@ -6,39 +6,35 @@ import re
 from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from scripts import compare_runs
-from scripts.compare_runs import chance, interval, main, reach, welch
-from ssd.cli import as_plain, as_yaml
-from ssd.config import DataConfig, OptimizerConfig, TrainConfig
+from scripts.compare_runs import chance, interval, main, welch
+from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
-from ssd.training.state import MUST_STAY
 from tests.data.coco_folder import DOCUMENT
 
 pytestmark = pytest.mark.unit
 
 
-def leave_run(folder: Path, aps: Sequence[float | None] = (0.1, 0.2), losses: int = 4, **keys: Any) -> Path:
-    """Leave what compare_runs reads of a run: `losses` records, then evaluations."""
-    keys = {"data.path": "coco"} | {key.replace("__", "."): value for key, value in keys.items()}
-    data = {key[5:]: keys.pop(key) for key in [*keys] if key.startswith("data.")}
-    optimizer = {key[10:]: keys.pop(key) for key in [*keys] if key.startswith("optimizer.")}
-    config = TrainConfig(
-        name=folder.name, data=DataConfig(**data), optimizer=OptimizerConfig(**optimizer), **keys
-    )
+def leave_run(name: str, aps: Sequence[float] = (0.1, 0.2), losses: int = 4, **keys: Any) -> Path:
+    """Leave what compare_runs reads of a run: `losses` records, then evaluations. keys: with dots."""
+    folder = Path(name)
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(as_yaml(config))
+    config = OmegaConf.structured(TrainConfig(name=folder.name))
+    for key, value in ({"data.path": "coco"} | keys).items():
+        OmegaConf.update(config, key, value)
+    OmegaConf.save(config, folder / "config.yaml")
     train = [
         {"step": 5 * k + 5, "epoch": 0, "loss": 9 - k / losses, "learning_rate": 1e-3} for k in range(losses)
     ]
     scored = [{"step": 100 * k, "epoch": k} | dict.fromkeys(NAMES, ap) for k, ap in enumerate(aps, start=1)]
-    lines = map(json.dumps, [*train, *scored])
-    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in [*train, *scored]))
     return folder
 
 
@@ -56,32 +52,28 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("t", [0.0, 1e-6, 0.3, 1.0, 2.5, 12.7, 700.0])
-def test_students_t_is_that_of_the_closed_forms(t: float):
-    for freedom, tails in {
-        1: 1 - 2 / math.pi * math.atan(t),
-        2: 1 - t / math.sqrt(2 + t * t),
-        4: 1 - t * (t * t + 6) / (t * t + 4) ** 1.5,
-    }.items():
-        assert float(chance(t, freedom)) == pytest.approx(tails, rel=1e-9, abs=1e-13)
-        if 1e-9 < tails < 0.3:
-            assert reach(freedom, tails) == pytest.approx(t, rel=1e-6)
+def test_students_t_is_that_of_the_closed_forms():
+    for t in (0.0, 1e-6, 0.3, 1.0, 2.5, 12.7, 700.0):
+        tails = {
+            1: 1 - 2 / math.pi * math.atan(t),
+            2: 1 - t / math.sqrt(2 + t * t),
+            4: 1 - t * (t * t + 6) / (t * t + 4) ** 1.5,
+        }
+        for freedom, both in tails.items():
+            assert float(chance(t, freedom)) == pytest.approx(both, rel=1e-9, abs=1e-13)
 
 
 def test_intervals_and_welchs_test_are_scipys():
-    for freedom, t in {1: 12.706204736174705, 4.7: 2.620726075353173, 100: 1.983971518523552}.items():
-        assert reach(freedom) == pytest.approx(t, rel=1e-12)
+    for count, t in {2: 12.706204736174705, 101: 1.983971518523552}.items():
+        values = [float(k) for k in range(count)]
+        half = t * stdev(values) / math.sqrt(count)
+        assert interval(values)[1] - fmean(values) == pytest.approx(half, rel=1e-12)
     first, other = (0.478, 0.489, 0.482), (0.501, 0.497, 0.512, 0.493)
     assert interval(first) == pytest.approx((0.4691689065761543, 0.49683109342384557), rel=1e-12)
-    # scipy.stats.ttest_ind(other, first, equal_var=False) of scipy 1.17.1, and its confidence_interval(0.95)
-    expected = (0.01775, 0.004371880710521326, 0.031128119289478874, 0.019042332208466056)
-    assert welch(first, other, 1) == pytest.approx(expected, rel=1e-9)
-    of_three = (0.01775, -0.0006462240189759154, 0.036146224018976145, 0.019042332208466056 * 3)
-    assert welch(first, other, 3) == pytest.approx(of_three, rel=1e-9)  # confidence_interval(1 − 0.05 / 3)
-    assert welch(other, first, 1)[0] == pytest.approx(-expected[0])
-    assert welch(first, other, 30)[3] == pytest.approx(expected[3] * 30)
-    assert welch((0.1, 0.3), (0.2, 0.2), 9)[3] == 1.0
-    assert all(map(math.isnan, welch((0.2, 0.2), (0.3, 0.3), 1)[1:]))
+    # scipy.stats.ttest_ind(other, first, equal_var=False) of scipy 1.17.1
+    assert welch(first, other) == pytest.approx(0.019042332208466056, rel=1e-9)
+    assert welch(other, first) == pytest.approx(0.019042332208466056, rel=1e-9)
+    assert math.isnan(welch((0.2, 0.2), (0.3, 0.3)))
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_config_and_tested_against_others(
@@ -89,169 +81,134 @@ def test_runs_that_differ_in_the_seed_alone_are_one_config_and_tested_against_ot
 ):
     for seed, ap in enumerate((0.478, 0.489, 0.482)):
         unshaping = {"data.threads": seed + 1, "data.cache": f"cache{seed}"}
-        leave_run(Path(f"runs/a{seed}"), (0.3, ap), seed=seed, **unshaping)
+        leave_run(f"runs/a{seed}", (0.3, ap), seed=seed, **unshaping)
     for seed, ap in enumerate((0.501, 0.497, 0.512, 0.493)):
-        leave_run(Path(f"runs/b{seed}"), (0.6, ap), seed=seed, optimizer__learning_rate=5e-4)
+        leave_run(f"runs/b{seed}", (0.6, ap), seed=seed, **{"optimizer.learning_rate": 5e-4})
     page = compare("runs")
     assert "runs: 7, configs: 2" in page
-    sentence = (
-        "AP of runs/b0 and 3 more against runs/a0 and 2 more: +0.018, 95 % interval +0.004 to +0.031, "
-        "p = 0.019: higher by more than seeds explain."
+    headline = (
+        "AP of runs/a0 and 2 more: 0.483, 95 % interval 0.469 to 0.497. "
+        "AP of runs/b0 and 3 more: 0.501, 95 % interval 0.488 to 0.514; "
+        "against runs/a0 and 2 more +0.018, p = 0.019: the configs differ."
     )
-    headline = f"runs/b2 ends with the highest AP, 0.512. {sentence}"
     assert headline in page
     assert headline in capsys.readouterr().out.replace("\n", " ")
-    assert "AP50 of runs/a0 and 2 more| 3| 0.483| 0.006| 0.469| 0.497|| AP" in page
+    assert "AP50 of runs/a0 and 2 more| 3| 0.483| 0.006| 0.469| 0.497| –| –|| AP" in page
     assert "runs/b1| 1| 200| 0.497| 0.497| 0.497| 0.497| 0.497| 0.497| 0.600| 100| 8.250|" in page
     keys = page[page.index("Keys that differ run|") :]
-    assert keys.startswith(
-        "Keys that differ run| name| seed| data.threads| data.cache| optimizer.learning_rate|"
+    assert keys[len("Keys that differ run| ") :].startswith(
+        "name| seed| data.threads| data.cache| optimizer.learning_rate|"
     )
     assert "runs/a2| a2| 2| 3| cache2| 0.0026|" in keys
     assert "runs/b0| b0| 0| null| null| 0.0005|" in keys
 
 
-def test_no_key_that_shapes_a_run_counts_as_shaping_nothing():
-    keys = {
-        f"{section}.{key}" if isinstance(values, dict) else section
-        for section, values in as_plain(TrainConfig(name="a")).items()
-        for key in (values if isinstance(values, dict) else [""])
-    }
-    assert keys >= compare_runs.SHAPING_NOTHING
-    assert compare_runs.SHAPING_NOTHING & {*MUST_STAY} == {"seed"}
-
-
-def test_a_key_of_another_version_makes_another_config():
-    leave_run(Path("a"), seed=0)
-    config = leave_run(Path("b"), seed=1) / "config.yaml"
+def test_a_key_of_another_version_is_shown():
+    config = leave_run("b", seed=1) / "config.yaml"
     config.write_text(config.read_text() + "new: {key: 1}\n")
-    page = compare("a", "b")
-    assert "runs: 2, configs: 2" in page
-    assert "a| a| 0| no such key| b| b| 1| 1|" in page
+    assert "a| a| 0| no such key| b| b| 1| 1|" in compare(str(leave_run("a", seed=0)), "b")
 
 
 @pytest.mark.parametrize(
     ("left", "said"),
     [
-        ({"a": {}}, "No interval and no test without two evaluated seeds: a."),
-        ({"a": {}, "b": {"seed": 1, "aps": ()}}, "two evaluated seeds: a and 1 more."),
-        ({"a": {}, "b": {"seed": 1, "aps": (0.1, 0.24)}}, "0.474| two seeds: the interval is wide|"),
-        ({"a": {}, "b": {"seed": 1, "aps": (0.3,)}, "c": {"aps": (0.9,)}}, "AP of a and 2 more| 2| 0.250|"),
-        ({"a": {}, "b": {}}, "a and 1 more: a seed is there twice; the first of its runs alone counts"),
-        (
-            {"a": {}, "b": {"seed": 1, "aps": (0.3,)}},
-            "a and 1 more: the last evaluations are after 100 to 200",
-        ),
+        ({"a": {}}, "there is none: 1 of 1 configs."),
+        ({"a": {}, "b": {"seed": 1, "aps": ()}}, "No config has two evaluated seeds."),
+        ({"a": {}, "b": {"seed": 1, "aps": (0.24,)}}, "to 0.474. Too few seeds, so that an interval is wide"),
+        ({"a": {}, "b": {"seed": 1, "aps": (0.3,)}, "c": {"aps": (0.9,)}}, "AP of a and 2 more| 2| 0.600|"),
         ({"a": {}, "b": {"data.path": "other"}}, "Numbers on different sets can't be compared: coco/"),
         ({"a": {}, "b": {"data.limit": 8}}, "instances_val2017.json (data.limit=8)."),
-        ({"a": {}, "b": {"data.path": "coco/"}}, "runs: 2, configs: 1"),
         ({"a": {}, "b": {"data.train_images": "other"}}, "runs: 2, configs: 2"),
-        ({"a": {"aps": (-1.0,)}}, "| –| –|"),
+        ({"a": {}, "b": {"optimizer.momentum": 0.5}}, "runs: 2, configs: 2"),
     ],
 )
-def test_what_keeps_numbers_from_being_compared_is_said(
-    left: dict[str, dict[str, Any]], said: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(compare_runs, "curves", lambda _: [])  # most of the time, and nothing of it is read
+def test_what_keeps_numbers_from_being_compared_is_said(left: dict[str, dict[str, Any]], said: str):
     for name, keys in left.items():
-        leave_run(Path(name), **keys)
+        leave_run(name, **keys)
     assert said in compare(*left)
 
 
-def test_configs_on_another_set_or_without_a_spread_are_not_tested():
+def test_configs_on_another_set_or_without_a_spread_are_not_said_to_differ():
     for seed in (0, 1):
-        leave_run(Path(f"a{seed}"), (0.2 + seed / 100,), seed=seed)
-        leave_run(Path(f"b{seed}"), (0.9 + seed / 100,), seed=seed, **{"data.path": "other"})
-    page = compare("a0", "a1", "b0", "b1").lower()
-    assert "against" not in page
-    assert "highest" not in page
-    for seed in (0, 1):
-        leave_run(Path(f"c{seed}"), (0.0,), seed=seed, optimizer__momentum=0.5)
-        leave_run(Path(f"d{seed}"), (0.0,), seed=seed, optimizer__momentum=0.6)
+        leave_run(f"a{seed}", (0.2 + seed / 100,), seed=seed)
+        leave_run(f"b{seed}", (0.9 + seed / 100,), seed=seed, **{"data.path": "other"})
+        leave_run(f"c{seed}", (0.0,), seed=seed, **{"optimizer.momentum": 0.5})
+        leave_run(f"d{seed}", (0.0,), seed=seed, **{"optimizer.momentum": 0.6})
+    page = compare("a0", "a1", "b0", "b1")
+    assert "; against" not in page
+    assert "Classes" not in page
     page = compare("c0", "c1", "d0", "d1")
-    assert "AP of d0 and 1 more| 0.000| –| –| –| no spread, no test; two seeds are few|" in page
+    assert "AP of d0 and 1 more| 2| 0.000| 0.000| 0.000| 0.000| 0.000| –| no difference is shown|" in page
 
 
 def test_a_folder_stands_for_the_runs_in_it_and_none_counts_twice():
     for number in (10, 9, 2, 0):
-        leave_run(Path(f"sweep/{number}"), seed=number)
+        leave_run(f"sweep/{number}", seed=number)
     Path("sweep/no_run").mkdir()
-    page = compare("sweep/2", "sweep", "sweep/../sweep/2/")
+    page = compare("sweep/2", "sweep", "./sweep/2/")
     assert "runs: 4, configs: 1" in page
     assert re.findall(r"sweep/(\d+)\| \d+\| 200", page) == ["2", "0", "9", "10"]
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("file", "content", "said"),
     [
-        (
-            lambda run: (run / "metrics.jsonl").unlink(),
-            "a holds no run (metrics.jsonl), nor does a folder in it",
-        ),
-        (
-            lambda run: (run / "config.yaml").unlink(),
-            "a can't be read as a run (.*config.yaml.*); leave it out",
-        ),
-        (lambda run: (run / "config.yaml").write_text("a: [1"), "a can't be read as a run (.*line 1"),
-        (lambda run: (run / "config.yaml").write_text("- 1"), "a can't be read as a run"),
-        (lambda run: (run / "config.yaml").write_text("x"), "a can't be read as a run"),
-        (lambda run: (run / "config.yaml").write_text("{}"), "a can't be read as a run (data.path=null"),
-        (lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\xfa"), "a can't be read as a run"),
-        (lambda run: (run.parent / "compare.html").mkdir(), "out=compare.html names the folder"),
+        ("metrics.jsonl", None, r"a holds no run \(metrics.jsonl\), nor does a folder in it"),
+        ("config.yaml", None, r"a can't be read as a run \(.*config.yaml.*\); leave it out"),
+        ("config.yaml", b"a: [1", r"a can't be read as a run \(.*line 1"),
+        ("config.yaml", b"- 1", "a can't be read as a run"),
+        ("config.yaml", b"{}", r"a can't be read as a run \(data.path=null"),
+        ("config.yaml", b"\xff\xfe\xfa", "a can't be read as a run"),
     ],
 )
-def test_what_is_no_run_is_refused_in_one_line(damage: Any, said: str):
-    damage(leave_run(Path("a")))
-    with pytest.raises(UserError, match=said.replace("(", r"\(").replace(")", r"\)")) as raised:
+def test_what_is_no_run_is_refused_in_one_line(file: str, content: bytes | None, said: str):
+    run = leave_run("a")
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_bytes(content)
+    with pytest.raises(UserError, match=said) as raised:
         compare("a")
     assert "\n" not in str(raised.value)
+
+
+def test_no_runs_and_no_file_to_write_are_refused():
     with pytest.raises(UserError, match="RUN=null: give the folders of runs"):
         main(["out=other.html"])
+    with pytest.raises(UserError, match="out=a names the folder"):
+        main([str(leave_run("a")), "out=a"])
 
 
 @pytest.mark.parametrize("losses", [0, 4])
 @pytest.mark.parametrize("aps", [(), (0.1, 0.2)])
 def test_runs_that_were_cut_short_or_not_finite_are_shown(aps: tuple[float, ...], losses: int):
-    lasts = [
-        "",
-        '{"step": 7, "epoch": 0, "lo',
-        '{"step": 7, "epoch": 0, "loss": null, "learning_rate": 0.001}\n',
-        '{"step": 7, "epoch": 0, "AP": null, "AP50": null, "AP75": null}\n',
-    ]
+    lasts = ["", '{"step": 7, "lo', '{"step": 7, "loss": null, "learning_rate": 0.001}\n']
     for number, last in enumerate(lasts):
-        with (leave_run(Path(f"runs/{number}"), aps, losses, seed=number) / "metrics.jsonl").open(
-            "a"
-        ) as file:
+        folder = leave_run(f"runs/{number}", aps, losses, seed=number)
+        with (folder / "metrics.jsonl").open("a") as file:
             file.write(last)
     page = compare("runs")
-    assert "runs: 4, configs: 1" in page
-    assert ("AP of runs/0 and 3 more| 4| 0.200| 0.000| 0.200| 0.200|" in page) == bool(aps)
+    assert "runs: 3, configs: 1" in page
+    assert ("AP of runs/0 and 2 more| 3| 0.200| 0.000| 0.200| 0.200|" in page) == bool(aps)
 
 
 def test_names_are_shown_as_they_are():
     name = "<b>$x_1$ & “q”<script>alert(1)"
-    leave_run(Path(name))
-    leave_run(Path("b"), data__path="<i>set")
+    leave_run(name)
+    leave_run("b", **{"data.path": "<i>set"})
     assert f"{name}|" in compare(name, "b")
     page = Path("compare.html").read_text(encoding="utf-8")
-    assert "<b>$" not in page
-    assert "<script>alert" not in page
-    assert "<i>" not in page
+    assert not re.search(r"<b>\$|<script>alert|<i>", page)
 
 
 def test_thirty_runs_have_a_legend_beside_the_plots_and_a_short_headline():
     for number in range(30):
-        leave_run(
-            Path(f"runs/{number}"), losses=500 if number == 3 else 2, optimizer__learning_rate=1e-3 + number
-        )
-    page = compare("runs")
-    assert "two evaluated seeds: runs/0, runs/1, runs/2 and 27 more." in page
+        losses = 500 if number == 3 else 2
+        leave_run(f"runs/{number}", losses=losses, **{"optimizer.learning_rate": 1e-3 + number})
+    assert "there is none: 30 of 30 configs." in compare("runs")
     html = Path("compare.html").read_text(encoding="utf-8")
     legend = re.search(r'(?s)<p class="legend">.*?</p>', html)
     assert legend
-    curves = re.findall(r'<span class="(\w+)" style="(.*?)">(.*?)</span>', legend[0])
-    assert [name for _, _, name in curves] == [f"runs/{number}" for number in range(30)]
-    assert len({curve[:2] for curve in curves}) == 24
+    assert re.findall(r"<span .*?>(.*?)</span>", legend[0]) == [f"runs/{number}" for number in range(30)]
     assert not any("runs/" in svg for svg in re.findall(r"(?s)<svg.*?</svg>", html))
 
 
@@ -260,18 +217,20 @@ def test_ap_by_class_is_that_of_the_detections_beside_each_run():
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(DOCUMENT))
     found = [(30, 7, (20, 10, 100, 50), 0.9), (30, 90, (0, 0, 200, 80), 0.8)]
-    for name, rows in {"a": found, "b": found[:1], "c": found}.items():
-        momentum = 0.5 if name == "b" else 0.9
-        run = leave_run(Path(name), seed=ord(name), optimizer__momentum=momentum)
+    for seed, (name, rows) in enumerate({"a": found, "b": found[:1], "c": found[:1], "d": found}.items()):
+        momentum = {"c": 0.5, "d": 0.6}.get(name, 0.9)
+        run = leave_run(name, seed=seed, **{"optimizer.momentum": momentum})
         np.save(run / "detections_00000200.npy", np.array(rows, RESULT))
-    Path("c/detections_00000200.npy").write_bytes(b"")
-    leave_run(Path("d"), seed=9)
-    page = compare("a", "b", "c", "d")
+    Path("d/detections_00000200.npy").write_bytes(b"")
+    leave_run("e", **{"optimizer.momentum": 0.7})
+    page = compare("a", "b", "c", "d", "e")
     bus = 2 * coco_numbers(file, np.array(found, RESULT))["AP"] - 1
     assert 0 < bus < 1
-    assert "class| AP of a and 2 more| b: difference|" in page
-    assert f"bird| 1.000| 0.000| bus| {bus:.3f}| −{bus:.3f}|" in page
-    assert "Not shown: d: the folder holds no detections_*.npy." in page
-    assert "Not shown: c: " in page
+    assert "class| AP of a and 1 more| c: difference|" in page
+    assert f"bird| 1.000| 0.000| bus| {bus / 2:.3f}| −{bus / 2:.3f}|" in page
+    assert "Not shown: d: No data left in file." in page
+    assert "Not shown: e: [Errno 2] No such file or directory: 'e/detections_*.npy'." in page
     file.unlink()
-    assert f"Not shown: a, b: annotation file {file} cannot be read" in compare("a", "b")
+    assert f"Not shown: c: annotation file {file} cannot be read" in compare("c")
+    leave_run("g", **{"data.limit": 8})
+    assert "Not shown: g: scored on" in compare("g")
