@@ -27,7 +27,6 @@ from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT
 from ssd.evaluation.evaluator import Evaluator
-from ssd.published import load_weights
 from ssd.training import log
 from ssd.training.session import Session, open_session
 from ssd.training.signals import NOTHING_DONE, PREEMPTED_FILE, Preempted
@@ -480,8 +479,6 @@ def test_the_best_is_that_which_is_on_disk(
     path = session.folder / "checkpoints" / "best.pt"
     assert load_run(path)["numbers"] == {"AP": best["AP"]}
     assert {*load_run(path)} == {*DETECTOR}
-    for each in (path, *saved_steps(path.parent)):  # as best.pt once was
-        assert load_weights(each).categories == trainer.task.categories
 
     path.write_bytes(path.read_bytes()[:-1])  # a damaged one: the next evaluation writes another
     resumed = open_trainer(config(demo), session)
