@@ -144,7 +144,7 @@ def test_a_sweeps_jobs_go_on_after_one_that_fails_and_a_table_ends_it(
     ("name", "schema", "comment"),
     [
         ("train", TrainConfig, "weight_decay: 5.0e-4          # on weights of more than one dimension"),
-        ("evaluate", EvaluateConfig, "# the report"),
+        ("evaluate", EvaluateConfig, "# the numbers"),
         ("predict", PredictConfig, "max_detections: 200  # a picture, the best ones"),
         ("check_dataset", CheckDatasetConfig, "splits: [train, val] # or one of them"),
     ],
