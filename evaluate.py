@@ -5,7 +5,6 @@ Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/e
 """
 
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 from data.build import describe, open_evaluation
@@ -30,10 +29,14 @@ def main(config: EvaluateConfig) -> None:
         taken = [f"data.{key}={path}" for key, path in paths.items() if path != getattr(config.data, key)]
         if taken:
             console.say(f"{', '.join(taken)}, as {config.checkpoint} was trained")
-        for key, file in (("out", config.out), ("detections", config.detections), ("report", config.report)):
-            ranks.on_all(
-                partial(check_file, file, key) if ranks.is_main and file is not None else lambda: None
-            )
+        outputs = {"out": config.out, "detections": config.detections, "report": config.report}
+
+        def check_outputs() -> None:
+            for key, file in outputs.items():
+                if ranks.is_main and file is not None:
+                    check_file(file, key)
+
+        ranks.on_all(check_outputs)
         runtime = set_up(runtime_config, ranks.device)
         evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
@@ -41,12 +44,12 @@ def main(config: EvaluateConfig) -> None:
         console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
         result = evaluator.score([*evaluator.detect(network, runtime, ranks, console)], ranks)
         console.say(*summary_lines(result.numbers), *result.notes)
-        if ranks.is_main:
-            report = evaluation_report(config.checkpoint, evaluator, result, runtime)
-            write_report(config.out, "out", report)
-        if ranks.is_main and config.detections is not None:
+        if not result.scored:  # rank 0 alone has that, and writes
+            return
+        write_report(config.out, "out", evaluation_report(config.checkpoint, evaluator, result, runtime))
+        if config.detections is not None:
             write_detections(config.detections, "detections", result.detections)
-        if result.scored and config.report is not None:  # they are rank 0's
+        if config.report is not None:
             from ssd import page  # here: only they need matplotlib, which takes a second
             from ssd import report as html
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean, stdev, variance
-from typing import Any
+from typing import Any, cast
 
 import mpmath
 import numpy as np
@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ssd import page, report
-from ssd.cli import check_file
+from ssd.cli import by_full_key, check_file
 from ssd.config import DataPaths
 from ssd.errors import UserError, printable, require
 from ssd.evaluation.coco import NAMES, score
@@ -91,7 +91,9 @@ def find(given: Sequence[Path]) -> list[Path]:
 def read(folder: Path) -> Run:
     """Read a run's files. Raises UserError where they aren't such as train.py leaves."""
     try:
-        config = _flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+        config = by_full_key(
+            cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+        )
         data = DataPaths(**{key: config.get(f"data.{key}") for key in vars(DataPaths())})
         scored_on, told = str(data.locate("val_annotations")), report.read_run(folder)
     except (OSError, YAMLError, ValueError, AttributeError, TypeError) as error:
@@ -101,13 +103,6 @@ def read(folder: Path) -> Run:
         scored_on += f" (data.limit={limit})"
     detections = next(folder.glob("detections_*.npy"), folder / "detections_*.npy")
     return Run(printable(str(folder)), config, scored_on, told.training, told.evaluations, detections)
-
-
-def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def chance(t: Any, freedom: float) -> Any:
@@ -151,7 +146,7 @@ def numbers(runs: Sequence[Run]) -> Markup:
 def curves(configs: Configs) -> list[Markup]:
     """Draw the runs' curves over each other, those of one config in one colour."""
     colours = dict(zip(configs, cycle(page.COLOURS), strict=False))
-    parts = [page.legend([(name, colour, "solid") for name, colour in colours.items()])]
+    parts = [page.legend([*colours.items()])]
     for key in ("loss", "learning_rate", "AP", "AP50"):
         axes = page.axes("step")
         for name, run in [(name, run) for name, runs in configs.items() for run in runs]:

@@ -1,4 +1,4 @@
-"""Make report.html of a run anew: python scripts/report.py run=runs/NAME
+"""Make a run's report.html again: python scripts/report.py run=runs/NAME
 
 What the run's folder or its data set doesn't have, the page says. Of a checkpoint without its run:
 python evaluate.py checkpoint=… report=FILE.html. Keys and their values: conf/report.yaml.

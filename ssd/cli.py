@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from textwrap import indent
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -167,6 +167,15 @@ def as_plain(config: object) -> dict[str, object]:
     """Return a config object as nested dicts of plain values, for checkpoints."""
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     return cast(dict[str, object], container)
+
+
+def by_full_key(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name each value of nested dicts by its whole key, as on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix + key
+        flat |= by_full_key(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 @contextmanager

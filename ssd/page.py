@@ -66,8 +66,8 @@ best: the row that is marked. shades: how strongly to shade the cells after the 
 rows × columns.
 """
 
-legend: Callable[[Sequence[tuple[str, str, str]]], Markup] = _macros.legend
-"""What curves of several plots are, each by its name, colour and dash (solid, dashed, dotted)."""
+legend: Callable[[Sequence[tuple[str, str]]], Markup] = _macros.legend
+"""What curves of several plots are, each by its name and colour."""
 
 pictures: Callable[[Sequence[Mapping[str, object]], Sequence[str], Sequence[str]], Markup] = _macros.pictures
 """Pictures with boxes over them, filtered by the kinds and classes given, and a slider for scores.

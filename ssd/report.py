@@ -227,7 +227,7 @@ def _errors(analysis: Analysis) -> list[Markup]:
     head = ("kind of error", "how many", "AP50 lost", "what it is")
     parts = [page.table(head, kinds, "Kinds as in TIDE (Bolya et al. 2020); AP50 lost: by these alone")]
     sizes = [(size, int(row["boxes"]), row["AP"], row["AR_100"]) for size, row in analysis.by_size.items()]
-    parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, parted at 32² and 96² px"))
+    parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, divided at 32² and 96² px"))
     axes = page.axes("AP50 lost")
     axes.barh(KINDS[::-1], [analysis.cost[kind] for kind in KINDS[::-1]], color=page.COLOURS[0])
     parts.append(page.plot(axes, "What each kind of error costs"))

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics, TensorBoard events, pictures, config.yaml, starts.jsonl, run.log."""
+"""What a run leaves to look at, from metrics.jsonl to report.html, and the meters of what is recorded."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from ssd.batches import IMAGENET_MEAN, IMAGENET_STD, TrainBatch
 from ssd.boxes import IMAGE_SIZE, cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.categories import Categories
 from ssd.checkpoint import package_versions
-from ssd.cli import as_plain, as_yaml, writing
+from ssd.cli import as_plain, as_yaml, by_full_key, writing
 from ssd.config import OnError, TrainConfig
 from ssd.console import RunConsole
 from ssd.errors import UserError
@@ -88,7 +88,11 @@ class RunLog:
             if is_new:
                 with self._tensorboard() as board:
                     board.add_text("config", f"```yaml\n{text}```", self._first_step)
-                    names, values, _ = hparams(_flat(as_plain(config)), numbers)  # the third: the run is over
+                    keys = {
+                        key: value if isinstance(value, bool | int | float | str) else str(value)
+                        for key, value in by_full_key(as_plain(config)).items()
+                    }
+                    names, values, _ = hparams(keys, numbers)  # the third: the run is over
                     for summary in (names, values):
                         board._get_file_writer().add_summary(summary)
                     board.flush()
@@ -184,17 +188,6 @@ def last_evaluation(folder: Path) -> dict[str, float]:
     return {key: record[key] for key in ("AP", "AP50", "step") if record}
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name each value of nested dicts by its whole key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
-
-
 class ReportMaker:
     """Makes report.html in a process beside training, one at a time; rank 0 alone has one.
 
@@ -231,7 +224,7 @@ class ReportMaker:
         return self._process is not None
 
     def finish(self, session: Session) -> None:
-        """Make it anew, of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT_S."""
+        """Make it once more, of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT_S."""
         self.close()
         self.begin()
         deadline = time.monotonic() + REPORT_TIMEOUT_S
