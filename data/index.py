@@ -242,7 +242,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
                     time.sleep(min(max(CLOCK_TICK_S - (time.time() - state.st_ctime), 0), CLOCK_TICK_S))
                     annotations = read_annotations(source.annotation_file, source.annotations_key)
                     _save(entry, annotations)
-                    for other in cache.glob(f"{name}-*"):
+                    for other in cache.glob(f"{name}-*.npz"):
                         if other.stat().st_mtime < time.time() - OUTDATED_AFTER_S:
                             other.unlink()
     except OSError as error:

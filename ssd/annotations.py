@@ -10,7 +10,6 @@ as a whole; where that fails, entry by entry, and what fails then, field by fiel
 
 import codecs
 import errno
-import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -195,7 +194,7 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
     """
     named = f"annotation file {path}"
     try:
-        text = _map_text(path)
+        text = _read_text(path)
         file = msgspec.json.decode(text, type=_ScoredFile)
     except OSError as error:
         raise UserError(
@@ -322,9 +321,9 @@ def _find_references(
 
 
 def _parse(path: Path) -> tuple[_File | None, list[Defect]]:
-    """Parse a file, with a row for each entry, in which _FIELDS says what stands for what can't be used."""
+    """Parse a file. What can't be used of its entries is replaced as _FIELDS says, and is a defect."""
     try:
-        text = _map_text(path)
+        text = _read_text(path)
         return msgspec.json.decode(text, type=_File), []
     except OSError as error:
         return None, [Defect("unreadable_file", str(path), f"it cannot be read ({error.strerror})")]
@@ -450,28 +449,20 @@ def _error(named: str, path: Path, defect: Defect) -> UserError:
 # ---- the text of a file
 
 
-def _map_text(path: Path) -> memoryview:
-    """Map a file, without the byte-order mark that tools on Windows begin UTF-8 with. Raises OSError.
-
-    It is not copied, so the processes of one machine share its pages.
-    """
+def _read_text(path: Path) -> bytes:
+    """Read a file without the byte-order mark that tools on Windows begin UTF-8 with. Raises OSError."""
     if path.is_fifo():  # opened, it would wait for a writer
         raise OSError(errno.EINVAL, "it is no regular file")
-    with path.open("rb") as file:
-        is_empty = os.fstat(file.fileno()).st_size == 0  # that can't be mapped
-        text = memoryview(b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return text[len(codecs.BOM_UTF8) * (bytes(text[:3]) == codecs.BOM_UTF8) :]
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
-def _explain(text: memoryview, error: Exception) -> str:
+def _explain(text: bytes, error: Exception) -> str:
     """Say why a text is no JSON, and where."""
-    what = f"it is no JSON: {error}"
-    if byte := re.search(r"\(byte (\d+)\)", str(error)):
-        near = bytes(text[max(int(byte[1]) - 20, 0) :][:40])
-        what += f" in {near.decode(errors='replace')!r}"
-    return what
+    byte = re.search(r"\(byte (\d+)\)", str(error))
+    near = text[max(int(byte[1]) - 20, 0) :][:40] if byte else text[-40:]
+    return f"it is no JSON: {error}: {near.decode(errors='replace')!r}"
 
 
-def _shown(text: msgspec.Raw | memoryview) -> str:
+def _shown(text: msgspec.Raw | bytes) -> str:
     """Return the beginning of a JSON text, on one line."""
     return " ".join(bytes(memoryview(text)[:80]).decode(errors="replace").split())
