@@ -190,7 +190,7 @@ def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunCons
 def _refuse(bad: dict[int, str], index: CocoIndex, fix: str) -> None:
     """Raise UserError naming the first few bad images, if there are any."""
     if bad:
-        given = f"{index.source.images_key}={index.source.image_folder}"
+        given = f"data.{index.source.split}_images={index.source.image_folder}"
         count = f"{len(bad)} of {len(index)} image files can't be used, such as"
         raise bad_images_error(f"{given}: {count}", bad.values(), fix)
 

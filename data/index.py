@@ -45,10 +45,9 @@ class Source:
         """The override that names the annotation file."""
         return f"data.{self.split}_annotations"
 
-    @property
-    def images_key(self) -> str:
-        """The override that names the image folder."""
-        return f"data.{self.split}_images"
+    def read(self) -> Annotations:
+        """Parse the annotation file. Raises UserError for the first defect."""
+        return read_annotations(self.annotation_file, self.annotations_key)
 
     def error(self, what: str) -> UserError:
         """Return the error of something in the annotation file."""
@@ -132,9 +131,8 @@ def read_index(
     """
     selection = selection or Selection()
     source = Source(annotation_file, image_folder, selection.split)
-    if cache is None:
-        return select(read_annotations(annotation_file, source.annotations_key), source, selection)
-    return select(open_annotations(source, cache), source, selection)
+    annotations = open_annotations(source, cache) if cache else source.read()
+    return select(annotations, source, selection)
 
 
 def select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
@@ -175,21 +173,21 @@ def _wanted_boxes(
     annotations: Annotations, image_of: NDArray[np.int64], selection: Selection
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
     """Return which boxes of the first images the selection wants, and how many it doesn't, by the reason."""
-    dropped: dict[str, int] = {}
     boxes = len(image_of)
     boxes_ltwh_px = annotations.boxes_ltwh_px[:boxes]
+    inside = inside_px(boxes_ltwh_px, annotations.sizes_px[image_of])
+    least_px = max(selection.min_box_px, np.nextafter(0, 1))  # a box without area is none
+    unwanted = {
+        "crowd boxes": annotations.crowd[:boxes] & (not selection.crowd_boxes),
+        f"boxes under {selection.min_box_px:g} px": boxes_ltwh_px[:, 2:].min(axis=1) < least_px,
+        f"boxes with under {selection.min_box_px:g} px inside the image": inside.min(axis=1) < least_px,
+    }
     wanted = np.ones(boxes, dtype=np.bool_)
-    if not selection.crowd_boxes:
-        wanted &= ~annotations.crowd[:boxes]
-        dropped["crowd boxes"] = boxes - int(wanted.sum())
-    shorter = boxes_ltwh_px[:, 2:].min(axis=1)
-    small = wanted & ((shorter < selection.min_box_px) | (shorter <= 0))
-    wanted &= ~small
-    shorter = inside_px(boxes_ltwh_px, annotations.sizes_px[image_of]).min(axis=1)
-    outside: NDArray[np.bool_] = wanted & ((shorter < selection.min_box_px) | (shorter <= 0))
-    dropped[f"boxes under {selection.min_box_px:g} px"] = int(small.sum())
-    dropped[f"boxes with under {selection.min_box_px:g} px inside the image"] = int(outside.sum())
-    return wanted & ~outside, dropped
+    dropped = {}
+    for reason, of_boxes in unwanted.items():
+        dropped[reason] = int((wanted & of_boxes).sum())
+        wanted &= ~of_boxes
+    return wanted, dropped
 
 
 def _relative_ltrb(boxes_px: NDArray[np.float64], sizes_px: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -226,7 +224,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
     """
     path = Path(os.path.realpath(source.annotation_file))
     if not path.is_file():
-        return read_annotations(source.annotation_file, source.annotations_key)  # which says what is wrong
+        return source.read()  # which says what is wrong
     state = path.stat()
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
@@ -240,7 +238,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
                 annotations = _load(entry)  # another process may have been first
                 if annotations is None:
                     time.sleep(min(max(CLOCK_TICK_S - (time.time() - state.st_ctime), 0), CLOCK_TICK_S))
-                    annotations = read_annotations(source.annotation_file, source.annotations_key)
+                    annotations = source.read()
                     _save(entry, annotations)
                     for other in cache.glob(f"{name}-*.npz"):
                         if other.stat().st_mtime < time.time() - OUTDATED_AFTER_S:

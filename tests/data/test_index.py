@@ -120,24 +120,23 @@ def test_selection_says_what_is_used_and_a_cached_file_gives_the_same(
         assert (cached.source, cached.dropped) == (index.source, index.dropped)
 
 
-CHANGES: dict[str, Callable[[CocoFolder], None]] = {
-    "box": lambda data: data.annotations[0].update(bbox=[20, 10, 100, 51]),
-    "label": lambda data: data.annotations[0].update(category_id=3),
-    "image of a box": lambda data: data.annotations[1].update(image_id=20),
-    "category's name": lambda data: data.categories[0].update(name="Bird"),
-    "order": lambda data: data.images.reverse(),
-    "file name": lambda data: data.images[0].update(file_name="sub/c.png"),
-    "size": lambda data: data.images[0].update(width=201),
-}
+CHANGES: list[Callable[[CocoFolder], None]] = [
+    lambda data: data.annotations[0].update(bbox=[20, 10, 100, 51]),
+    lambda data: data.annotations[0].update(category_id=3),
+    lambda data: data.annotations[1].update(image_id=20),
+    lambda data: data.categories[0].update(name="Bird"),
+    lambda data: data.images.reverse(),
+    lambda data: data.images[0].update(file_name="sub/other.png"),
+    lambda data: data.images[0].update(width=201),
+]
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_fingerprint_tells_what_training_depends_on(
-    folder: CocoFolder, change: Callable[[CocoFolder], None]
-) -> None:
-    before = index_of(folder).fingerprint()
-    change(folder)
-    assert index_of(folder).fingerprint() != before
+def test_fingerprint_tells_what_training_depends_on(folder: CocoFolder) -> None:
+    fingerprints = [index_of(folder).fingerprint()]
+    for change in CHANGES:
+        change(folder)
+        fingerprints.append(index_of(folder).fingerprint())
+    assert len({*fingerprints}) == len(fingerprints)
 
 
 def test_fingerprint_is_that_of_earlier_versions_wherever_the_data_lies(folder: CocoFolder) -> None:
