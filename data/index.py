@@ -24,9 +24,6 @@ from ssd.errors import UserError
 FORMAT = 3
 """Of parsed files in the cache. Count it up whenever other arrays, or other values, follow from a file."""
 
-CLOCK_TICK_S = 0.05
-"""Two changes of a file within a tick of the file system's clock carry the same time."""
-
 OUTDATED_AFTER_S = 3600.0
 """An older entry of a file that has changed is deleted. A younger one may be in use: machines that share a
 cache, but not the annotation file, each have one of their own."""
@@ -237,7 +234,6 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
             with FileLock(cache / f"{name}.lock"):
                 annotations = _load(entry)  # another process may have been first
                 if annotations is None:
-                    time.sleep(min(max(CLOCK_TICK_S - (time.time() - state.st_ctime), 0), CLOCK_TICK_S))
                     annotations = source.read()
                     _save(entry, annotations)
                     for other in cache.glob(f"{name}-*.npz"):

@@ -8,14 +8,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ssd.annotations import (
     FIXES,
     NO_ID,
     examine_annotations,
-    inside_px,
     read_annotations,
     read_ground_truth,
 )
@@ -247,21 +245,3 @@ def test_ground_truth_that_cannot_be_scored_is_named(file: Path, edit: Edit, mes
     write(file, edit)
     with pytest.raises(UserError, match=f"^annotation file .*annotations.json: .*{message}"):
         read_ground_truth(file)
-
-
-@pytest.mark.parametrize(
-    ("box_ltwh_px", "expected"),
-    [
-        ((3, 4, 10.1, 20.3), (10.1, 20.3)),  # to the last bit
-        ((-5, 4, 10, 20), (5, 20)),
-        ((95, 40, 10, 20), (5, 10)),
-        ((-10, -10, 200, 100), (100, 50)),
-        ((120, 4, 10, 20), (-20, 20)),
-        ((4, 4, -3, 0), (-3, 0)),
-        ((1e308, 0, 1e308, 10), (-np.inf, 10)),
-    ],
-)
-def test_what_hangs_over_is_taken_off_the_size(
-    box_ltwh_px: tuple[float, ...], expected: tuple[float, float]
-) -> None:
-    assert inside_px(np.array([box_ltwh_px]), np.array([[100, 50]])).tolist() == [[*expected]]
