@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.index import CocoIndex, read_index
-from ssd.annotations import examine_annotations
+from ssd.annotations import examine_annotations, read_ground_truth
 from ssd.errors import UserError
 from tests.data.coco_folder import DOCUMENT
 
@@ -110,6 +110,7 @@ def test_mutated_document_is_read_as_it_stands_or_refused(folder: Path, text: by
         examine_annotations(file)
         try:
             index: CocoIndex | str = read_index(file, folder)
+            read_ground_truth(file)  # what training reads can be scored
         except UserError as error:
             index = str(error)
     if isinstance(index, str):

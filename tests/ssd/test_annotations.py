@@ -196,6 +196,7 @@ def test_harmless_differences_change_nothing(
     assert (read.labels.tolist(), read.crowd.tolist()) == ([1, 2, 2], [False, False, True])
     assert (read.box_starts.tolist(), read.positions.tolist()) == ([0, 2, 2, 3], [0, 2, 1])
     assert read.images.tolist() == [0, 0, 2]
+    assert read_ground_truth(file).truth.crowd.tolist() == [False, True, False]
 
 
 def test_what_can_be_used_of_a_bad_file_is_kept(file: Path) -> None:
