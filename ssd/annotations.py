@@ -27,8 +27,8 @@ from ssd.errors import UserError
 LARGEST_SIDE_PX = 2**20
 """Relative to the image, float32 tells tenths of a pixel apart up to here: no box becomes a line."""
 
-CATEGORY = 2**32
-"""A cell of scoring, one category on one image, has the number category · CATEGORY + image."""
+MOST_IMAGES = 2**32
+"""A cell of scoring, one category on one image, has the number category · MOST_IMAGES + image."""
 
 NO_ID = -(2**63)
 """Stands for an id that is missing or can't be used; no entry may have it."""
@@ -113,7 +113,7 @@ class Truth(NamedTuple):
     @property
     def cells(self) -> NDArray[np.int64]:
         """The cell of each box, by a number: categories first, then images."""
-        return self.categories * CATEGORY + self.images
+        return self.categories * MOST_IMAGES + self.images
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Truth":
         """Return these rows."""

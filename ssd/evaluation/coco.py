@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from ssd.annotations import CATEGORY, GroundTruthFile, Truth, find_positions, read_ground_truth
+from ssd.annotations import MOST_IMAGES, GroundTruthFile, Truth, find_positions, read_ground_truth
 from ssd.errors import UserError
 
 Results = list[dict[str, Any]] | NDArray[np.void] | str | Path
@@ -87,7 +87,7 @@ class Found(NamedTuple):
     @property
     def cells(self) -> NDArray[np.int64]:
         """The cell of each box, as Truth's."""
-        return self.categories * CATEGORY + self.images
+        return self.categories * MOST_IMAGES + self.images
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Found":
         """Return these rows."""
