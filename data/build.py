@@ -14,7 +14,6 @@ from data.index import CocoIndex, Selection, cache_folder, read_index
 from data.loader import DaliEvaluationLoader, DaliTrainLoader
 from data.pictures import CRASHES, bad_images_error, exclude, find_bad_images
 from data.sampling import BatchPlan
-from ssd.annotations import read_ground_truth
 from ssd.categories import Categories
 from ssd.config import Check, DataConfig, Decoder, OnBadImage, TrainConfig, default_threads
 from ssd.console import RunConsole
@@ -102,8 +101,6 @@ def open_evaluation(
     # Scored is the file as it stands; this cleaning is for the pictures that are shown.
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
     index = _read(data, selection, ranks)
-    # Training takes files that scoring refuses: better now than after the first epoch.
-    ranks.on_all(lambda: read_ground_truth(file) if ranks.is_main else None)
     _refuse(_find_bad(index, data, ranks, console), index, _FIX)
     if trained is not None:
         trained.check_scored_by(index.categories, file)
@@ -190,7 +187,7 @@ def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunCons
 def _refuse(bad: dict[int, str], index: CocoIndex, fix: str) -> None:
     """Raise UserError naming the first few bad images, if there are any."""
     if bad:
-        given = f"{index.source.images_key}={index.source.image_folder}"
+        given = f"data.{index.source.split}_images={index.source.image_folder}"
         count = f"{len(bad)} of {len(index)} image files can't be used, such as"
         raise bad_images_error(f"{given}: {count}", bad.values(), fix)
 

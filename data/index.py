@@ -1,14 +1,13 @@
 """What of an annotation file is used: a Selection of it → a CocoIndex, boxes relative to the image.
 
-The parsed file is kept in data.cache: the first process of all ranks parses it, the others wait and map what
+The parsed file is kept in data.cache: the first process of all ranks parses it, the others wait and read what
 it wrote. Damage to what is kept is noticed.
 """
 
 import hashlib
 import os
-import shutil
 import time
-import zlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,15 +17,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ssd.annotations import Annotations, FileNames, inside_px, read_annotations
+from ssd.annotations import Annotations, inside_px, read_annotations
 from ssd.categories import Categories
 from ssd.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Of parsed files in the cache. Count it up whenever other arrays, or other values, follow from a file."""
-
-CLOCK_TICK_S = 0.05
-"""Two changes of a file within a tick of the file system's clock carry the same time."""
 
 OUTDATED_AFTER_S = 3600.0
 """An older entry of a file that has changed is deleted. A younger one may be in use: machines that share a
@@ -46,10 +42,9 @@ class Source:
         """The override that names the annotation file."""
         return f"data.{self.split}_annotations"
 
-    @property
-    def images_key(self) -> str:
-        """The override that names the image folder."""
-        return f"data.{self.split}_images"
+    def read(self) -> Annotations:
+        """Parse the annotation file. Raises UserError for the first defect."""
+        return read_annotations(self.annotation_file, self.annotations_key)
 
     def error(self, what: str) -> UserError:
         """Return the error of something in the annotation file."""
@@ -79,7 +74,7 @@ class CocoIndex:
     """The images of a data set in the order of its annotation file, and their boxes.
 
     source: where the data set lies; the file names are relative to its image folder.
-    categories: label k + 1 is the file's k-th category. file_names: N.
+    categories: label k + 1 is the file's k-th category. file_names: N, in UTF-8.
     image_ids: N int64, the annotation file's. sizes_px: N×2 int64, (width, height).
     box_starts: N + 1 int64; the boxes of image i are rows box_starts[i] to box_starts[i + 1].
     boxes_ltrb: float32, relative to the image, in [0, 1]. labels: int32, 1 … K, a row a box.
@@ -88,7 +83,7 @@ class CocoIndex:
 
     source: Source
     categories: Categories
-    file_names: FileNames
+    file_names: NDArray[np.bytes_]
     image_ids: NDArray[np.int64]
     sizes_px: NDArray[np.int64]
     box_starts: NDArray[np.int64]
@@ -101,7 +96,7 @@ class CocoIndex:
 
     def path(self, image: int) -> str:
         """Return the path of an image file."""
-        return os.path.join(self.source.image_folder, self.file_names[image])
+        return os.path.join(self.source.image_folder, self.file_names[image].decode())
 
     def paths(self) -> dict[int, str]:
         """Return the path of each image file by the image's id."""
@@ -117,7 +112,7 @@ class CocoIndex:
         digest = hashlib.sha256()
         digest.update(repr(self.categories.ids).encode())
         digest.update(repr(self.categories.names).encode())
-        digest.update(repr(tuple(self.file_names)).encode())
+        digest.update(repr(tuple(name.decode() for name in self.file_names)).encode())
         for array in (self.image_ids, self.sizes_px, self.box_starts, self.boxes_ltrb, self.labels):
             digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
@@ -133,9 +128,8 @@ def read_index(
     """
     selection = selection or Selection()
     source = Source(annotation_file, image_folder, selection.split)
-    if cache is None:
-        return select(read_annotations(annotation_file, source.annotations_key), source, selection)
-    return select(open_annotations(source, cache), source, selection)
+    annotations = open_annotations(source, cache) if cache else source.read()
+    return select(annotations, source, selection)
 
 
 def select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
@@ -162,7 +156,7 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
     return CocoIndex(
         source=source,
         categories=annotations.categories,
-        file_names=annotations.file_names.where(kept),
+        file_names=annotations.file_names[kept],
         image_ids=annotations.image_ids[kept],
         sizes_px=annotations.sizes_px[kept],
         box_starts=np.append(box_starts[:-1][kept[:images]], len(rows)),
@@ -176,21 +170,21 @@ def _wanted_boxes(
     annotations: Annotations, image_of: NDArray[np.int64], selection: Selection
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
     """Return which boxes of the first images the selection wants, and how many it doesn't, by the reason."""
-    dropped: dict[str, int] = {}
     boxes = len(image_of)
     boxes_ltwh_px = annotations.boxes_ltwh_px[:boxes]
+    inside = inside_px(boxes_ltwh_px, annotations.sizes_px[image_of])
+    least_px = max(selection.min_box_px, np.nextafter(0, 1))  # a box without area is none
+    unwanted = {
+        "crowd boxes": annotations.crowd[:boxes] & (not selection.crowd_boxes),
+        f"boxes under {selection.min_box_px:g} px": boxes_ltwh_px[:, 2:].min(axis=1) < least_px,
+        f"boxes with under {selection.min_box_px:g} px inside the image": inside.min(axis=1) < least_px,
+    }
     wanted = np.ones(boxes, dtype=np.bool_)
-    if not selection.crowd_boxes:
-        wanted &= ~annotations.crowd[:boxes]
-        dropped["crowd boxes"] = boxes - int(wanted.sum())
-    shorter = boxes_ltwh_px[:, 2:].min(axis=1)
-    small = wanted & ((shorter < selection.min_box_px) | (shorter <= 0))
-    wanted &= ~small
-    shorter = inside_px(boxes_ltwh_px, annotations.sizes_px[image_of]).min(axis=1)
-    outside: NDArray[np.bool_] = wanted & ((shorter < selection.min_box_px) | (shorter <= 0))
-    dropped[f"boxes under {selection.min_box_px:g} px"] = int(small.sum())
-    dropped[f"boxes with under {selection.min_box_px:g} px inside the image"] = int(outside.sum())
-    return wanted & ~outside, dropped
+    dropped = {}
+    for reason, of_boxes in unwanted.items():
+        dropped[reason] = int((wanted & of_boxes).sum())
+        wanted &= ~of_boxes
+    return wanted, dropped
 
 
 def _relative_ltrb(boxes_px: NDArray[np.float64], sizes_px: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -212,40 +206,39 @@ def cache_folder(given: str | None) -> Path:
     """
     if given is not None:
         return Path(given)
-    user_folder = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(user_folder):  # others are to be ignored, says the XDG specification
-        return Path(user_folder, "ssd-trainer")
-    try:
-        return Path.home() / ".cache" / "ssd-trainer"
-    except RuntimeError as error:
+    user_folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if user_folder.startswith("~"):
         raise UserError(
             "data.cache=null: there is no home folder to keep parsed annotation files in; give data.cache=DIR"
-        ) from error
+        )
+    return Path(user_folder, "ssd-trainer")
 
 
 def open_annotations(source: Source, cache: Path) -> Annotations:
-    """Return read_annotations of the source in mapped memory; parse the file where the cache has no entry.
+    """Return read_annotations of the source as kept in the cache; parse the file where nothing is kept.
 
-    An entry is replaced as a whole, so reading takes no lock. Raises UserError.
+    An entry appears whole, so reading takes no lock. Raises UserError.
     """
+    path = Path(os.path.realpath(source.annotation_file))
+    if not path.is_file():
+        return source.read()  # which says what is wrong
+    state = path.stat()
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
+    times = f"{state.st_mtime_ns}-{state.st_ctime_ns}"
+    entry = cache / f"{name}-{state.st_size}-{times}-{state.st_ino}.v{FORMAT}.npz"
     try:
-        entry = _entry(source, cache)
-        annotations = _map(entry)
+        annotations = _load(entry)
         if annotations is None:
             cache.mkdir(parents=True, exist_ok=True)
-            name = entry.name.partition("-")[0]
             with FileLock(cache / f"{name}.lock"):
-                annotations = _map(entry)  # another process may have been first
+                annotations = _load(entry)  # another process may have been first
                 if annotations is None:
-                    age = time.time() - source.annotation_file.stat().st_ctime
-                    time.sleep(min(max(CLOCK_TICK_S - age, 0), CLOCK_TICK_S))
-                    _write(entry, read_annotations(source.annotation_file, source.annotations_key))
-                    for other in cache.glob(f"{name}-*"):
-                        if other != entry and other.stat().st_mtime < time.time() - OUTDATED_AFTER_S:
-                            shutil.rmtree(other)
-                    annotations = _map(entry)  # from here on all ranks share the same memory
-        if annotations is None:
-            raise OSError("an entry reads back other than it was written")
+                    annotations = source.read()
+                    _save(entry, annotations)
+                    for other in cache.glob(f"{name}-*.npz"):
+                        if other.stat().st_mtime < time.time() - OUTDATED_AFTER_S:
+                            other.unlink()
     except OSError as error:
         raise UserError(
             f"data.cache={cache}: can't be used ({error.strerror or error}); "
@@ -254,57 +247,25 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
     return annotations
 
 
-def _entry(source: Source, cache: Path) -> Path:
-    """Return the folder in the cache that belongs to the annotation file in its present state."""
-    path = os.path.realpath(source.annotation_file)
-    try:
-        state = os.stat(path)
-    except OSError as error:
-        raise source.error(f"it cannot be read ({error.strerror}); name the annotation file") from error
-    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
-    times = f"{state.st_mtime_ns}-{state.st_ctime_ns}"
-    return cache / f"{name}-{state.st_size}-{times}-{state.st_ino}.v{FORMAT}"
-
-
-def _write(entry: Path, annotations: Annotations) -> None:
+def _save(entry: Path, annotations: Annotations) -> None:
     """Write an entry, which appears whole or not at all. Of several processes one alone may write it."""
-    arrays = {name: value for name, value in vars(annotations).items() if isinstance(value, np.ndarray)}
-    arrays["file_name_bytes"] = annotations.file_names.utf8
-    arrays["file_name_starts"] = annotations.file_names.starts
-    temporary = entry.with_name(f"{entry.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
-    try:
-        temporary.mkdir()
-        (temporary / "about.json").write_bytes(msgspec.json.encode(annotations.categories.as_plain()))
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        checksums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
-        (temporary / "checksums.json").write_bytes(msgspec.json.encode(checksums))
-        shutil.rmtree(entry, ignore_errors=True)
-        temporary.rename(entry)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    categories = np.frombuffer(msgspec.json.encode(annotations.categories.as_plain()), dtype=np.uint8)
+    temporary = entry.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **(vars(annotations) | {"categories": categories}))
+    temporary.replace(entry)
 
 
-def _map(entry: Path) -> Annotations | None:
-    """Return what _write wrote, arrays read-only in mapped memory; None for no entry or a damaged one."""
+def _load(entry: Path) -> Annotations | None:
+    """Return what _save wrote; None for no entry or a damaged one."""
+    arrays = {}
     try:
-        checksums = msgspec.json.decode((entry / "checksums.json").read_bytes(), type=dict[str, int])
-        # Of all bytes, since what was damaged must not become wrong boxes; it checks gigabytes a second.
-        if any(_checksum(entry / name) != checksum for name, checksum in checksums.items()):
-            return None
-        categories = Categories.from_plain(msgspec.json.decode((entry / "about.json").read_bytes()))
-        arrays = {
-            name.removesuffix(".npy"): np.load(entry / name, mmap_mode="r")
-            for name in checksums
-            if name.endswith(".npy")
-        }
-    except (FileNotFoundError, ValueError, msgspec.DecodeError):
+        with zipfile.ZipFile(entry) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(file)
+                    file.read()  # to its end, where zipfile raises for damage: it must not become wrong boxes
+        categories = Categories.from_plain(msgspec.json.decode(arrays.pop("categories").tobytes()))
+        return Annotations(categories=categories, **arrays)
+    except Exception:  # zipfile stumbles over damage in many ways
         return None
-    names = FileNames(arrays.pop("file_name_bytes"), arrays.pop("file_name_starts"))
-    return Annotations(categories, names, **arrays)
-
-
-def _checksum(file: Path) -> int:
-    return zlib.crc32(np.memmap(file, dtype=np.uint8, mode="r").data)

@@ -152,7 +152,9 @@ def _look_up_states(index: "CocoIndex", threads: int) -> tuple[NDArray[np.uint64
                 reasons[image] = found.detail
             else:
                 width, height = index.sizes_px[image].tolist()
-                state = f"{index.file_names[image]} {width} {height} {found[0]} {found[1]} {found[2]}"
+                state = (
+                    f"{index.file_names[image].decode()} {width} {height} {found[0]} {found[1]} {found[2]}"
+                )
                 states[image] = int.from_bytes(
                     hashlib.blake2b(state.encode(), digest_size=8).digest(), "little"
                 )
@@ -204,7 +206,7 @@ def exclude(index: "CocoIndex", image_ids: Iterable[int]) -> "CocoIndex":
     kept_boxes = np.repeat(kept, boxes)
     return replace(
         index,
-        file_names=index.file_names.where(kept),
+        file_names=index.file_names[kept],
         image_ids=index.image_ids[kept],
         sizes_px=index.sizes_px[kept],
         box_starts=np.concatenate(([0], np.cumsum(boxes[kept]))),

@@ -4,7 +4,7 @@ step     the trainer's own step, loading and checks included, against a bare one
          optimizer on one batch that is already loaded; what of it waits for data; what it launches, and how
          often the host waits in it
 saving   steps beside a checkpoint, which is written in the background, against steps without
-startup  from the imports to the first batch; the second time with the same data.cache the cache is mapped
+startup  from the imports to the first batch; the second time with the same data.cache the cache is read
 scoring  the 12 numbers of made-up detections of the validation split, against pycocotools
 make     nothing: it writes a made-up set of COCO's size to data.path
 

@@ -254,7 +254,7 @@ def read_coco(source: Path, classes_file: Path | None) -> DataSet:
 
 
 def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture:
-    name = posixpath.normpath(annotations.file_names[image])
+    name = posixpath.normpath(annotations.file_names[image].decode())
     width, height = annotations.sizes_px[image].tolist()
     picture = open_picture(folder / name, name, (width, height))
     rows = slice(*annotations.box_starts[image : image + 2])

@@ -114,7 +114,7 @@ def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole
             findings.append(Finding(Kind.refused, str(file), str(error)))
     if truth is None:
         findings.append(Finding(Kind.truth_unscored, str(file), "training does not open the file"))
-    paths = [name and os.path.join(folder, name) for name in annotations.file_names]
+    paths = [os.path.join(folder, name.decode()) if name else "" for name in annotations.file_names]
     return _Split(SplitReport(split, file, folder, statistics, truth), annotations, paths, findings)
 
 

@@ -28,7 +28,6 @@ class Kind(Enum):
     # the annotation file
     unreadable_file = "annotation file unreadable"
     no_json = "not JSON"
-    no_standard_json = "JSON that training refuses"
     no_list = "section missing"
     no_object = "entry that is not an object"
     field_missing = "field missing"

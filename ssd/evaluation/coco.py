@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
-from ssd.annotations import GroundTruthFile, find_positions, read_ground_truth
+from ssd.annotations import MOST_IMAGES, GroundTruthFile, Truth, find_positions, read_ground_truth
 from ssd.errors import UserError
 
 Results = list[dict[str, Any]] | NDArray[np.void] | str | Path
@@ -50,8 +50,6 @@ DETECTIONS_PER_CELL = 100
 # Best detections of each cell that count for a recall; precision counts all of them.
 RECALL_LIMITS = (1, 10, DETECTIONS_PER_CELL)
 
-_IMAGES = 2**32  # a cell's number is category · _IMAGES + image, both by their position in the lists of ids
-
 
 def coco_numbers(
     annotation_file: str | Path, detections: Results, image_ids: Iterable[int] | None = None
@@ -78,25 +76,6 @@ def summary_lines(numbers: dict[str, float]) -> list[str]:
     return lines
 
 
-class Truth(NamedTuple):
-    """Annotated boxes, a row each. images, categories: where their ids stand in the file's sorted ids."""
-
-    images: NDArray[np.int64]
-    categories: NDArray[np.int64]
-    boxes_ltwh_px: NDArray[np.float64]  # G×4
-    areas: NDArray[np.float64]
-    crowd: NDArray[np.bool_]
-
-    @property
-    def cells(self) -> NDArray[np.int64]:
-        """The cell of each box, by a number: categories first, then images."""
-        return self.categories * _IMAGES + self.images
-
-    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Truth":
-        """Return these rows."""
-        return Truth._make(column[rows] for column in self)
-
-
 class Found(NamedTuple):
     """Detected boxes, a row each, otherwise as Truth."""
 
@@ -108,7 +87,7 @@ class Found(NamedTuple):
     @property
     def cells(self) -> NDArray[np.int64]:
         """The cell of each box, as Truth's."""
-        return self.categories * _IMAGES + self.images
+        return self.categories * MOST_IMAGES + self.images
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Found":
         """Return these rows."""
@@ -142,9 +121,7 @@ class Scored(NamedTuple):
 def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[int] | None = None) -> Scored:
     """Match and count detections, given and refused as coco_numbers does."""
     annotated = read_ground_truth(Path(annotation_file))
-    truth = Truth(
-        annotated.images, annotated.categories, annotated.boxes_ltwh_px, annotated.areas, annotated.crowd
-    )
+    truth = annotated.truth
     found = _read_results(detections, annotated)
     if image_ids is not None:
         scored = _scored_images(image_ids, annotated)

@@ -42,9 +42,7 @@ class CocoFolder:
     annotations: list[Entry] = field(default_factory=list)
     categories: list[Entry] = field(
         default_factory=lambda: [
-            {"id": 7, "name": "bird"},
-            {"id": 90, "name": "bus"},
-            {"id": 3, "name": "cup"},
+            {"id": n, "name": name} for n, name in ((7, "bird"), (90, "bus"), (3, "cup"))
         ]
     )
 
@@ -73,11 +71,8 @@ class CocoFolder:
             )
 
     def write(self) -> "CocoFolder":
-        self.annotation_file.write_text(
-            json.dumps(
-                {"images": self.images, "annotations": self.annotations, "categories": self.categories}
-            )
-        )
+        document = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+        self.annotation_file.write_text(json.dumps(document))
         return self
 
 

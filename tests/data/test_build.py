@@ -78,18 +78,6 @@ def test_validation_with_other_categories_is_refused(demo: Path, tmp_path: Path,
         open_training(config(demo, val_annotations=str(tmp_path / "val.json")), None, session)
 
 
-@pytest.mark.parametrize("limit", [None, 2])
-def test_validation_that_scoring_would_refuse_is_refused_at_the_start(
-    demo: Path, tmp_path: Path, session: Session, limit: int | None
-):
-    content = json.loads((demo / "annotations" / "instances_val2017.json").read_text())
-    content["annotations"][-1]["area"] = "large"
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    given = config(demo, val_annotations=str(tmp_path / "val.json"), limit=limit)
-    with pytest.raises(UserError, match=r"val.json: annotations\[\d+\].area: Expected .*; correct"):
-        open_training(given, None, session)
-
-
 def test_a_published_checkpoint_takes_the_files_categories_and_one_of_ours_keeps_its_own(
     demo: Path, session: Session
 ):

@@ -40,7 +40,7 @@ def test_the_good_entry_is_good(truth_file: Path) -> None:
 def test_bad_annotation_file(truth_file: Path) -> None:
     """What else is wrong with one: tests/ssd/test_annotations.py."""
     truth_file.write_text(TEXT[:-30])
-    with pytest.raises(UserError, match=r"truth\.json.*breaks off after"):
+    with pytest.raises(UserError, match=r"truth\.json.*truncated"):
         coco_numbers(truth_file, [GOOD])
 
 

@@ -61,7 +61,7 @@ class Split:
         entry = self.copy_image() | values
         place = len(self.document["images"])
         self.document["images"].append(entry)
-        self.expect(kind, entry_name("images", place, entry["id"]))
+        self.expect(kind, entry_name("images", place, json.dumps(entry["id"])))
 
     def copy_image(self) -> Entry:
         entry = copy.deepcopy(self.next_image())
@@ -85,7 +85,7 @@ class Split:
         entry.pop(without, None)
         self.document["annotations"].append(entry)
         for kind in kinds:
-            self.expect(kind, entry_name("annotations", place, entry["id"]))
+            self.expect(kind, entry_name("annotations", place, json.dumps(entry["id"])))
         return entry
 
 
@@ -143,7 +143,6 @@ def plant_all(root: Path) -> Expected:
     between = plant_categories(train, val)
     for split in (train, val):
         split.write()
-    train.expect(Kind.no_standard_json, str(train.annotation_file))  # NaN
     train.expect(Kind.truth_unscored, str(train.annotation_file))
     return train.expected | val.expected | between | leaks
 
@@ -209,7 +208,6 @@ def plant_ids(split: Split) -> None:
 def plant_annotations(split: Split) -> None:
     split.document["images"].append(split.copy_image())
     width = split.document["images"][-1]["width"]
-    nan, infinity = float("nan"), float("inf")
     split.annotate(Kind.box_outside, bbox=[width + 5, 5, 10, 10])
     split.annotate(Kind.box_outside, bbox=[5, -30, 10, 20])
     split.annotate(Kind.box_clipped, bbox=[width - 10, 5, 10.01, 10])
@@ -217,8 +215,6 @@ def plant_annotations(split: Split) -> None:
     split.annotate(Kind.box_empty, bbox=[20, 20, 0, 10])
     split.annotate(Kind.box_small, bbox=[20, 20, 0.5, 10])
     split.annotate(Kind.box_small, bbox=[-9.5, 5, 10, 10])
-    split.annotate(Kind.box_numbers, bbox=[nan, 1, 5, 5])
-    split.annotate(Kind.box_numbers, bbox=[1, 1, 5, infinity])
     split.annotate(Kind.box_numbers, bbox=[1, 1, 5, 10**400])
     split.annotate(Kind.box_numbers, bbox=[1, 2, 3])
     split.annotate(Kind.box_numbers, bbox=[1, 2, "3", 4])

@@ -171,11 +171,13 @@ def test_without_an_annotation_file_the_other_split_is_examined(root: Path) -> N
 
 
 def test_names_that_are_not_utf8_are_reported(root: Path) -> None:
-    """Half a surrogate pair in the file, Latin-1 on the disk."""
+    """Latin-1, in the file and on the disk."""
     (root / "val2017" / os.fsdecode(b"caf\xe9.jpg")).write_text("")
     val = Split.read(root, "val")
-    val.edit_image(Kind.path_leaves_folder, file_name="\ud83d.jpg")
+    val.edit_image(Kind.path_leaves_folder, file_name="BYTE.jpg")
     val.write()
+    file = val.annotation_file
+    file.write_bytes(file.read_bytes().replace(b"BYTE", b"\xe9"))
     report = examined(root)
     json.dumps(report.as_json(), ensure_ascii=False).encode()
     assert val.expected <= found(report)
