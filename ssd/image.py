@@ -13,16 +13,12 @@ from io import BytesIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .batches import IMAGENET_MEAN, IMAGENET_STD
 from .boxes import IMAGE_SIZE
 from .errors import UserError
-
-# What Pillow opens as 32-bit integers there has 16 bits: grey PNGs in its older versions, PGMs to this day.
-_FORMATS_WITHOUT_32_BITS = ("PNG", "PPM")
-
 
 # A file, what Pillow has opened or made, or an array H×W×3, RGB.
 Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -36,48 +32,29 @@ def read_picture(source: Picture | BytesIO, name: str | None = None, upright: bo
     """Read a picture as RGB, turned upright as its EXIF orientation has it, its first frame if it moves.
 
     upright: False leaves it as it is stored, as annotations and training have it.
-    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. Pillow's picture that is
-    all that is returned itself, and no other is changed. name: what errors call it.
+    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. A picture that is given is
+    not changed, and what is returned is another. name: what errors call it.
     Raises PictureError where it is missing, truncated, no picture, too large (Pillow's limit of 179 million
     pixels), of a kind without a range of brightness (32-bit integers and floats), or another kind of array.
     """
-    name = name or str(source) or "''"
+    name = name or str(source)
     if isinstance(source, np.ndarray):
-        return _of_array(source, name)
-    if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
-        raise PictureError(f"{name} is no regular file")  # a pipe would be waited for
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            got = f"{source.dtype} {'×'.join(map(str, source.shape))}"
+            raise PictureError(f"{name} is an array {got}; give uint8 H×W×3, RGB")
+        return Image.fromarray(source)
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as opened:
-            if 0 in opened.size:
-                raise PictureError(f"{name} has no pixels")
-            if opened.mode == "F" or (opened.mode == "I" and opened.format not in _FORMATS_WITHOUT_32_BITS):
-                raise PictureError(
-                    f"{name}: its 32 bits a channel (mode {opened.mode}) have no range; save it with 8"
-                )
+            # Of 32-bit integers, 16-bit PNGs (in older Pillows) and PNMs have 16.
+            if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
+                raise ValueError(f"32 bits a channel (mode {opened.mode}) have no range; save it with 8")
             opened.load()
-            ready = opened is source and _is_ready(opened)  # a copy would take as much memory again
-            return opened if ready else _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
-    except PictureError:
-        raise
-    except FileNotFoundError as error:
-        raise PictureError(f"{name} does not exist") from error
+            return _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     except UnidentifiedImageError as error:
         raise PictureError(f"{name} is no picture of a known kind; save it as JPEG or PNG") from error
     # Pillow's decoders raise almost anything on a broken file, DecompressionBombError among it.
     except Exception as error:
         raise PictureError(f"{name} can't be read as a picture ({error})") from error
-
-
-def _of_array(values: NDArray[np.uint8], name: str) -> Image.Image:
-    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
-        got = f"{values.dtype} {'×'.join(map(str, values.shape))}"
-        raise PictureError(f"{name} is an array {got}; give uint8 H×W×3, RGB")
-    return Image.fromarray(values)
-
-
-def _is_ready(picture: Image.Image) -> bool:
-    upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return upright and picture.mode == "RGB" and "transparency" not in picture.info
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -87,21 +64,6 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if "transparency" in picture.info:
         return picture.convert("RGBA").convert("RGB")
     return picture.convert("RGB")
-
-
-def centre_crop(picture: Image.Image) -> Image.Image:
-    """Cut the middle 300×300 out of the picture resized so that its short side is 300.
-
-    What is cut off is never made, so that a picture of any proportions takes no more memory than another.
-    """
-    short = min(picture.size)
-    edges = []  # of what is cut out, in pixels of the picture
-    for side in picture.size:
-        resized = side * IMAGE_SIZE // short
-        start = resized // 2 - IMAGE_SIZE // 2
-        edges.append((start * side / resized, (start + IMAGE_SIZE) * side / resized))
-    (left, right), (top, bottom) = edges
-    return picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
 
 
 def squash(picture: Image.Image) -> Image.Image:

@@ -227,7 +227,7 @@ def test_nothing_found_is_said_in_words(checkpoint: Path, photos: Path, tmp_path
     [
         ("checkpoint=nowhere.pt", "error: checkpoint nowhere.pt does not exist"),
         ("images=nowhere", "error: images=nowhere: "),
-        ("out={photos}", "error: out={photos} is where images={photos} lie"),
+        ("out={photos}", "error: out={photos}: images={photos} lie there; give another"),
         ("out={photos}/a.png", "error: {photos}/a.png can't be written (File exists); give another out=…"),
         ("runtime.precision=fp16", "error: runtime.precision=fp16 needs a GPU"),
     ],
