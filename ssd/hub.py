@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
@@ -171,9 +171,8 @@ def _downloaded(url: str, force_reload: bool) -> Weights:
     fragment = urlsplit(url).fragment
     if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
         raise UserError(f"#{fragment} must be #sha256= and 64 hex digits, or be left out")
-    name = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(url).path).stem)[:64]
     unique = hashlib.sha256(url.encode()).hexdigest()[:16]  # URLs of one file name don't share a file
-    kept = Path(torch.hub.get_dir(), "checkpoints", f"{name}-{unique}.pt")
+    kept = Path(torch.hub.get_dir(), "checkpoints", f"ssd300-{unique}.pt")
     if kept.is_file() and not force_reload:
         return load_weights(kept)
     print(f"Downloading {url} to {kept}", file=sys.stderr)

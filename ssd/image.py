@@ -79,13 +79,12 @@ def normalize(pictures: NDArray[np.floating]) -> Tensor:
 
 
 Box = Sequence[float]  # left, top, right, bottom in pixels of the picture
-Colour = tuple[int, int, int]
 
 GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbouring labels get colours far apart
 LIGHTNESS = (0.5, 0.62, 0.74)  # in turn, for of 80 hues some are all but equal
 
 
-def class_colour(label: int) -> Colour:
+def class_colour(label: int) -> tuple[int, int, int]:
     """Return the RGB colour of a label, the same in every picture."""
     lightness = LIGHTNESS[label % len(LIGHTNESS)]
     red, green, blue = colorsys.hls_to_rgb(label * GOLDEN_ANGLE % 1.0, lightness, 0.9)
@@ -129,15 +128,11 @@ def outline(picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence
         draw.rectangle(_clip(box, picture.size), outline=class_colour(label), width=1)
 
 
-def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str]) -> Image.Image:
-    """Join two pictures of one size under captions."""
-    gap, band = 6, 22
-    sheet = Image.new("RGB", (left.width + gap + right.width, band + left.height), "white")
-    draw = ImageDraw.Draw(sheet)
+def captioned(picture: Image.Image, caption: str) -> Image.Image:
+    """Return the picture under a caption, with a gap on the right for the next one."""
+    sheet = ImageOps.expand(picture, (0, 22, 6, 0), "white")
     font = ImageFont.load_default(size=14)
-    for picture, x, caption in ((left, 0, captions[0]), (right, left.width + gap, captions[1])):
-        sheet.paste(picture, (x, band))
-        draw.text((x + 4, band / 2), caption, fill="black", font=font, anchor="lm")
+    ImageDraw.Draw(sheet).text((4, 11), caption, fill="black", font=font, anchor="lm")
     return sheet
 
 

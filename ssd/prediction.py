@@ -142,11 +142,9 @@ def predict_pictures(
         (out / "detections.json").write_text(f"[\n{lines}\n]\n" if results else "[]\n", encoding="utf-8")
     seconds = time.perf_counter() - began
     if results:
-        console.table(f"found → {out}", _count_classes(results, detector.categories))
-    else:
-        console.say(f"nothing has a score above threshold={config.threshold} → {out}")
+        console.table("found", _count_classes(results, detector.categories))
     done = len(files) - len(unread)
-    what = f"{_counted(len(results), 'detection')} on {_counted(done, 'picture')}"
+    what = f"{_counted(len(results), 'detection')} on {_counted(done, 'picture')} → {out}"
     console.say(f"{what}, {seconds:.1f} s, {done / seconds:.1f} pictures/s")
     if unread:
         failed = f"{len(unread)} of {_counted(len(files), 'picture')} could not be read:"
@@ -160,8 +158,13 @@ def _predict_batch(
 
     Returns COCO's results, and why pictures couldn't be read. No other batch's are in memory by then.
     """
-    read = dict(zip(files, pool.map(_read, files), strict=True))
-    pictures = {file: picture for file, picture in read.items() if isinstance(picture, Image.Image)}
+    pictures: dict[PictureFile, Image.Image] = {}
+    unread: list[str] = []
+    for file, reading in [(file, pool.submit(read_picture, file.path)) for file in files]:
+        try:
+            pictures[file] = reading.result()
+        except PictureError as error:
+            unread.append(str(error))
     options = (config.threshold, config.classes, config.max_detections, config.batch_size)
     predictions = detector.predict([*pictures.values()], *options)
     list(pool.map(_draw, pictures, predictions))
@@ -178,14 +181,7 @@ def _predict_batch(
             found.boxes_ltrb_px.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         )
     ]
-    return results, [str(error) for error in read.values() if isinstance(error, PictureError)]
-
-
-def _read(file: PictureFile) -> Image.Image | PictureError:
-    try:
-        return read_picture(file.path)
-    except PictureError as error:
-        return error
+    return results, unread
 
 
 def _draw(file: PictureFile, found: Prediction) -> None:

@@ -9,16 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssd.boxes import cxcywh_to_ltrb, default_boxes
 from ssd.categories import Categories
 from ssd.detector import Detector, Prediction
 from ssd.errors import UserError
-from ssd.image import normalize, read_picture
 
 pytestmark = pytest.mark.unit
 
 CATEGORIES = Categories((18, 90, 7), ("dog", "tooth brush", "cow"))
-BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
 
 
 class Seen(Detector):
@@ -26,16 +23,14 @@ class Seen(Detector):
 
     def __init__(self, objects: Sequence[tuple[int, int, float]]) -> None:
         super().__init__("resnet18", 4, CATEGORIES)
-        self.logits = torch.full((4, len(BOXES_LTRB)), -50.0)
+        self.logits = torch.full((4, 8732), -50.0)
         self.logits[0] = 0.0
         for box, label, score in objects:
             self.logits[label, box] = np.log(score / (1 - score))
-        self.images = torch.empty(0)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert not self.training
-        self.images = images
-        return torch.zeros(len(images), 4, len(BOXES_LTRB)), self.logits.repeat(len(images), 1, 1)
+        return torch.zeros(len(images), 4, 8732), self.logits.repeat(len(images), 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +48,9 @@ def noise(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def assert_same(one: Prediction, other: Prediction, rtol: float = 0) -> None:
-    """rtol: for what another batch size rounds otherwise."""
-    np.testing.assert_allclose(one.boxes_ltrb_px, other.boxes_ltrb_px, rtol=rtol, atol=1000 * rtol)
-    np.testing.assert_allclose(one.scores, other.scores, rtol=rtol)
+def assert_same(one: Prediction, other: Prediction) -> None:
+    assert np.array_equal(one.boxes_ltrb_px, other.boxes_ltrb_px)
+    assert np.array_equal(one.scores, other.scores)
     assert (one.labels.tolist(), one.names) == (other.labels.tolist(), other.names)
 
 
@@ -86,9 +80,7 @@ def test_a_list_gives_what_its_pictures_give_one_by_one(detector: Detector):
         for one, other in zip(found, alone, strict=True):
             assert_same(one, other)
     for one, other in zip(detector.predict(pictures, batch_size=2), alone, strict=True):
-        best = np.argsort(-one.scores, kind="stable")
-        assert (best == np.arange(len(best))).all()
-        np.testing.assert_allclose(one.scores, other.scores[: len(best)], atol=1e-4)
+        np.testing.assert_allclose(one.scores, other.scores[: len(one.scores)], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -107,18 +99,6 @@ def test_what_is_no_picture_is_refused_by_name(pictures: object, reason: str, de
 
 
 # What is found
-
-
-def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
-    box = int(BOXES_LTRB.sum(1).argmin())
-    sizes = [(900, 50), (300, 300)]
-    found = Seen([(box, 2, 0.9)]).predict([noise(*size) for size in sizes])
-    for size, prediction in zip(sizes, found, strict=True):
-        expected = BOXES_LTRB[box].double().numpy() * np.tile(size, 2)
-        assert expected.min() < 0
-        np.testing.assert_allclose(prediction.boxes_ltrb_px, expected[None], rtol=1e-5)
-        assert (prediction.labels.tolist(), prediction.names) == ([2], ["tooth brush"])
-        assert prediction.scores.tolist() == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(
@@ -156,15 +136,6 @@ def test_an_argument_that_makes_no_sense_is_refused_by_name(options: dict, reaso
         Seen([]).predict([], **options)
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_network_sees_the_pictures_as_it_was_trained(layout: torch.memory_format):
-    pictures = [noise(300, 300), noise(300, 300)[::-1]]
-    network = Seen([]).to(memory_format=layout)
-    network.predict(pictures)
-    assert torch.equal(network.images, normalize(np.stack(pictures) / np.float32(255)))
-    assert network.images.is_contiguous(memory_format=layout)
-
-
 def test_a_network_in_training_trains_on_afterwards():
     network = Seen([]).train()
     network.predict(noise(9, 9))
@@ -187,8 +158,6 @@ def test_boxes_are_drawn_on_a_copy(tmp_path: Path):
     picture, path = Image.fromarray(values), tmp_path / "a.png"
     picture.save(path)
     drawn = [Seen([(1500, 1, 0.9)]).predict(each).draw() for each in (path, picture, values)]
-    assert not values.any()
-    assert not np.asarray(picture).any()
-    assert not np.asarray(read_picture(path)).any()
     assert np.asarray(drawn[0]).any()
     assert drawn[0] == drawn[1] == drawn[2]
+    assert not any(np.asarray(each).any() for each in (values, picture, Image.open(path)))

@@ -4,11 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
-from ssd.image import PictureError, class_colour, draw_boxes, normalize, read_picture, squash
+from ssd.image import PictureError, class_colour, draw_boxes, read_picture, squash
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +25,7 @@ def plain(mode: str = "RGB") -> Image.Image:
     return Image.new("RGB", (7, 5), COLOUR).convert(mode)
 
 
-def grey16(dtype: str = "uint16") -> NDArray[np.generic]:
+def grey16(dtype: str = "uint16") -> np.ndarray:
     return np.full((5, 7), GREY * 257, dtype=dtype)
 
 
@@ -129,14 +127,6 @@ def test_squash_equals_torchs_antialiased_resize():
     images = torch.from_numpy(values).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(images, (300, 300), mode="bilinear", antialias=True)[0]
     assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() <= 1
-
-
-def test_normalized_values_are_imagenets():
-    pictures = np.random.RandomState(0).random_sample((2, 300, 300, 3)).astype(np.float32)
-    found = normalize(pictures)
-    assert (found.shape, found.dtype) == ((2, 3, 300, 300), torch.float32)
-    expected = (pictures - IMAGENET_MEAN) / IMAGENET_STD
-    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), atol=1e-6)
 
 
 # Drawing
