@@ -174,9 +174,5 @@ def _look_at(
 
 def _look(named: tuple[Any, str]) -> tuple[tuple[int, int], Image.Image]:
     picture, name = named
-    is_path = isinstance(picture, str | os.PathLike)
-    if not (is_path or isinstance(picture, Image.Image | np.ndarray)):
-        kind = type(picture).__name__
-        raise UserError(f"{name} is of type {kind}; give a path, a PIL picture or a uint8 array H×W×3, RGB")
-    read = read_picture(picture, None if is_path else name)
+    read = read_picture(picture, None if isinstance(picture, str | os.PathLike) else name)
     return read.size, squash(read)

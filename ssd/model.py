@@ -95,8 +95,8 @@ class SSD300(nn.Module):
         What SSD300 drops (layer4 and fc) is ignored.
         Raises ValueError naming the keys that are missing, unknown or of another shape.
         """
-        named = {str(key): value for key, value in state_dict.items()}
-        kept = {key: value for key, value in named.items() if not key.startswith(("layer4.", "fc."))}
+        dropped = ("layer4.", "fc.")
+        kept = {str(key): state_dict[key] for key in state_dict if not str(key).startswith(dropped)}
         try:
             self.backbone.load_state_dict(kept)
         except RuntimeError as error:
