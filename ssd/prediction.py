@@ -74,7 +74,7 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     for number, name in enumerate(sorted(paths), start=1):
         keeps_name = paths[name].suffix.lower() in _DRAWN_SUFFIXES
         drawn = out / (name if keeps_name else f"{name}.jpg")  # added: a.webp and a.tif stay apart
-        fix = f"{drawn} is already another picture's; give another folder"
+        fix = f"{drawn} is already another picture's; rename one or give another folder"
         require(os.path.realpath(drawn) not in taken, "out", out, fix)
         taken.add(os.path.realpath(drawn))
         pictures.append(PictureFile(number, paths[name], name, drawn))
@@ -83,7 +83,7 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
 
 def _look(source: str) -> tuple[Path, list[Path]]:
     """Return the folder that a source stands for and the files that it names, as absolute paths."""
-    path = _absolute(source)
+    path = Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
@@ -93,13 +93,9 @@ def _look(source: str) -> tuple[Path, list[Path]]:
     fixed = Path(source)  # the folder down to where the glob begins to vary
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    matches = map(_absolute, glob.glob(source, recursive=True))
+    matches = [Path(os.path.abspath(each)) for each in glob.glob(source, recursive=True)]
     files = [each for each in matches if each.suffix.lower() in SUFFIXES and each.is_file()]
-    return _absolute(str(fixed)), files
-
-
-def _absolute(source: str) -> Path:
-    return Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
+    return Path(os.path.abspath(fixed)), files
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:

@@ -87,7 +87,6 @@ def test_the_pages_code_runs_as_issued(project: Path):
     """Without what training needs, and beside modules of our names, one imported before and one after."""
     page = PAGE
     for issued, changed in CHANGED.items():
-        assert page.count(issued) == 1
         page = page.replace(issued, changed)
     script, out = project / "script.py", project / "found.npz"
     script.write_text(BEFORE + page + AFTER)

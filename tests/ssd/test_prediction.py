@@ -113,5 +113,5 @@ def test_jpeg_and_png_keep_their_names_and_others_get_jpg_added(photos: Path):
 def test_no_picture_is_drawn_over_one_that_was_found_or_drawn(pictures: list[str], tmp_path: Path):
     """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
     folder = touch(tmp_path / "photos", *pictures)
-    with pytest.raises(UserError, match=r"is already another picture's; give another folder"):
+    with pytest.raises(UserError, match=r"is already another picture's; rename one or give another"):
         find_pictures([str(folder)], tmp_path)
