@@ -40,7 +40,7 @@ def main(config: EvaluateConfig) -> None:
         runtime = set_up(runtime_config, ranks.device)
         evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
-        network = runtime.place(weights.network())
+        network = runtime.place(weights.network)
         console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
         result = evaluator.score([*evaluator.detect(network, runtime, ranks, console)], ranks)
         console.say(*summary_lines(result.numbers), *result.notes)

@@ -63,15 +63,10 @@ def ssd300(
 
 
 def nvidia_ssd_processing_utils() -> types.ModuleType:
-    """Functions that turn pictures into the networks' input and their output into detections:
+    """The hub page's functions; each one's own help has its arguments, shapes and units.
 
-    prepare_input(img_uri, crop=True): a picture by path or URL → float32 300×300×3; x / 2 + 0.5 shows it.
-        crop=False squashes the whole picture as in training, instead of taking its middle.
-    prepare_tensor(inputs, fp16=False): a list of these → N×3×300×300 on the CPU, ImageNet-normalised.
-    decode_results(predictions): the network's output → for each picture [boxes K×4 float32 ltrb relative to
-        the 300×300, classes K int64 from 1, confidences K float32], at most 20, best first.
-    pick_best(detections, threshold=0.3): one picture's, those above the threshold.
-    get_coco_object_dictionary(): the 80 names; class k is the (k-1)th.
+    prepare_input and prepare_tensor turn pictures into the networks' input, decode_results and pick_best
+    their output into detections; get_coco_object_dictionary gives COCO's names.
     """
     return _hub()
 

@@ -15,15 +15,7 @@ IMAGE_SIZE = 300
 # published numbers, and trained weights depend on them.
 MAP_SIZES = (38, 19, 10, 5, 3, 1)
 STEPS_PX = (8, 16, 32, 64, 100, 300)
-SCALES_PX = (
-    21,
-    45,
-    99,
-    153,
-    207,
-    261,
-    315,
-)  # one more than maps: the second square box lies between two scales
+SCALES_PX = (21, 45, 99, 153, 207, 261, 315)  # one more: the second square box lies between two scales
 ASPECT_RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 NUM_DEFAULT_BOXES = sum(boxes * size**2 for boxes, size in zip(BOXES_PER_CELL, MAP_SIZES, strict=True))

@@ -44,13 +44,9 @@ class Prediction:
     def draw(self) -> Image.Image:
         """Return the picture with boxes, names and scores drawn on a copy of it; a file is read again."""
         picture = read_picture(self.picture)
-        picture = picture.copy() if picture is self.picture else picture
         texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
         draw_boxes(picture, self.boxes_ltrb_px.tolist(), self.labels.tolist(), texts)
         return picture
-
-
-_Look = tuple[tuple[int, int], Image.Image]  # a picture's size, upright, and what the network sees: 300×300
 
 
 class Detector(SSD300):
@@ -75,7 +71,7 @@ class Detector(SSD300):
     def of(cls, weights: Weights, precision: str = "fp32") -> Self:
         """Make the detector that these are the weights of."""
         detector = cls(weights.backbone, weights.num_classes, weights.categories, precision)
-        detector.load_state_dict(weights.model)
+        detector.load_state_dict(weights.network.state_dict())
         return detector
 
     @property
@@ -110,8 +106,7 @@ class Detector(SSD300):
         require(max_detections >= 1, "max_detections", max_detections, "give at least 1")
         require(batch_size >= 1, "batch_size", batch_size, "give at least 1")
         labels = self.categories.labels_named([classes] if isinstance(classes, str) else classes)
-        given, device = list(pictures), next(self.parameters()).device
-        kept, boxes_cxcywh = torch.tensor(sorted(labels)), default_boxes().to(device)
+        given, kept = list(pictures), torch.tensor(sorted(labels))
         found: list[Prediction] = []
         training = self.training
         self.eval()
@@ -120,21 +115,21 @@ class Detector(SSD300):
                 for start in range(0, len(given), batch_size):
                     batch = given[start : start + batch_size]
                     sizes_px, squashed = zip(*_look_at(batch, start, pool), strict=True)
-                    detected = self._detect(squashed, boxes_cxcywh, threshold)
-                    for picture, size_px, detections in zip(batch, sizes_px, detected, strict=True):
-                        best = torch.isin(detections.labels, kept).nonzero()[:max_detections, 0]
-                        found.append(self._prediction(picture, size_px, detections, best))
+                    detected = self._detect(squashed, threshold)
+                    for picture, size_px, everything in zip(batch, sizes_px, detected, strict=True):
+                        best = torch.isin(everything.labels, kept).nonzero()[:max_detections, 0]
+                        detections = Detections(*(part[best] for part in everything))
+                        found.append(self._prediction(picture, size_px, detections))
         finally:
             self.train(training)
         return found
 
     @torch.inference_mode()
-    def _detect(
-        self, squashed: Sequence[Image.Image], boxes_cxcywh: Tensor, threshold: float
-    ) -> list[Detections]:
+    def _detect(self, squashed: Sequence[Image.Image], threshold: float) -> list[Detections]:
         """Find all objects of all classes in N pictures as the network takes them, 300×300."""
+        weight = next(self.parameters())
         values = np.stack([np.asarray(picture) for picture in squashed]).astype(np.float32) / 255
-        images, weight = normalize(values).to(boxes_cxcywh.device), next(self.parameters())
+        images = normalize(values).to(weight.device)
         if not weight.is_contiguous(memory_format=torch.channels_last):
             images = images.contiguous()
         autocast = self.precision != "fp32"
@@ -148,15 +143,13 @@ class Detector(SSD300):
         # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
         # until the other classes are gone.
         everything = logits.shape[1] * logits.shape[2]
+        boxes_cxcywh = default_boxes().to(weight.device)
         return detect(offsets, logits, boxes_cxcywh, threshold, max_detections=everything)
 
-    def _prediction(
-        self, picture: Picture, size_px: tuple[int, int], found: Detections, best: Tensor
-    ) -> Prediction:
-        boxes_ltrb_px = found.boxes[best].double() * torch.tensor(size_px).repeat(2)
-        scores, labels = found.scores[best].numpy(), found.labels[best].numpy()
-        names = [self.categories.name_of(label) for label in labels.tolist()]
-        return Prediction(boxes_ltrb_px.numpy(), scores, labels, names, picture)
+    def _prediction(self, picture: Picture, size_px: tuple[int, int], found: Detections) -> Prediction:
+        boxes_ltrb_px = found.boxes.double() * torch.tensor(size_px).repeat(2)
+        names = [self.categories.name_of(label) for label in found.labels.tolist()]
+        return Prediction(boxes_ltrb_px.numpy(), found.scores.numpy(), found.labels.numpy(), names, picture)
 
 
 def check_precision(precision: str, device: torch.device, key: str = "precision") -> None:
@@ -169,18 +162,17 @@ def check_precision(precision: str, device: torch.device, key: str = "precision"
         raise UserError(f"{key}=bf16: this GPU has none; give {key}=fp16 or fp32")
 
 
-def _look_at(pictures: list[Any], first: int, pool: ThreadPoolExecutor) -> list[_Look]:
-    """Read pictures, of which errors call the first one pictures[first], in threads."""
+def _look_at(
+    pictures: list[Any], first: int, pool: ThreadPoolExecutor
+) -> list[tuple[tuple[int, int], Image.Image]]:
+    """Return each picture's size, upright, and what the network sees; errors call one pictures[first + …]."""
     # Each object once: Pillow reads a file when its pixels are needed, and two threads at once break that.
     distinct = {id(each): (each, f"pictures[{index}]") for index, each in enumerate(pictures, first)}
     looks = dict(zip(distinct, pool.map(_look, distinct.values()), strict=True))
     return [looks[id(each)] for each in pictures]
 
 
-def _look(named: tuple[Any, str]) -> _Look:
+def _look(named: tuple[Any, str]) -> tuple[tuple[int, int], Image.Image]:
     picture, name = named
-    if not isinstance(picture, str | os.PathLike | Image.Image | np.ndarray):
-        kind = type(picture).__name__
-        raise UserError(f"{name} is of type {kind}; give a path, a PIL picture or a uint8 array H×W×3, RGB")
     read = read_picture(picture, None if isinstance(picture, str | os.PathLike) else name)
     return read.size, squash(read)

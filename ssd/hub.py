@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request, url2pathname, urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from .boxes import IMAGE_SIZE, default_boxes
 from .categories import COCO
 from .detect import detect
 from .detector import Detector, check_precision
-from .errors import UserError, require
+from .errors import UserError
 from .image import PictureError, centre_crop, normalize, read_picture, squash
 from .published import Weights, load_weights
 
@@ -61,13 +61,10 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device={name!r} is unknown; give auto, cpu, cuda or cuda:1") from error
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    fix = f"{found} GPUs were found; give a lower number, or cpu"
-    require(device.type != "cuda" or (device.index or 0) < found, "device", name, fix)
-    return device
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name!r} can't be had ({reason}); give auto, cpu, cuda or cuda:1") from error
 
 
 def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: Source | None) -> Detector:
@@ -108,10 +105,10 @@ def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
 
     img_uri: a path or URL. crop: take the middle of the picture whose short side is made 300; False squashes
     the whole picture, as in training (RECIPE 6), and boxes are then relative to it.
-    Raises PictureError where it can't be fetched or read, UserError for a URL of another kind.
+    Raises PictureError where it can't be fetched or read.
     """
-    file, _ = _parsed(img_uri)
-    picture = read_picture(file or _fetched(str(img_uri)), str(img_uri))
+    text = os.fspath(img_uri)
+    picture = read_picture(_fetched(text) if _is_url(text) else os.path.expanduser(text), text)
     picture = centre_crop(picture) if crop else squash(picture)
     return np.asarray(picture, dtype=np.float32) / 127.5 - 1
 
@@ -159,27 +156,22 @@ def _weights(argument: str, source: Source, force_reload: bool = False) -> Weigh
     # In earlier ones torch.load runs a file's code even with weights_only: CVE-2025-32434, CVE-2026-24747.
     if TorchVersion(torch.__version__) < "2.10.0a0":
         raise UserError(f"torch {torch.__version__} may run code that a file hides; install 2.10 or later")
+    text = os.fspath(source)
     try:
-        file, fragment = _parsed(source)
-        if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
-            raise UserError(f"#{fragment} must be #sha256= and 64 hex digits, or be left out")
-        sha256 = fragment.removeprefix("sha256=").lower()
-        if file is None:
-            return _downloaded(os.fspath(source), sha256, force_reload)
-        if sha256 and (file.is_file() or file.is_dir()):  # a folder has none; load_weights names the rest
-            found = hashlib.sha256(file.read_bytes()).hexdigest()
-            if found != sha256:
-                raise UserError(f"the sha256 of {file} is {found}; get the file again or correct the URL")
-        return load_weights(file)
+        if _is_url(text):
+            return _downloaded(text, force_reload)
+        return load_weights(Path(os.path.expanduser(text)))  # Path.expanduser fails on a file called ~x
     except (UserError, OSError) as error:
         raise UserError(f"{argument}={source}: {error}") from error
 
 
-def _downloaded(url: str, sha256: str, force_reload: bool) -> Weights:
-    """Read what a http(s) URL gives. It stays in torch.hub's folder once it was whole and read."""
-    name = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(url).path).stem)[:64]
+def _downloaded(url: str, force_reload: bool) -> Weights:
+    """Read what a URL gives; all but a file: of this machine stays in torch.hub's folder once it was read."""
+    fragment = urlsplit(url).fragment
+    if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
+        raise UserError(f"#{fragment} must be #sha256= and 64 hex digits, or be left out")
     unique = hashlib.sha256(url.encode()).hexdigest()[:16]  # URLs of one file name don't share a file
-    kept = Path(torch.hub.get_dir(), "checkpoints", f"{name}-{unique}.pt")
+    kept = Path(torch.hub.get_dir(), "checkpoints", f"ssd300-{unique}.pt")
     if kept.is_file() and not force_reload:
         return load_weights(kept)
     print(f"Downloading {url} to {kept}", file=sys.stderr)
@@ -187,12 +179,14 @@ def _downloaded(url: str, sha256: str, force_reload: bool) -> Weights:
     with TemporaryDirectory(prefix="download-", dir=kept.parent) as folder:
         arriving = Path(folder, kept.name)
         try:
+            sha256 = fragment.removeprefix("sha256=").lower()
             torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
         except (OSError, HTTPException, ValueError, RuntimeError) as error:  # the last: another sha256
             fix = "check URL and network, or give a file's path (for nvidia_ssd NVIDIA_SSD_WEIGHTS=PATH too)"
             raise UserError(f"download failed ({error}); {fix}") from error
         weights = load_weights(arriving)  # a connection that ended early is no error to torch.hub
-        arriving.replace(kept)
+        if not url.startswith("file:"):
+            arriving.replace(kept)
     return weights
 
 
@@ -205,14 +199,5 @@ def _fetched(url: str) -> BytesIO:
         raise PictureError(f"{url} can't be fetched ({error}); check URL and network") from error
 
 
-def _parsed(source: Source) -> tuple[Path | None, str]:
-    """Return the file that a path or file: URL names, None for http(s); and what stands behind a URL's #."""
-    text = os.fspath(source)
-    if "://" not in text and not text.startswith("file:"):
-        return Path(os.path.expanduser(text)), ""  # Path.expanduser fails on a file called ~x
-    url = urlsplit(text)
-    if url.scheme in ("http", "https"):
-        return None, url.fragment
-    if url.scheme == "file" and url.netloc in ("", "localhost"):
-        return Path(url2pathname(url.path)), url.fragment
-    raise UserError(f"{text} can't be read; give http(s)://…, file:///… or a path of this machine")
+def _is_url(text: str) -> bool:
+    return "://" in text or text.startswith("file:")

@@ -13,16 +13,12 @@ from io import BytesIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .batches import IMAGENET_MEAN, IMAGENET_STD
 from .boxes import IMAGE_SIZE
 from .errors import UserError
-
-# What Pillow opens as 32-bit integers there has 16 bits: grey PNGs in its older versions, PGMs to this day.
-_FORMATS_WITHOUT_32_BITS = ("PNG", "PPM")
-
 
 # A file, what Pillow has opened or made, or an array H×W×3, RGB.
 Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -36,48 +32,31 @@ def read_picture(source: Picture | BytesIO, name: str | None = None, upright: bo
     """Read a picture as RGB, turned upright as its EXIF orientation has it, its first frame if it moves.
 
     upright: False leaves it as it is stored, as annotations and training have it.
-    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. Pillow's picture that is
-    all that is returned itself, and no other is changed. name: what errors call it.
+    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. A picture that is given is
+    not changed, and what is returned is another. name: what errors call it.
     Raises PictureError where it is missing, truncated, no picture, too large (Pillow's limit of 179 million
     pixels), of a kind without a range of brightness (32-bit integers and floats), or another kind of array.
     """
-    name = name or str(source) or "''"
+    name = name or str(source)
     if isinstance(source, np.ndarray):
-        return _of_array(source, name)
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            got = f"{source.dtype} {'×'.join(map(str, source.shape))}"
+            raise PictureError(f"{name} is an array {got}; give uint8 H×W×3, RGB")
+        return Image.fromarray(source)
     if isinstance(source, str | os.PathLike) and os.path.exists(source) and not os.path.isfile(source):
-        raise PictureError(f"{name} is no regular file")  # a pipe would be waited for
+        raise PictureError(f"{name} is no regular file")  # reading a pipe would wait forever
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as opened:
-            if 0 in opened.size:
-                raise PictureError(f"{name} has no pixels")
-            if opened.mode == "F" or (opened.mode == "I" and opened.format not in _FORMATS_WITHOUT_32_BITS):
-                raise PictureError(
-                    f"{name}: its 32 bits a channel (mode {opened.mode}) have no range; save it with 8"
-                )
+            # Of 32-bit integers, 16-bit PNGs (in older Pillows) and PNMs have 16.
+            if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
+                raise ValueError(f"32 bits a channel (mode {opened.mode}) have no range; save it with 8")
             opened.load()
-            ready = opened is source and _is_ready(opened)  # a copy would take as much memory again
-            return opened if ready else _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
-    except PictureError:
-        raise
-    except FileNotFoundError as error:
-        raise PictureError(f"{name} does not exist") from error
+            return _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     except UnidentifiedImageError as error:
         raise PictureError(f"{name} is no picture of a known kind; save it as JPEG or PNG") from error
     # Pillow's decoders raise almost anything on a broken file, DecompressionBombError among it.
     except Exception as error:
         raise PictureError(f"{name} can't be read as a picture ({error})") from error
-
-
-def _of_array(values: NDArray[np.uint8], name: str) -> Image.Image:
-    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3 or not values.size:
-        got = f"{values.dtype} {'×'.join(map(str, values.shape))}"
-        raise PictureError(f"{name} is an array {got}; give uint8 H×W×3, RGB")
-    return Image.fromarray(values)
-
-
-def _is_ready(picture: Image.Image) -> bool:
-    upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return upright and picture.mode == "RGB" and "transparency" not in picture.info
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -90,18 +69,16 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def centre_crop(picture: Image.Image) -> Image.Image:
-    """Cut the middle 300×300 out of the picture resized so that its short side is 300.
-
-    What is cut off is never made, so that a picture of any proportions takes no more memory than another.
-    """
+    """Resize so that the short side is 300 and cut out the middle 300×300, at the published offsets."""
     short = min(picture.size)
-    edges = []  # of what is cut out, in pixels of the picture
+    left_top, right_bottom = [], []  # of what is cut out, in pixels of the picture
     for side in picture.size:
         resized = side * IMAGE_SIZE // short
         start = resized // 2 - IMAGE_SIZE // 2
-        edges.append((start * side / resized, (start + IMAGE_SIZE) * side / resized))
-    (left, right), (top, bottom) = edges
-    return picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        left_top.append(start * side / resized)
+        right_bottom.append((start + IMAGE_SIZE) * side / resized)
+    box = (left_top[0], left_top[1], right_bottom[0], right_bottom[1])
+    return picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)
 
 
 def squash(picture: Image.Image) -> Image.Image:
@@ -117,13 +94,12 @@ def normalize(pictures: NDArray[np.floating]) -> Tensor:
 
 
 Box = Sequence[float]  # left, top, right, bottom in pixels of the picture
-Colour = tuple[int, int, int]
 
 GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbouring labels get colours far apart
 LIGHTNESS = (0.5, 0.62, 0.74)  # in turn, for of 80 hues some are all but equal
 
 
-def class_colour(label: int) -> Colour:
+def class_colour(label: int) -> tuple[int, int, int]:
     """Return the RGB colour of a label, the same in every picture."""
     lightness = LIGHTNESS[label % len(LIGHTNESS)]
     red, green, blue = colorsys.hls_to_rgb(label * GOLDEN_ANGLE % 1.0, lightness, 0.9)
@@ -167,15 +143,11 @@ def outline(picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence
         draw.rectangle(_clip(box, picture.size), outline=class_colour(label), width=1)
 
 
-def side_by_side(left: Image.Image, right: Image.Image, captions: tuple[str, str]) -> Image.Image:
-    """Join two pictures of one size under captions."""
-    gap, band = 6, 22
-    sheet = Image.new("RGB", (left.width + gap + right.width, band + left.height), "white")
-    draw = ImageDraw.Draw(sheet)
+def captioned(picture: Image.Image, caption: str) -> Image.Image:
+    """Return the picture under a caption, with a gap on the right for the next one."""
+    sheet = ImageOps.expand(picture, (0, 22, 6, 0), "white")
     font = ImageFont.load_default(size=14)
-    for picture, x, caption in ((left, 0, captions[0]), (right, left.width + gap, captions[1])):
-        sheet.paste(picture, (x, band))
-        draw.text((x + 4, band / 2), caption, fill="black", font=font, anchor="lm")
+    ImageDraw.Draw(sheet).text((4, 11), caption, fill="black", font=font, anchor="lm")
     return sheet
 
 

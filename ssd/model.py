@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Self, TypeGuard
+from textwrap import shorten
+from typing import Self
 
 import torch
 import torchvision
@@ -24,24 +25,21 @@ BACKBONES = tuple(_MAP_CHANNELS)
 # padding of the second. RECIPE 1.
 _EXTRA_BLOCKS = ((256, 2, 1), (256, 2, 1), (128, 2, 1), (128, 1, 0), (128, 1, 0))
 
-# What weights may be given in: not complex, quantised or packed.
-_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
-
-# Of torchvision's ResNet: what SSD300 drops.
-_CLASSIFIER_PREFIXES = ("layer4.", "fc.")
-
 
 class SSD300(nn.Module):
     """The detector.
 
     backbone: one of BACKBONES. num_classes: background included. weights: torchvision ImageNet weights to
     download, such as "IMAGENET1K_V2"; None downloads nothing.
-    Raises ValueError for a backbone, a number of classes or weights that do not exist.
+    Raises ValueError for a backbone or a number of classes that does not exist.
     """
 
     def __init__(self, backbone: str = "resnet50", num_classes: int = 81, weights: str | None = None) -> None:
         super().__init__()
-        _check_arguments(backbone, num_classes, weights)
+        if backbone not in BACKBONES:
+            raise ValueError(f"model.backbone={backbone!r} is unknown; take one of {', '.join(BACKBONES)}")
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: it counts the background, so it is 2 or more")
         self.num_classes = num_classes
         self.batchnorm_frozen = False
         channels = _MAP_CHANNELS[backbone]
@@ -95,33 +93,16 @@ class SSD300(nn.Module):
         """Load ImageNet weights, in the layout of torchvision's ResNet, into the backbone.
 
         What SSD300 drops (layer4 and fc) is ignored.
-        Raises ValueError naming the keys that are missing, unknown or misfits, before it loads any.
+        Raises ValueError naming the keys that are missing, unknown or of another shape.
         """
-        named = {str(key): value for key, value in state_dict.items()}
-        given = {key: value for key, value in named.items() if not key.startswith(_CLASSIFIER_PREFIXES)}
-        own = self.backbone.state_dict()
-        # torchvision's older files lack num_batches_tracked, and load_state_dict fills it in.
-        missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-        unknown = [key for key in given if key not in own]
-        unfit = misfits(given, own)
-        if missing or unknown or unfit:
+        dropped = ("layer4.", "fc.")
+        kept = {str(key): state_dict[key] for key in state_dict if not str(key).startswith(dropped)}
+        try:
+            self.backbone.load_state_dict(kept)
+        except RuntimeError as error:
             raise ValueError(
-                "ImageNet weights (model.weights) must be of the same ResNet as model.backbone: unknown keys "
-                f"{shortened(unknown)}; missing keys {shortened(missing)}; misfits {shortened(unfit)}"
-            )
-        self.backbone.load_state_dict(given)
-
-
-def _check_arguments(backbone: str, num_classes: int, weights: str | None) -> None:
-    if backbone not in BACKBONES:
-        raise ValueError(f"model.backbone={backbone!r} is unknown; take one of {', '.join(BACKBONES)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes}: it counts the background, so it is 2 or more")
-    known = [entry.name for entry in torchvision.models.get_model_weights(backbone)]
-    if weights is not None and weights not in known:
-        raise ValueError(
-            f"model.weights={weights!r} does not exist for {backbone}; give {' or '.join(known)} or null"
-        )
+                f"ImageNet weights must be of the same ResNet as model.backbone: {one_line(error)}"
+            ) from error
 
 
 def _cut_resnet(resnet: nn.Module) -> nn.Sequential:
@@ -162,31 +143,6 @@ def _all_outputs(heads: nn.ModuleList, maps: list[Tensor], outputs_per_box: int)
     return torch.cat([output.reshape(len(output), outputs_per_box, -1) for output in outputs], dim=2)
 
 
-def misfits(given: Mapping[str, object], expected: Mapping[str, Tensor]) -> list[str]:
-    """Say of each given value that can't take an expected one's place what it is and what fits."""
-    found = []
-    for key, own in expected.items():
-        value, shape = given.get(key), tuple(own.shape)
-        if key in given and not is_plain(value):
-            found.append(f"{key} is no plain tensor {shape}")
-        elif isinstance(value, Tensor) and value.shape != shape:
-            found.append(f"{key} {tuple(value.shape)} for {shape}")
-    return found
-
-
-def is_plain(value: object) -> TypeGuard[Tensor]:
-    """Whether a file holds each number of it: not of sparse and meta tensors, nor of one number expanded."""
-    return (
-        isinstance(value, Tensor)
-        and value.dtype in _NUMBERS
-        and value.layout is torch.strided
-        and not (value.is_meta or value.is_nested)
-        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
-    )
-
-
-def shortened(keys: list[str]) -> str:
-    """List the first few keys, for an error."""
-    shown = 8
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return (", ".join(keys[:shown]) or "none") + more
+def one_line(error: RuntimeError) -> str:
+    """Return the beginning of what load_state_dict says of keys and tensors that don't fit, on one line."""
+    return shorten(str(error), 500, placeholder=" …")

@@ -195,7 +195,7 @@ def test_evaluations_follow_the_listed_and_each_kth_epoch():
 # Evaluating as trained
 
 TRAINED = Weights(
-    model={},
+    network=None,
     backbone="resnet34",
     num_classes=3,
     categories=Categories((1, 2), ("a", "b")),
@@ -204,7 +204,7 @@ TRAINED = Weights(
         "runtime": {"device": "cuda", "precision": "bf16", "tf32": False, "channels_last": False},
     },
 )
-PUBLISHED = Weights(model={}, backbone="resnet50", num_classes=81, categories=None, config=None)
+PUBLISHED = Weights(network=None, backbone="resnet50", num_classes=81, categories=None, config=None)
 
 
 @pytest.mark.parametrize(

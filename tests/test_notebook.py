@@ -16,7 +16,6 @@ pytestmark = pytest.mark.slow
 
 NOTEBOOK = ROOT / "scripts" / "inference.ipynb"
 FIGURES = {"hub-show": 1, "curves": 1, "pictures-show": 2, "classes-ap": 1, "extremes-show": 1}  # by cell
-LIMIT_S = 300
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -38,10 +37,8 @@ def execute(run: Path, data: Path, home: Path) -> NotebookNode:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        client = NotebookClient(
-            notebook(), timeout=LIMIT_S, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-        )
-        return client.execute()
+        where = {"metadata": {"path": str(NOTEBOOK.parent)}}
+        return NotebookClient(notebook(), timeout=300, resources=where).execute()
 
 
 @pytest.fixture(scope="module")

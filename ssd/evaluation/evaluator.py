@@ -23,7 +23,7 @@ from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCO
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, Scored, numbers_of, score
-from ssd.image import draw_boxes, side_by_side
+from ssd.image import captioned, draw_boxes, grid
 from ssd.runtime import Runtime
 
 
@@ -211,6 +211,6 @@ def example_pictures(
         names = [categories.name_of(int(label)) for label in example.labels]
         draw_boxes(truth, example.boxes_ltrb_px.tolist(), example.labels.tolist(), names)
         draw_boxes(found, boxes_ltrb_px.tolist(), labels, texts)
-        captions = ("ground truth", f"detections above {SHOWN_SCORE}")
-        pictures[Path(example.path).stem] = side_by_side(truth, found, captions)
+        halves = [captioned(truth, "ground truth"), captioned(found, f"detections above {SHOWN_SCORE}")]
+        pictures[Path(example.path).stem] = grid(halves, columns=2)
     return pictures

@@ -280,12 +280,13 @@ def _load_detector(network: SSD300, backbone: str, path: Path, categories: Categ
     another one only the number can be compared.
     """
     weights = load_weights(path)
+    model = weights.network.state_dict()
     require(weights.backbone == backbone, "model.backbone", backbone, f"{path} is a {weights.backbone}")
     trained = weights.categories or (COCO if weights.num_classes == COCO.num_classes else None)
     same_number = weights.num_classes == categories.num_classes
     if same_number and (trained is None or trained.names == categories.names):
-        network.load_state_dict(weights.model)
+        network.load_state_dict(model)
         return str(path)
-    kept = {key: value for key, value in weights.model.items() if not key.startswith("logit_heads.")}
+    kept = {key: value for key, value in model.items() if not key.startswith("logit_heads.")}
     network.load_state_dict(kept, strict=False)  # all but these heads: `weights` has exactly an SSD300's keys
     return f"{path}, but for the class heads, which are new: its classes are not those of the data set"

@@ -132,23 +132,15 @@ def test_match_and_encode_equal_dalis_box_encoder_where_ious_tie():
     truths.append((torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
     defaults = default_boxes()
     for truth, (dali_offsets, dali_labels) in zip(truths, encode_with_dali(truths), strict=True):
-        matched_cxcywh, matched_labels = match(*truth, defaults)
+        boxes_ltrb, labels = truth
+        matched_cxcywh, matched_labels = match(boxes_ltrb, labels.int(), defaults)
+        assert matched_labels.dtype == torch.int64
         assert torch.equal(matched_labels, dali_labels.to(torch.int64))
         offsets = encode_offsets(matched_cxcywh, defaults)
         torch.testing.assert_close(offsets, dali_offsets, rtol=1e-5, atol=1e-5)
 
 
-def test_match_takes_int32_labels_and_leaves_its_inputs():
-    boxes_ltrb, labels = ground_truth(2)
-    inputs = (boxes_ltrb, labels.to(torch.int32), default_boxes())
-    copies = [tensor.clone() for tensor in inputs]
-    assert match(*inputs)[1].dtype == torch.int64
-    assert all(torch.equal(tensor, copy) for tensor, copy in zip(inputs, copies, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("boxes", "labels"), [((0,), (0,)), ((3, 5), (3,)), ((3, 4), (2,)), ((1, 3, 4), (1,))]
-)
+@pytest.mark.parametrize(("boxes", "labels"), [((0,), (0,)), ((3, 5), (3,)), ((3, 4), (2,))])
 def test_match_refuses_shapes_that_do_not_fit(boxes: tuple[int, ...], labels: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"boxes_ltrb must be G×4 and labels G, got"):
         match(torch.zeros(boxes), torch.ones(labels, dtype=torch.int64), default_boxes())

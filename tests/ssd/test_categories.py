@@ -2,7 +2,6 @@ import pytest
 
 from ssd.categories import COCO, Categories
 from ssd.errors import UserError
-from ssd.published import Weights
 
 pytestmark = pytest.mark.unit
 
@@ -36,15 +35,6 @@ def test_a_detector_of_another_number_of_classes_is_refused():
     with pytest.raises(UserError, match=r"2 classes apart and val\.json has 1"):
         Categories((1,), ("a",)).check_count(3, "val.json")
     Categories((1,), ("a",)).check_count(2, "val.json")
-
-
-def test_a_published_checkpoint_has_cocos_categories_or_none_that_anybody_can_name():
-    def published(num_classes: int) -> Weights:
-        return Weights({}, "resnet50", num_classes, categories=None, config=None)
-
-    assert published(81).categories_or_coco("p.pt") is COCO
-    with pytest.raises(UserError, match=r"^p\.pt doesn't name its 6 classes.*written by train\.py"):
-        published(7).categories_or_coco("p.pt")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-import ssd.detect
 from ssd.boxes import cxcywh_to_ltrb, decode_offsets, default_boxes
 from ssd.detect import Detections, detect
 from tests.fake_gpu import FakeGpu, OnGpu
@@ -117,15 +116,6 @@ def test_the_host_waits_for_a_gpu_six_times_however_many_images_and_classes(imag
         assert_identical(there, here)
 
 
-@pytest.mark.parametrize("pairs", [1, 5_000])
-def test_chunking_changes_nothing(monkeypatch: pytest.MonkeyPatch, pairs: int):
-    outputs = random_outputs(images=3, classes=6, boxes=300, seed=2)
-    whole = detect(*outputs)
-    monkeypatch.setattr(ssd.detect, "_PAIRS_AT_ONCE", pairs)
-    for mine, expected in zip(detect(*outputs), whole, strict=True):
-        assert_identical(mine, expected)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_outputs_are_computed_in_float32(dtype: torch.dtype):
     offsets, logits, defaults = random_outputs(images=2, classes=6, boxes=300, seed=3)
@@ -175,12 +165,6 @@ def test_the_best_of_all_classes_come_first_and_ties_by_class_then_default_box()
     (found,) = detect(*outputs_of(boxes, scores), iou_threshold=0.9)
     assert found.labels.tolist() == [2, 1, 1, 2, 2, 1]
     assert found.boxes[1:5, 1].tolist() == [0.75, 0.0, 0.75, 0.0]
-
-
-def test_boxes_are_not_clipped_to_the_image():
-    offsets, logits, defaults = outputs_of([LOWER_RIGHT], [[0.1, 0.9]])
-    offsets[0, 0] = 10.0
-    assert detect(offsets, logits, defaults)[0].boxes.tolist() == [[1.0, 0.75, 1.25, 1.0]]
 
 
 def test_an_image_without_detections_gets_empty_tensors_and_so_does_a_batch():

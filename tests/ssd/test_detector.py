@@ -9,16 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssd.boxes import cxcywh_to_ltrb, default_boxes
 from ssd.categories import Categories
 from ssd.detector import Detector, Prediction
 from ssd.errors import UserError
-from ssd.image import normalize, read_picture
 
 pytestmark = pytest.mark.unit
 
 CATEGORIES = Categories((18, 90, 7), ("dog", "tooth brush", "cow"))
-BOXES_LTRB = cxcywh_to_ltrb(default_boxes())
 
 
 class Seen(Detector):
@@ -26,16 +23,14 @@ class Seen(Detector):
 
     def __init__(self, objects: Sequence[tuple[int, int, float]]) -> None:
         super().__init__("resnet18", 4, CATEGORIES)
-        self.logits = torch.full((4, len(BOXES_LTRB)), -50.0)
+        self.logits = torch.full((4, 8732), -50.0)
         self.logits[0] = 0.0
         for box, label, score in objects:
             self.logits[label, box] = np.log(score / (1 - score))
-        self.images = torch.empty(0)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert not self.training
-        self.images = images
-        return torch.zeros(len(images), 4, len(BOXES_LTRB)), self.logits.repeat(len(images), 1, 1)
+        return torch.zeros(len(images), 4, 8732), self.logits.repeat(len(images), 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +48,9 @@ def noise(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def assert_same(one: Prediction, other: Prediction, rtol: float = 0) -> None:
-    """rtol: for what another batch size rounds otherwise."""
-    np.testing.assert_allclose(one.boxes_ltrb_px, other.boxes_ltrb_px, rtol=rtol, atol=1000 * rtol)
-    np.testing.assert_allclose(one.scores, other.scores, rtol=rtol)
+def assert_same(one: Prediction, other: Prediction) -> None:
+    assert np.array_equal(one.boxes_ltrb_px, other.boxes_ltrb_px)
+    assert np.array_equal(one.scores, other.scores)
     assert (one.labels.tolist(), one.names) == (other.labels.tolist(), other.names)
 
 
@@ -64,78 +58,47 @@ def assert_same(one: Prediction, other: Prediction, rtol: float = 0) -> None:
 
 
 def test_a_path_a_pil_picture_and_an_array_are_the_same_picture(detector: Detector, tmp_path: Path):
-    values = noise(90, 60)
-    picture = Image.fromarray(values)
-    exif = Image.Exif()
+    values, exif = noise(90, 60), Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "a.png")
+    picture = Image.fromarray(values)
     picture.save(tmp_path / "lying.png", exif=exif)
-    found = detector.predict(tmp_path / "a.png")
+    upright = np.rot90(values, -1)
+    found = detector.predict(upright)
     assert found.boxes_ltrb_px.shape == (len(found.names), 4)
     assert len(found.names) > 20
-    transparent = picture.convert("RGBA")
-    reversed_twice = np.ascontiguousarray(values[:, :, ::-1])[:, :, ::-1]
-    opened = Image.open(tmp_path / "a.png")
-    for same in (str(tmp_path / "a.png"), picture, transparent, values, reversed_twice, opened):
+    paths = [tmp_path / "lying.png", str(tmp_path / "lying.png")]
+    for same in (*paths, Image.open(paths[0]), Image.fromarray(upright).convert("RGBA")):
         assert_same(detector.predict(same), found)
-    upright = detector.predict(np.rot90(values, -1))
-    assert_same(detector.predict(Image.open(tmp_path / "lying.png")), upright)
-    assert_same(detector.predict(tmp_path / "lying.png"), upright)
 
 
-def test_a_list_gives_what_its_pictures_give_one_by_one(detector: Detector):
-    pictures = [noise(*size) for size in ((90, 60), (1, 1), (40, 200), (300, 300), (7, 5))]
-    alone = [detector.predict(each, threshold=0.01) for each in pictures]
+def test_several_pictures_give_a_list_in_their_order(detector: Detector):
+    pictures = [noise(*size) for size in ((90, 60), (1, 1), (40, 200))]
+    alone = [detector.predict(each) for each in pictures]
     assert not detector.predict([])
     for several in (pictures, tuple(pictures), iter(pictures)):
-        found = detector.predict(several, threshold=0.01, batch_size=1)
-        for one, other in zip(found, alone, strict=True):
+        for one, other in zip(detector.predict(several, batch_size=1), alone, strict=True):
             assert_same(one, other)
-    for one, other in zip(detector.predict(pictures, batch_size=2), alone, strict=True):
-        best = np.argsort(-one.scores, kind="stable")
-        assert (best == np.arange(len(best))).all()
-        np.testing.assert_allclose(one.scores, other.scores[: len(best)], atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("pictures", "reason"),
     [
-        (np.zeros((5, 7, 3)), r"pictures\[0\] is an array float64 5×7×3; give uint8 H×W×3, RGB"),
-        (np.zeros((2, 5, 7, 3), np.uint8), r"pictures\[0\] is an array uint8 2×5×7×3;"),
-        (np.zeros((0, 7, 3), np.uint8), r"pictures\[0\] is an array uint8 0×7×3;"),
-        ([np.zeros((5, 7, 3), np.uint8)] * 8 + [None], r"pictures\[8\] is of type NoneType; "),
-        (torch.zeros(3, 5, 7), r"pictures\[0\] is of type Tensor; give a path, a PIL picture or a uint8"),
-        (["gone.jpg"], r"^gone\.jpg does not exist$"),
-        ("", "^'' does not exist$"),
-        ("{folder}", "is no regular file$"),
-        ("{folder}/text.jpg", r"text\.jpg is no picture of a known kind"),
-        (Image.new("F", (5, 7)), r"pictures\[0\]: its 32 bits a channel"),
-        (Image.new("RGB", (0, 7)), r"pictures\[0\] has no pixels"),
+        (np.zeros((5, 7, 3)), r"^pictures\[0\] is an array float64 5×7×3; give uint8 H×W×3, RGB"),
+        (np.zeros((2, 5, 7, 3), np.uint8), r"^pictures\[0\] is an array uint8 2×5×7×3;"),
+        (
+            [np.zeros((5, 7, 3), np.uint8)] * 8 + [None],
+            r"^pictures\[8\] can't be read as a picture .*NoneType",
+        ),
+        (["gone.jpg"], r"^gone\.jpg can't be read as a picture"),
+        (Image.new("F", (5, 7)), r"^pictures\[0\] can't be read .*32 bits"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(
-    pictures: object, reason: str, detector: Detector, tmp_path: Path
-):
-    (tmp_path / "text.jpg").write_text("no picture")
-    given = pictures.format(folder=tmp_path) if isinstance(pictures, str) else pictures
-    with pytest.raises(UserError, match=reason) as error:
-        detector.predict(given)
-    assert "\n" not in str(error.value)
+def test_what_is_no_picture_is_refused_by_name(pictures: object, reason: str, detector: Detector):
+    with pytest.raises(UserError, match=reason):
+        detector.predict(pictures)
 
 
 # What is found
-
-
-def test_boxes_are_in_pixels_of_each_picture_and_may_leave_it():
-    box = int(BOXES_LTRB.sum(1).argmin())
-    sizes = [(900, 50), (300, 300)]
-    found = Seen([(box, 2, 0.9)]).predict([noise(*size) for size in sizes])
-    for size, prediction in zip(sizes, found, strict=True):
-        expected = BOXES_LTRB[box].double().numpy() * np.tile(size, 2)
-        assert expected.min() < 0
-        np.testing.assert_allclose(prediction.boxes_ltrb_px, expected[None], rtol=1e-5)
-        assert (prediction.labels.tolist(), prediction.names) == ([2], ["tooth brush"])
-        assert prediction.scores.tolist() == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(
@@ -173,22 +136,10 @@ def test_an_argument_that_makes_no_sense_is_refused_by_name(options: dict, reaso
         Seen([]).predict([], **options)
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_network_sees_the_pictures_as_it_was_trained(layout: torch.memory_format):
-    pictures = [noise(300, 300), noise(300, 300)[::-1]]
-    network = Seen([]).to(memory_format=layout)
-    network.predict(pictures)
-    assert torch.equal(network.images, normalize(np.stack(pictures) / np.float32(255)))
-    assert network.images.is_contiguous(memory_format=layout)
-
-
 def test_a_network_in_training_trains_on_afterwards():
     network = Seen([]).train()
-    statistics = network.backbone.bn1.running_mean.clone()
     network.predict(noise(9, 9))
     assert network.training
-    assert network.backbone.bn1.training
-    assert torch.equal(network.backbone.bn1.running_mean, statistics)
     with pytest.raises(UserError):
         network.predict("gone.jpg")
     assert network.training
@@ -198,9 +149,7 @@ def test_a_network_in_training_trains_on_afterwards():
 def test_outputs_that_are_not_finite_are_an_error_not_an_empty_picture(value: float):
     network = Seen([])
     network.logits[1, 7] = value
-    with pytest.raises(
-        UserError, match=r"not finite in fp32; give precision=fp32 \(runtime\.precision=fp32\)"
-    ):
+    with pytest.raises(UserError, match=r"not finite in fp32; give .*runtime\.precision=fp32"):
         network.predict(noise(9, 9))
 
 
@@ -209,8 +158,6 @@ def test_boxes_are_drawn_on_a_copy(tmp_path: Path):
     picture, path = Image.fromarray(values), tmp_path / "a.png"
     picture.save(path)
     drawn = [Seen([(1500, 1, 0.9)]).predict(each).draw() for each in (path, picture, values)]
-    assert not values.any()
-    assert not np.asarray(picture).any()
-    assert not np.asarray(read_picture(path)).any()
     assert np.asarray(drawn[0]).any()
     assert drawn[0] == drawn[1] == drawn[2]
+    assert not any(np.asarray(each).any() for each in (values, picture, Image.open(path)))

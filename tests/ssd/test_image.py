@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
-from ssd.image import PictureError, centre_crop, class_colour, draw_boxes, normalize, read_picture, squash
+from ssd.image import PictureError, class_colour, draw_boxes, read_picture, squash
 
 pytestmark = pytest.mark.unit
 
@@ -28,15 +26,8 @@ def plain(mode: str = "RGB") -> Image.Image:
     return Image.new("RGB", (7, 5), COLOUR).convert(mode)
 
 
-def grey16(dtype: str = "uint16") -> NDArray[np.generic]:
+def grey16(dtype: str = "uint16") -> np.ndarray:
     return np.full((5, 7), GREY * 257, dtype=dtype)
-
-
-def colour_of(file: io.BytesIO) -> tuple[int, ...]:
-    picture = read_picture(file, "it")
-    assert (picture.mode, picture.size) == ("RGB", (7, 5))
-    ((_, colour),) = picture.getcolors()  # it has one alone
-    return colour
 
 
 # Kinds of pictures
@@ -63,23 +54,21 @@ KINDS = [
     (Image.fromarray(grey16()), "PNG", {}, (GREY,) * 3),
     (Image.fromarray(grey16()), "TIFF", {}, (GREY,) * 3),
     (Image.frombytes("I;16B", (7, 5), grey16(">u2").tobytes()), "TIFF", {}, (GREY,) * 3),
+    (Image.fromarray(grey16()), "PPM", {}, (GREY,) * 3),  # which Pillow opens as 32-bit integers
 ]
 
 
 @pytest.mark.parametrize(("picture", "kind", "options", "colour"), KINDS)
 def test_any_kind_becomes_rgb(picture: Image.Image, kind: str, options: dict, colour: tuple[int, ...]):
-    assert np.abs(np.subtract(colour_of(stored(picture, kind, **options)), colour)).max() <= 1
-
-
-def test_16_bit_grey_that_pillow_opens_as_32_bit_integers():
-    """A PGM, which its own conversion would clip to white."""
-    assert colour_of(io.BytesIO(b"P5 7 5 65535\n" + grey16(">u2").tobytes())) == (GREY,) * 3
+    read = read_picture(stored(picture, kind, **options))
+    assert (read.mode, read.size) == ("RGB", (7, 5))
+    assert np.abs(np.asarray(read, dtype=int) - colour).max() <= 1
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_32_bits_a_channel_are_refused(kind: type):
     file = stored(Image.fromarray(np.full((5, 7), 70000, dtype=kind)), "TIFF")
-    with pytest.raises(PictureError, match=r"it: its 32 bits a channel \(mode [IF]\) have no range"):
+    with pytest.raises(PictureError, match=r"it can't be read .*32 bits .*\(mode [IF]\) have no range"):
         read_picture(file, "it")
 
 
@@ -110,22 +99,24 @@ WHOLE_JPEG = stored(Image.effect_noise((300, 300), 50), "JPEG").read()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "reason"),
+    ("content", "reason"),
     [
-        ("truncated.jpg", WHOLE_JPEG[: len(WHOLE_JPEG) // 2], "truncated"),
-        ("text.jpg", b"no picture", "no picture of a known kind"),
-        ("empty.jpg", b"", "no picture of a known kind"),
-        ("gone.jpg", None, "does not exist"),
-        (".", None, "is no regular file"),
-        ("fifo.jpg", None, "is no regular file"),
+        (WHOLE_JPEG[: len(WHOLE_JPEG) // 2], r"can't be read as a picture \(.*truncated"),
+        (b"no picture", "is no picture of a known kind; save it as JPEG or PNG"),
+        (None, r"can't be read as a picture \(.*No such file"),
     ],
 )
-def test_a_broken_picture_is_named(tmp_path: Path, name: str, content: bytes | None, reason: str):
+def test_a_broken_picture_is_named(content: bytes | None, reason: str, tmp_path: Path):
     if content is not None:
-        (tmp_path / name).write_bytes(content)
-    os.mkfifo(tmp_path / "fifo.jpg")
-    with pytest.raises(PictureError, match=f"{tmp_path / name}.*{reason}"):
-        read_picture(tmp_path / name)
+        (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PictureError, match=f"^{tmp_path}/a.jpg {reason}"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_a_pipe_is_refused_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(PictureError, match="is no regular file"):
+        read_picture(tmp_path / "a.jpg")
 
 
 def test_a_picture_too_large_to_be_one_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -134,36 +125,7 @@ def test_a_picture_too_large_to_be_one_is_refused(monkeypatch: pytest.MonkeyPatc
         read_picture(stored(plain(), "PNG"), "bomb.png")
 
 
-# To 300×300
-
-
-def literal_centre_crop(picture: Image.Image) -> Image.Image:
-    """As the hub page has it: all of the picture resized, then cut."""
-    width, height = picture.size
-    short = min(width, height)
-    resized = picture.resize((width * 300 // short, height * 300 // short), Image.Resampling.BILINEAR)
-    left, top = resized.width // 2 - 150, resized.height // 2 - 150
-    return resized.crop((left, top, left + 300, top + 300))
-
-
-ODD_SIZES = [(640, 480), (480, 641), (300, 300), (301, 300), (299, 1000), (20, 30), (7, 5), (1, 9), (1, 1)]
-
-
-@pytest.mark.parametrize("size", ODD_SIZES)
-def test_centre_crop_equals_resizing_all_and_cutting(size: tuple[int, int]):
-    values = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    picture = Image.fromarray(values)
-    found = np.asarray(centre_crop(picture), dtype=int)
-    assert found.shape == (300, 300, 3)
-    assert np.abs(found - np.asarray(literal_centre_crop(picture), dtype=int)).max() <= 1
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5000, 3), (1, 20000)])
-@pytest.mark.parametrize("fit", [centre_crop, squash])
-def test_extreme_proportions_keep_their_colour(fit, size: tuple[int, int]):
-    values = np.asarray(fit(Image.new("RGB", size, COLOUR)))
-    assert values.shape == (300, 300, 3)
-    assert (values == COLOUR).all()
+# To the network
 
 
 def test_squash_equals_torchs_antialiased_resize():
@@ -172,17 +134,6 @@ def test_squash_equals_torchs_antialiased_resize():
     images = torch.from_numpy(values).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(images, (300, 300), mode="bilinear", antialias=True)[0]
     assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() <= 1
-
-
-# To the network
-
-
-def test_normalized_values_are_imagenets():
-    pictures = np.random.RandomState(0).random_sample((2, 300, 300, 3)).astype(np.float32)
-    found = normalize(pictures)
-    assert (found.shape, found.dtype) == ((2, 3, 300, 300), torch.float32)
-    expected = (pictures - IMAGENET_MEAN) / IMAGENET_STD
-    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), atol=1e-6)
 
 
 # Drawing
@@ -195,12 +146,9 @@ def test_a_box_is_drawn_in_its_classs_colour_between_dark_rims_and_its_inside_le
     assert [picture.getpixel((x, 200)) for x in (49, 50, 51)] == [(0, 0, 0), class_colour(4), (0, 0, 0)]
     untouched = Image.new("RGB", (1, 1), ground).getpixel((0, 0))
     assert picture.getpixel((48, 200)) == picture.getpixel((150, 200)) == untouched
-
-
-def test_of_crossing_boxes_the_better_one_is_on_top():
-    picture = Image.new("RGB", (300, 300))
     draw_boxes(picture, [[50, 100, 250, 280], [100, 50, 200, 290]], [1, 2], ["", ""])
-    assert picture.getpixel((100, 100)) == class_colour(1)
+    assert picture.getpixel((100, 200)) == class_colour(2)
+    assert picture.getpixel((100, 100)) == class_colour(1)  # where boxes cross the better one is on top
 
 
 def test_plates_stand_above_their_boxes_on_the_picture_the_better_one_on_top():

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssd.model import BACKBONES, SSD300
+from ssd.model import SSD300
 from ssd.published import from_published
 from tests.golden_inputs import forward_images, golden_arrays, published_weights
 
@@ -52,21 +52,19 @@ def test_outputs_equal_the_published_ones(backbone: str, memory_format: torch.me
 # Shape and start
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_gives_a_38x38_map_and_8732_boxes(backbone: str):
-    model, images = meta_model(backbone, num_classes=2), torch.zeros(2, 3, 300, 300, device="meta")
+@pytest.mark.parametrize(
+    ("backbone", "millions"),
+    [("resnet18", 14.0), ("resnet34", 20.0), ("resnet50", 22.9), ("resnet101", None), ("resnet152", None)],
+)
+def test_every_backbone_gives_8732_boxes_with_the_published_number_of_parameters(
+    backbone: str, millions: float | None
+):
+    model, images = meta_model(backbone), torch.zeros(2, 3, 300, 300, device="meta")
     assert model.backbone(images).shape[2:] == (38, 38)
     offsets, logits = model(images)
-    assert offsets.shape == (2, 4, 8732)
-    assert logits.shape == (2, 2, 8732)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "millions"), [("resnet18", 14.0), ("resnet34", 20.0), ("resnet50", 22.9)]
-)
-def test_parameter_counts_are_the_published_ones(backbone: str, millions: float):
-    count = sum(parameter.numel() for parameter in meta_model(backbone).parameters())
-    assert round(count / 1e6, 1) == millions
+    assert (offsets.shape, logits.shape) == ((2, 4, 8732), (2, 81, 8732))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert millions in (None, round(count / 1e6, 1))
 
 
 def test_extra_blocks_and_heads_start_xavier_uniform_with_pytorchs_biases():
@@ -100,18 +98,11 @@ def test_no_weights_download_nothing(monkeypatch: pytest.MonkeyPatch):
     SSD300()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("vgg16",), r"model\.backbone='vgg16' is unknown; take one of resnet18, .*resnet152"),
-        (("resnet18", 1), "num_classes=1"),
-        (("resnet18", 81, "IMAGENET1K_V2"), r"model\.weights='IMAGENET1K_V2' .* give IMAGENET1K_V1 or null"),
-        (("resnet50", 81, "DEFAULT"), "for resnet50; give IMAGENET1K_V1 or IMAGENET1K_V2 or null"),
-    ],
-)
-def test_arguments_that_do_not_exist_are_refused_with_those_that_do(arguments: tuple, message: str):
-    with pytest.raises(ValueError, match=message):
-        SSD300(*arguments)
+def test_arguments_that_do_not_exist_are_refused_with_those_that_do():
+    with pytest.raises(ValueError, match=r"backbone='vgg16' is unknown; take one of resnet18, .*resnet152"):
+        SSD300("vgg16")
+    with pytest.raises(ValueError, match="num_classes=1: "):
+        SSD300("resnet18", 1)
 
 
 def test_named_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -134,37 +125,23 @@ def test_backbone_loads_torchvisions_layout_without_the_classifier():
     weights, model = imagenet_file("resnet18"), SSD300("resnet18")
     model.load_imagenet_backbone(weights)
     loaded = model.backbone.state_dict()
-    assert all(
-        torch.equal(loaded[key], weights[key]) for key in loaded if not key.endswith("num_batches_tracked")
-    )
-    assert len(loaded) == len(from_published(published_weights("resnet18"))) - 84  # extra blocks and heads
+    assert {"conv1.weight", "layer3.1.bn2.running_var"} < {key for key in weights if key in loaded}
+    assert all(torch.equal(loaded[key], weights[key]) for key in loaded if key in weights)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (
-            imagenet_file("resnet50"),
-            r"unknown keys layer1\.0\.conv3\.weight, .* more; .* \(64, 64, 1, 1\) for \(64, 64, 3, 3\)",
-        ),
-        (
-            imagenet_file("resnet18") | {"stem.weight": torch.zeros(1)},
-            r"unknown keys stem\.weight; missing keys none; misfits none",
-        ),
-        (imagenet_file("resnet18") | {"bn1.bias": 0, 3: 0}, r"keys 3; .*misfits bn1\.bias is no plain"),
-        (
-            imagenet_file("resnet18") | {"bn1.bias": torch.zeros(64, device="meta")},
-            r"keys none; .*misfits bn1\.bias is no plain tensor \(64,\)",
-        ),
+        (imagenet_file("resnet50"), r'same ResNet as model\.backbone: .*Unexpected .*"layer1\.2\.conv1'),
+        (imagenet_file("resnet18") | {"stem.weight": torch.zeros(1)}, r"Unexpected .*stem\.weight"),
+        (imagenet_file("resnet18") | {"bn1.bias": 0, 3: 0}, r"\"3\"\. .*\"bn1\.bias\", .*'int'"),
     ],
-    ids=["another ResNet's", "an unknown key", "no tensor, and a key that is no text", "meta"],
+    ids=["another ResNet's", "an unknown key", "no tensor, and a key that is no text"],
 )
-def test_imagenet_weights_that_do_not_fit_are_refused_by_key_and_shape(weights: dict, message: str):
-    model = SSD300("resnet18")
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=message):
-        model.load_imagenet_backbone(weights)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+def test_imagenet_weights_that_do_not_fit_are_refused_by_key(weights: dict, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        SSD300("resnet18").load_imagenet_backbone(weights)
+    assert "\n" not in str(error.value)
 
 
 # Frozen BatchNorm
