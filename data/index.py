@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ssd.annotations import Annotations, FileNames, inside_px, read_annotations
+from ssd.annotations import FIXES, Annotations, FileNames, inside_px, read_annotations
 from ssd.categories import Categories
 from ssd.errors import UserError
 
@@ -260,7 +260,7 @@ def _entry(source: Source, cache: Path) -> Path:
     try:
         state = os.stat(path)
     except OSError as error:
-        raise source.error(f"it cannot be read ({error.strerror}); name the annotation file") from error
+        raise source.error(f"it cannot be read ({error.strerror}); {FIXES['unreadable_file']}") from error
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
     times = f"{state.st_mtime_ns}-{state.st_ctime_ns}"

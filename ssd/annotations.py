@@ -35,7 +35,7 @@ NO_ID = -(2**63)
 
 _EDIT = "correct or remove the entry"
 FIXES = {
-    "unreadable_file": "name the annotation file",
+    "unreadable_file": "name the annotation file; of VOC and YOLO scripts/convert_dataset.py makes one",
     "no_json": "download it again, or name a COCO annotation file",
     "no_standard_json": "write it as UTF-8 without NaN or Infinity",
     "no_list": "write the lists of a COCO file, or name another",
