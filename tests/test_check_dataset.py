@@ -85,7 +85,7 @@ def test_all_that_is_wrong_is_shown_and_names_as_they_are(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.path=nowhere", "out=."], "error: out=. names the folder .; give out=NAME.json"),
+        (["data.path=nowhere", "out=."], "error: out=. names the folder .; give out=NAME"),
         ([], "error: data.path=null: give data.path=DIR in COCO layout"),
     ],
 )
