@@ -2,13 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar, cast
+from typing import IO, Any, Self, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,21 +17,12 @@ from rich.text import Text
 
 from ssd.errors import UserError, printable
 
-Item = TypeVar("Item")
-
 
 class _Output:
-    """A file or standard output, as long as it takes what is printed: a run does not end for want of it."""
+    """A stream as long as it takes what is printed: a run does not end for want of it."""
 
-    def __init__(self, file: IO[str] | None) -> None:
-        self._file = file
-        if file is None:
-            self._stream.reconfigure(errors="replace")  # for terminals without × or →
-
-    @property
-    def _stream(self) -> Any:
-        # What a progress bar stands before.
-        return self._file or getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -50,7 +41,7 @@ class _Output:
             yield
         except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
             with suppress(OSError):
-                name = getattr(self._file, "name", "standard output")
+                name = "standard output" if self._stream is sys.stdout else self._stream.name
                 print(f"{name} is lost ({error.strerror}); going on without it", file=sys.stderr)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
@@ -61,8 +52,10 @@ class PlainConsole(Console):
     """Shows names of files and classes as they are: [x] is no style, :car: no emoji, ESC steers nothing."""
 
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
+        if file is None:
+            cast(Any, sys.stdout).reconfigure(errors="replace")  # for terminals without × or →
         super().__init__(
-            file=cast(IO[str], _Output(file)),
+            file=cast(IO[str], _Output(file or sys.stdout)),
             force_terminal=None if file is None else False,
             quiet=quiet,
             soft_wrap=True,
@@ -136,16 +129,12 @@ class RunConsole:
         self._progress.update(self._task, figures=text)
         self._print(f"epoch {record['epoch']} step {step}/{self._steps} · {text}", beside_bar=False)
 
-    def follow(self, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-        """Pass items on, showing how many of the total it were; without a bar, say that it began."""
-        with self.counting(total, title) as count:
-            for item in items:
-                yield item
-                count(1)
-
     @contextmanager
     def counting(self, total: int, title: str) -> Iterator[Callable[[int], None]]:
-        """Show how many of the total are done; the function given is told how many more they are."""
+        """Show how many of the total are done; the function given is told how many more they are.
+
+        Without a bar, say that it began.
+        """
         self._print(title, beside_bar=False)
         task = self._progress.add_task("", total=total, what=title, figures="")
         yield lambda more: self._progress.advance(task, more)
