@@ -205,20 +205,16 @@ def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
 def _explain_key(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
     """Say in one line which key is wrong, and what is wrong with it."""
     key = str(error.full_key)
-    if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        known = by_full_key(as_plain(schema))
-        return f"unknown config key {key}; {_suggestion(key, [*known, *groups])}"
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is not set: give {key}=…"
-    return f"{key}: {str(error.msg or error).splitlines()[0]}"
-
-
-def _suggestion(key: str, known: Sequence[str]) -> str:
-    """Name the keys of a wrong one's section, or, without one, those that are spelled like it."""
+    if not isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return f"{key}: {str(error.msg or error).splitlines()[0]}"
     section, _, name = key.rpartition(".")
-    siblings = [each.rpartition(".")[2] for each in known if each.startswith(f"{section}.")]
+    names = {each: each.rpartition(".")[2] for each in (*by_full_key(as_plain(schema)), *groups)}
+    siblings = [names[each] for each in names if each.startswith(f"{section}.")]
     if siblings:
-        return f"{section} has {', '.join(siblings)}"
-    near = get_close_matches(name, [each.rpartition(".")[2] for each in known], n=1)
-    same = [each for each in known if each.rpartition(".")[2] in near]
-    return f"did you mean {' or '.join(same)}?" if same else "the files in conf/ have the known ones"
+        return f"unknown config key {key}; {section} has {', '.join(siblings)}"
+    near = get_close_matches(name, names.values(), n=1)
+    meant = " or ".join(each for each in names if names[each] in near)
+    fix = f"did you mean {meant}?" if meant else "the files in conf/ have the known ones"
+    return f"unknown config key {key}; {fix}"

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -74,13 +74,8 @@ class RunConsole:
 
     def __init__(self, is_main: bool) -> None:
         self._console = PlainConsole(quiet=not is_main)
-        columns = (
-            TextColumn("{task.fields[what]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
+        bar = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = "{task.fields[what]}", *bar, "{task.fields[figures]}"
         self._live = is_main and self._console.is_terminal
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
         self._said = StringIO()

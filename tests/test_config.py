@@ -179,8 +179,8 @@ TRAINED = Weights(
             "batch_size": 16,
             "limit": 5,
             "path": "trained",
-            "val_annotations": "elsewhere.json",
-            "train_images": "not used",
+            "val_annotations": "x.json",
+            "train_images": "y",
         },
         "runtime": {"device": "cuda", "precision": "bf16", "tf32": False, "channels_last": False},
     },
@@ -189,39 +189,35 @@ PUBLISHED = replace(TRAINED, categories=None, config=None)
 
 
 @pytest.mark.parametrize(
-    ("weights", "overrides", "batch_size", "precision", "channels_last"),
+    ("weights", "overrides", "batch_size", "precision", "paths"),
     [
-        (TRAINED, [], 16, Precision.bf16, False),
-        (TRAINED, ["data.batch_size=4", "runtime.precision=fp32"], 4, Precision.fp32, False),
-        (PUBLISHED, ["model.backbone=resnet34"], 32, Precision.fp32, True),
+        (TRAINED, [], 16, Precision.bf16, ("trained", None, "x.json")),
+        (TRAINED, ["data.path=a", "data.batch_size=4"], 4, Precision.bf16, ("a", None, None)),
+        (
+            TRAINED,
+            ["data.val_images=a", "runtime.precision=fp32"],
+            16,
+            Precision.fp32,
+            ("trained", "a", "x.json"),
+        ),
+        (TRAINED, ["data.val_images=a", "data.val_annotations=b"], 16, Precision.bf16, (None, "a", "b")),
+        (PUBLISHED, ["model.backbone=resnet34"], 32, Precision.fp32, (None, None, None)),
     ],
-    ids=["ours", "ours, changed", "published"],
 )
-def test_an_evaluation_runs_as_trained_but_for_what_is_given(
-    weights: Weights, overrides: list[str], batch_size: int, precision: Precision, channels_last: bool
+def test_an_evaluation_is_as_the_training_was_but_for_what_is_given(
+    weights: Weights,
+    overrides: list[str],
+    batch_size: int,
+    precision: Precision,
+    paths: tuple[str | None, ...],
 ):
+    """A limit of the training is not the evaluation's."""
     data, runtime = config("evaluate", *overrides).resolve(weights)
-    assert (data.batch_size, runtime.precision) == (batch_size, precision)
-    assert runtime.channels_last is channels_last
-    assert data.limit is None  # a limit of the training is not the evaluation's
+    assert (data.batch_size, data.limit, runtime.precision) == (batch_size, None, precision)
+    assert runtime.channels_last is (weights is PUBLISHED)
+    assert (data.path, data.val_images, data.val_annotations) == paths
     with pytest.raises(UserError, match=r"model\.backbone=resnet18: the checkpoint is a resnet34"):
         config("evaluate", "model.backbone=resnet18").resolve(weights)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "paths"),
-    [
-        ([], ("trained", None, "elsewhere.json")),
-        (["data.path=given"], ("given", None, None)),
-        (["data.val_images=given"], ("trained", "given", "elsewhere.json")),
-        (["data.val_images=given", "data.val_annotations=x.json"], (None, "given", "x.json")),
-    ],
-)
-def test_an_evaluation_without_data_path_is_on_what_the_training_was(overrides: list[str], paths: tuple):
-    data, _ = config("evaluate", *overrides).resolve(TRAINED)
-    assert (data.path, data.val_images, data.val_annotations) == paths
-    published, _ = config("evaluate").resolve(PUBLISHED)
-    assert (published.path, published.val_images, published.val_annotations) == (None, None, None)
 
 
 # Predicting
