@@ -21,8 +21,8 @@ from ssd.errors import UserError, printable
 class _Output:
     """A stream as long as it takes what is printed: a run does not end for want of it."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -41,8 +41,7 @@ class _Output:
             yield
         except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
             with suppress(OSError):
-                name = "standard output" if self._stream is sys.stdout else self._stream.name
-                print(f"{name} is lost ({error.strerror}); going on without it", file=sys.stderr)
+                print(f"{self._name} is lost ({error.strerror}); going on without it", file=sys.stderr)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
             os.close(nowhere)
@@ -54,8 +53,9 @@ class PlainConsole(Console):
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
         if file is None:
             cast(Any, sys.stdout).reconfigure(errors="replace")  # for terminals without × or →
+        output = _Output(file or sys.stdout, getattr(file, "name", "standard output"))
         super().__init__(
-            file=cast(IO[str], _Output(file or sys.stdout)),
+            file=cast(IO[str], output),
             force_terminal=None if file is None else False,
             quiet=quiet,
             soft_wrap=True,

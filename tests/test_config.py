@@ -21,6 +21,7 @@ from ssd.config import (
     OnError,
     Precision,
     PredictConfig,
+    ScheduleConfig,
     TrainConfig,
 )
 from ssd.errors import UserError
@@ -98,20 +99,14 @@ def test_published_rows_have_the_recipes_learning_rate_and_warmup(gpus: int, ima
 # What the schemas take
 
 
-@pytest.mark.parametrize(
-    ("overrides", "section", "key", "value"),
-    [
-        (["data.check=off"], "data", "check", Check.off),
-        (["checkpoint.on_error=continue"], "checkpoint", "on_error", OnError["continue"]),
-        (["training.hang_timeout_minutes=null"], "training", "hang_timeout_minutes", None),
-        (["experiment=coco_8x128", "runtime=tf32"], "runtime", "tf32", True),
-        (["experiment=own_data"], "schedule", "milestones", [26, 34]),
-        (["experiment=own_data", "schedule.epochs=2"], "schedule", "milestones", [1, 2]),
-        (["experiment=own_data", "schedule.epochs=1"], "schedule", "milestones", [1]),
-    ],
-)
-def test_values_are_taken(overrides: list[str], section: str, key: str, value: object):
-    assert getattr(getattr(config("train", *overrides), section), key) == value
+def test_words_that_yaml_or_python_take_for_something_else_are_values():
+    taken = config("train", "data.check=off", "checkpoint.on_error=continue")
+    assert (taken.data.check, taken.checkpoint.on_error) == (Check.off, OnError["continue"])
+
+
+def test_milestones_follow_from_the_epochs_where_they_are_null():
+    for epochs, milestones in (40, [26, 34]), (2, [1, 2]), (1, [1]):
+        assert ScheduleConfig(epochs, milestones=None).milestones == milestones
 
 
 REFUSED = {
@@ -227,14 +222,11 @@ def test_predict_yaml_says_what_the_schema_does():
     assert config("predict") == PredictConfig(checkpoint="x.pt", images="a")
 
 
-@pytest.mark.parametrize(
-    ("override", "sources"),
-    [
-        ("images=photos/**/*.jp?g", ["photos/**/*.jp?g"]),
-        ("images=[a.jpg,'b c','d/[1]*']", ["a.jpg", "b c", "d/[1]*"]),
-        ("images=2017", ["2017"]),
-        ('images="photos (1)/x=1,y"', ["photos (1)/x=1,y"]),
-    ],
-)
-def test_images_is_one_source_or_several(override: str, sources: list[str]):
-    assert config("predict", override).sources() == sources
+def test_images_is_one_source_or_several():
+    for given, sources in (
+        ("photos/**/*.jp?g", ["photos/**/*.jp?g"]),
+        ("[a.jpg,'b c','d/[1]*']", ["a.jpg", "b c", "d/[1]*"]),
+        ("2017", ["2017"]),
+        ('"photos (1)/x=1,y"', ["photos (1)/x=1,y"]),
+    ):
+        assert config("predict", f"images={given}").sources() == sources
