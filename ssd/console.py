@@ -19,10 +19,15 @@ from ssd.errors import UserError, printable
 
 
 class _Output:
-    """A stream as long as it takes what is printed: a run does not end for want of it."""
+    """A file or standard output, as long as it takes what is printed: a run does not end for want of it."""
 
-    def __init__(self, stream: Any, name: str) -> None:
-        self._stream, self._name = stream, name
+    def __init__(self, file: IO[str] | None) -> None:
+        self._file = file
+
+    @property
+    def _stream(self) -> Any:
+        # What a progress bar stands before.
+        return self._file or getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -41,7 +46,8 @@ class _Output:
             yield
         except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
             with suppress(OSError):
-                print(f"{self._name} is lost ({error.strerror}); going on without it", file=sys.stderr)
+                name = getattr(self._file, "name", "standard output")
+                print(f"{name} is lost ({error.strerror}); going on without it", file=sys.stderr)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
             os.close(nowhere)
@@ -53,9 +59,8 @@ class PlainConsole(Console):
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
         if file is None:
             cast(Any, sys.stdout).reconfigure(errors="replace")  # for terminals without × or →
-        output = _Output(file or sys.stdout, getattr(file, "name", "standard output"))
         super().__init__(
-            file=cast(IO[str], output),
+            file=cast(IO[str], _Output(file)),
             force_terminal=None if file is None else False,
             quiet=quiet,
             soft_wrap=True,
