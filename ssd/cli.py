@@ -53,18 +53,10 @@ def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Pa
 
     @wraps(main)  # Hydra names the job after the file that the innermost function is in
     def job(composed: DictConfig) -> float | None:
-        folder = os.path.relpath(HydraConfig.get().runtime.output_dir)
-        title = " ".join([folder, *varied()])
+        title = " ".join([os.path.relpath(HydraConfig.get().runtime.output_dir), *varied()])
         jobs[title] = None
-        try:
+        with _telling_what_fails(title if is_sweep else None):
             jobs[title] = main(parse(schema, composed)) or {}
-        except Exception as error:
-            with suppress(OSError):  # the folder is not empty
-                os.removedirs(folder)  # which Hydra made for a start that was refused
-            if not is_sweep:
-                raise
-            is_bug = not isinstance(error, UserError)
-            print(traceback.format_exc() if is_bug else f"error: {title}: {error}", file=sys.stderr)
         gc.collect()  # of networks and pipelines, which hold each other: the next job needs their memory
         return next(iter((jobs[title] or {}).values()), None)
 
@@ -72,12 +64,29 @@ def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Pa
     try:
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        if jobs and not isinstance(error, UserError):
-            raise  # a bug of main's
-        told = error if jobs else _explain_hydra(error, schema, conf)
-        raise SystemExit(f"error: {told}") from None
+        if jobs:  # it is a bug of main's
+            raise
+        raise SystemExit(f"error: {_explain_hydra(error, schema, conf)}") from None
     if is_sweep:
         _conclude(jobs)
+
+
+@contextmanager
+def _telling_what_fails(job: str | None) -> Iterator[None]:
+    """End a script by one line where it is the user's mistake; in a sweep tell what fails, and go on."""
+    try:
+        yield
+    except UserError as error:
+        with suppress(OSError):  # the folder is not empty
+            # Hydra made it for a start that was refused.
+            os.removedirs(os.path.relpath(HydraConfig.get().runtime.output_dir))
+        if job is None:
+            raise SystemExit(f"error: {error}") from None
+        print(f"error: {job}: {error}", file=sys.stderr)
+    except Exception:
+        if job is None:
+            raise
+        traceback.print_exc()
 
 
 def _conclude(jobs: Mapping[str, Numbers | None]) -> None:

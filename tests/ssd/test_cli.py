@@ -72,15 +72,16 @@ def test_a_mistake_on_the_command_line_is_one_line(override: str, line: str, tmp
 
 
 @pytest.mark.parametrize("error", [ValueError(), OSError(), KeyError()])
-def test_a_bug_keeps_its_traceback_and_a_users_mistake_is_told(error: Exception, tmp_path: Path):
+def test_a_bug_keeps_its_traceback_and_a_users_mistake_is_told(error: Exception, tmp_path: Path, capsys):
     def fail(config: TrainConfig) -> None:
         raise UserError("none;\ngive one") if config.seed else error
 
+    with pytest.raises(SystemExit, match=r"^error: none;\ngive one$"):
+        call(fail, tmp_path, "seed=1")
+    assert not capsys.readouterr().err
     with pytest.raises(type(error)) as caught:
         call(fail, tmp_path)
     assert caught.value is error
-    with pytest.raises(SystemExit, match=r"^error: none;\ngive one$"):
-        call(fail, tmp_path, "seed=1")
 
 
 def test_a_sweeps_jobs_go_on_after_one_that_fails_and_their_numbers_end_it(
