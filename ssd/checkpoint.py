@@ -59,10 +59,9 @@ def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) ->
         return []
     except OSError as error:
         raise UnreadableError(f"{folder} can't be read ({error.strerror})") from error
-    steps = [
-        int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d{8}|[1-9]\d{8,})\.pt", name))
-    ]
-    return [step_file(folder, step) for step in sorted(steps) if wanted(step)]
+    matches = (re.fullmatch(r"step_(\d{8,})\.pt", name) for name in names)
+    steps = sorted(int(match[1]) for match in matches if match)
+    return [step_file(folder, step) for step in steps if wanted(step)]
 
 
 def package_versions() -> dict[str, str]:
@@ -153,15 +152,16 @@ def newest_checkpoint(
     """
     newest: Path | None = None
     damaged: dict[Path, str] = {}
-    best = [path for path in (folder / "best.pt",) if os.path.exists(path)]
-    for path in [*best, *reversed(saved_steps(folder, wanted))]:
+    best = folder / "best.pt"
+    candidates = [best] if os.path.exists(best) else []
+    for path in [*candidates, *reversed(saved_steps(folder, wanted))]:
         if defect := _defect(path):
             damaged[path] = defect
-        elif path not in best:
+        elif path != best:
             newest = path
             break
-    if best and not damaged and not saved_steps(folder):
-        damaged[best[0]] = f"{best[0]} is alone, and a run can't be resumed from it"
+    if candidates and not damaged and not saved_steps(folder):
+        damaged[best] = f"{best} is alone, and a run can't be resumed from it"
     if newest is None:
         return None, list(damaged.values())
     for path in damaged:

@@ -68,18 +68,17 @@ def test_a_value_that_could_not_be_read_back_is_refused_by_its_place(tmp_path: P
 
 @pytest.mark.parametrize(
     ("written", "needed", "kept"),
-    [(15, [], [15, 100_000_000]), (10, [], [10, 15, 100_000_000]), (15, [5, 10], [10, 15, 100_000_000])],
+    [(15, [], [15, 10**8]), (10, [], [10, 15, 10**8]), (15, [5, 10], [10, 15, 10**8])],
 )
 def test_kept_are_the_newest_the_one_just_written_the_one_that_is_needed_and_the_best(
     written: int, needed: list[int], kept: list[int], tmp_path: Path
 ):
-    for step in (5, 10, 100_000_000, 15):
-        step_file(tmp_path, step).touch()
-    (tmp_path / "best.pt").touch()
-    (tmp_path / "step_00000020.pt.tmp").touch()
+    others = [tmp_path / name for name in ("best.pt", "step_00000020.pt.tmp")]
+    for path in (*others, *(step_file(tmp_path, step) for step in (5, 10, 10**8, 15))):
+        path.touch()
     keep_newest(tmp_path, 2, step_file(tmp_path, written), needed.__contains__)
     assert saved_steps(tmp_path) == [step_file(tmp_path, step) for step in kept]
-    assert (tmp_path / "best.pt").exists()
+    assert {*tmp_path.iterdir()} == {*others, *saved_steps(tmp_path)}
 
 
 @pytest.mark.parametrize(
