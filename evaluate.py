@@ -29,14 +29,7 @@ def main(config: EvaluateConfig) -> None:
         taken = [f"data.{key}={path}" for key, path in paths.items() if path != getattr(config.data, key)]
         if taken:
             console.say(f"{', '.join(taken)}, as {config.checkpoint} was trained")
-        outputs = {"out": config.out, "detections": config.detections, "report": config.report}
-
-        def check_outputs() -> None:
-            for key, file in outputs.items():
-                if ranks.is_main and file is not None:
-                    check_file(file, key)
-
-        ranks.on_all(check_outputs)
+        ranks.on_all(lambda: check_outputs(config) if ranks.is_main else None)
         runtime = set_up(runtime_config, ranks.device)
         evaluator, index = open_evaluation(data, weights.categories, timeout, runtime, ranks, console)
         evaluator.categories.check_count(weights.num_classes, evaluator.annotation_file)
@@ -58,6 +51,12 @@ def main(config: EvaluateConfig) -> None:
             sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, index.paths())
             reached = "AP {AP:.3f} and AP50 {AP50:.3f}.".format(**result.numbers)
             html.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
+
+
+def check_outputs(config: EvaluateConfig) -> None:
+    """Raise UserError unless the files can be written."""
+    for key in ("out", "detections", "report"):
+        check_file(getattr(config, key), key)
 
 
 if __name__ == "__main__":

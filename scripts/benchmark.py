@@ -95,8 +95,7 @@ class BenchmarkConfig(TrainConfig):
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     plan = config.benchmark
-    if plan.out is not None:
-        check_file(plan.out, "benchmark.out")
+    check_file(plan.out, "benchmark.out")
     figures: Figures = {}
     if plan.of is Subject.make:
         make_set(config.data)

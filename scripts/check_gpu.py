@@ -33,7 +33,7 @@ from data.index import read_index
 from data.loader import DaliTrainLoader
 from data.sampling import BatchPlan
 from ssd.checkpoint import load_run, package_versions, step_file
-from ssd.config import DataPaths, default_threads
+from ssd.config import DataSource, default_threads
 from ssd.console import PlainConsole
 from ssd.errors import UserError
 
@@ -173,7 +173,7 @@ def compare_crops(options: argparse.Namespace) -> str:
     """
     on_gpu, hw_decoder_load = DECODERS[options.crops_by]
     batch_size, device = options.batch_sizes[0], torch.device("cuda" if GPUS else "cpu")
-    paths = DataPaths(path=str(options.data))
+    paths = DataSource(path=str(options.data))
     index = read_index(paths.locate("train_annotations"), paths.locate("train_images"))
     plan = BatchPlan(index, batch_size, seed=0)
     threads, device_id = (CORES, 0) if GPUS else (1, None)

@@ -22,7 +22,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ssd import page, report
 from ssd.cli import by_full_key, check_file
-from ssd.config import DataPaths
+from ssd.config import DataSource
 from ssd.errors import UserError, printable, require
 from ssd.evaluation.coco import NAMES, score
 from ssd.training.state import MUST_STAY
@@ -94,7 +94,7 @@ def read(folder: Path) -> Run:
         config = by_full_key(
             cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
         )
-        data = DataPaths(**{key: config.get(f"data.{key}") for key in vars(DataPaths())})
+        data = DataSource(config.get("data.path"), val_annotations=config.get("data.val_annotations"))
         scored_on, told = str(data.locate("val_annotations")), report.read_run(folder)
     except (OSError, YAMLError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())

@@ -45,14 +45,13 @@ class Categories:
     def labels_named(self, names: Collection[str] | None) -> frozenset[int]:
         """Return the labels of these names, which several categories may share; of all where names is None.
 
-        Raises UserError for a name that none of them has, with the names that are spelled like it.
+        Raises UserError for a name that none of them has, with those spelled like it, or else all.
         """
-        by_lower_case = {name.lower(): name for name in self.names}
+        known = dict.fromkeys(self.names)
         for name in names or ():
-            if name not in self.names:
-                near = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, n=5)]
-                fix = f"did you mean {' or '.join(near)}?" if near else f"it knows {', '.join(self.names)}"
-                raise UserError(f"classes: the checkpoint knows no {name!r}; {fix}")
+            if name not in known:
+                near = get_close_matches(name, known) or known
+                raise UserError(f"classes: the checkpoint knows no {name!r}; give {' or '.join(near)}")
         labelled = enumerate(self.names, start=1)
         return frozenset(label for label, name in labelled if names is None or name in names)
 

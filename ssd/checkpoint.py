@@ -6,7 +6,6 @@ Also which of a run's checkpoints is the newest good one, and which stay.
 import hashlib
 import os
 import re
-import stat
 import struct
 import time
 import warnings
@@ -54,15 +53,16 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) -> list[Path]:
-    """List a folder's checkpoints of the wanted steps, oldest first."""
+    """List a folder's checkpoints of the wanted steps, oldest first. Raises UnreadableError."""
     try:
         names = os.listdir(folder)  # glob takes a folder that it fails to read for an empty one
     except FileNotFoundError:
         return []
-    steps = [
-        int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d{8}|[1-9]\d{8,})\.pt", name))
-    ]
-    return [step_file(folder, step) for step in sorted(steps) if wanted(step)]
+    except OSError as error:
+        raise UnreadableError(f"{folder} can't be read ({error.strerror})") from error
+    matches = (re.fullmatch(r"step_(\d{8,})\.pt", name) for name in names)
+    steps = sorted(int(match[1]) for match in matches if match)
+    return [step_file(folder, step) for step in steps if wanted(step)]
 
 
 def package_versions() -> dict[str, str]:
@@ -79,12 +79,11 @@ def check_plain(value: object, key: str = "checkpoint") -> None:
 
     That is: values of PLAIN, lists and dicts of these; no subclasses, as numpy's and OmegaConf's values are.
     """
+    if type(value) is list:
+        value = dict(enumerate(value))
     if isinstance(value, dict) and type(value) in (dict, OrderedDict):
         for name, entry in value.items():
             check_plain(entry, f"{key}[{name!r}]")
-    elif type(value) is list:
-        for index, entry in enumerate(value):
-            check_plain(entry, f"{key}[{index}]")
     elif type(value) not in PLAIN:
         raise TypeError(f"{key} is a {type(value).__name__}: convert it to a plain value before saving")
 
@@ -154,23 +153,26 @@ def newest_checkpoint(
     """
     newest: Path | None = None
     damaged: dict[Path, str] = {}
-    try:
-        candidates, alone = saved_steps(folder, wanted)[::-1], not saved_steps(folder)
-    except OSError as error:
-        raise UnreadableError(f"{folder} can't be read ({error.strerror})") from error
-    for path in candidates:
-        if (defect := _defect(path)) is None:
+    best = folder / "best.pt"
+    candidates = [best] if os.path.exists(best) else []
+    for path in [*candidates, *reversed(saved_steps(folder, wanted))]:
+        if defect := _defect(path):
+            damaged[path] = defect
+        elif path != best:
             newest = path
             break
-        damaged[path] = defect
-    best = folder / "best.pt"
-    if os.path.lexists(best):
-        no_use = f"{best} is alone, and a run can't be resumed from it" if alone else None
-        if defect := _defect(best) or no_use:
-            damaged[best] = defect
+    if candidates and not damaged and not saved_steps(folder):
+        damaged[best] = f"{best} is alone, and a run can't be resumed from it"
     if newest is None:
         return None, list(damaged.values())
-    return newest, [f"{defect}; {_set_aside(path)}" for path, defect in damaged.items()]
+    for path in damaged:
+        aside = path.with_name(path.name + ".broken")
+        try:
+            path.replace(aside)
+            damaged[path] += f"; it is kept as {aside.name}"
+        except OSError as error:
+            damaged[path] += f"; it can't be renamed ({error.strerror})"
+    return newest, list(damaged.values())
 
 
 def _defect(path: Path) -> str | None:
@@ -181,17 +183,8 @@ def _defect(path: Path) -> str | None:
         raise
     except CheckpointError as error:
         return str(error)
-    named = re.fullmatch(r"step_(\d+)\.pt", path.name)
-    return f"checkpoint {path} is of step {step}" if named and int(named[1]) != step else None
-
-
-def _set_aside(path: Path) -> str:
-    aside = path.with_name(path.name + ".broken")
-    try:
-        path.replace(aside)
-    except OSError as error:
-        return f"it can't be renamed ({error.strerror})"
-    return f"it is kept as {aside.name}"
+    is_of_step = path.name == "best.pt" or int(path.stem.removeprefix("step_")) == step
+    return None if is_of_step else f"checkpoint {path} is of step {step}"
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -200,7 +193,15 @@ def load_file(path: Path) -> dict[str, Any]:
     Raises CheckpointError where the file is missing, broken, holds anything else, or is one of ours and not
     what was sealed, to the last bit; UnreadableError where the system fails.
     """
-    content = _read(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is no regular file; give another file")  # a pipe would hang
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist") from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", "out of memory")
+        raise UnreadableError(f"checkpoint {path} can't be read ({reason}); try again once it can") from error
     sealed = content[-_SEAL_SIZE : -_SEAL_SIZE + len(_SEAL)] == _SEAL
     if sealed and content[-_SEAL_SIZE + len(_SEAL) :] != _checksum(memoryview(content)[:-_SEAL_SIZE]):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs; give another file")
@@ -208,19 +209,15 @@ def load_file(path: Path) -> dict[str, Any]:
         _check_size(content)
         with warnings.catch_warnings(action="ignore"):  # on what a refused file was written with
             state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+    except UnpicklingError:
         # torch's own message tells how to read such a file all the same, which would run its code.
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        named = f" (it names {name[1]})" if name else ""
-        raise CheckpointError(
-            f"checkpoint {path} can't be read: it is broken, or holds more than tensors and plain values"
-            f"{named}, and reading that could run code; give another file"
-        ) from None
+        what = "it is broken, or holds more than tensors and plain values, and reading that could run code"
+        raise CheckpointError(f"checkpoint {path} can't be read: {what}; give another file") from None
     except Exception as error:  # a broken file may raise anything at all out of torch
         reason = (str(error) or repr(error)).splitlines()[0]
         kind = UnreadableError if sealed else CheckpointError  # what is as it was sealed isn't broken
-        what = f"checkpoint {path} can't be read: it is cut short, damaged or no checkpoint ({reason})"
-        raise kind(f"{what}; give another file") from error
+        what = f"it is cut short, damaged or no checkpoint ({reason})"
+        raise kind(f"checkpoint {path} can't be read: {what}; give another file") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {path} is a {type(state).__name__}, not a dict; give another file")
     if state.get("format") == FORMAT and not sealed:
@@ -228,20 +225,8 @@ def load_file(path: Path) -> dict[str, Any]:
     return state
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise CheckpointError(f"checkpoint {path} is no regular file; give another file")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint {path} does not exist") from error
-    except (OSError, MemoryError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "out of memory"
-        raise UnreadableError(f"checkpoint {path} can't be read ({reason}); try again once it can") from error
-
-
 def _check_size(content: bytes) -> None:
-    """Raise ValueError where a zip archive unpacks to more than it is: torch.save never compresses."""
+    """Raise ValueError if a zip archive unpacks to more than it is, as torch.save's never do."""
     if content.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(BytesIO(content)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
@@ -254,14 +239,13 @@ def load_run(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError for any other or damaged file, UnreadableError where the system fails for good.
     """
-    for wait in (*RETRY_WAITS_S, None):
-        try:
+    for wait in RETRY_WAITS_S:
+        with suppress(UnreadableError):
             state = load_file(path)
             break
-        except UnreadableError:
-            if wait is None:
-                raise
-            time.sleep(wait)
+        time.sleep(wait)
+    else:
+        state = load_file(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (format {state.get('format')!r})")
     return state

@@ -6,13 +6,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from textwrap import indent
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -26,16 +25,11 @@ from omegaconf.errors import (
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
-from rich.table import Column, Table
 
 from .console import PlainConsole
 from .errors import UserError
 
 Schema = TypeVar("Schema")
-
-# With it Hydra hands its exceptions on; without it prints them, up to thirty lines each, and exits.
-_FULL_ERROR = "HYDRA_FULL_ERROR"
-
 Numbers = Mapping[str, float]
 
 
@@ -43,11 +37,11 @@ def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Pa
     """Call a script's main with conf/name.yaml as the command line changes it, checked by the schema.
 
     --help shows the script's docstring and keys. UserError, and what Hydra refuses, become one line on stderr
-    and exit status 1. HYDRA_FULL_ERROR=1 in the environment shows where in Hydra that came from.
-    In a sweep (--multirun) a job that fails says so and the next one begins; a table of the numbers that main
-    returned ends it, with exit status 1 where a job failed. The first number is a sweeper's objective.
+    and exit status 1. In a sweep (--multirun) a job that fails says so and the next one begins; a line of
+    each job's numbers, which main returned, ends it, with exit status 1 where a job failed. The first number
+    is a sweeper's objective.
     """
-    register(f"{name}_schema", schema)
+    ConfigStore.instance().store(f"{name}_schema", schema)
     if {"--help", "-h"} & {*sys.argv[1:]}:
         print(sys.modules[main.__module__].__doc__, _help(conf, name), sep="\n", end="")
         raise SystemExit(0)
@@ -55,35 +49,54 @@ def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Pa
     if is_sweep and os.environ.get("WORLD_SIZE", "1") != "1":  # they would share one torchrun store
         fix = "give each job a torchrun and a name=… of its own"
         raise SystemExit(f"error: --multirun is for one process; {fix}")
-    jobs: list[_Job] = []
-    raised_by_main: list[Exception] = []
+    jobs: dict[str, Numbers | None] = {}  # by folder and what is varied; None is one that failed
 
     @wraps(main)  # Hydra names the job after the file that the innermost function is in
     def job(composed: DictConfig) -> float | None:
-        if is_sweep:
-            jobs.append(_attempt(lambda: main(parse(schema, composed))))
-            return next(iter((jobs[-1].numbers or {}).values()), None)
-        try:
-            main(parse(schema, composed))
-        except UserError as error:
-            _remove_unused(Path(HydraConfig.get().runtime.output_dir))
-            raise SystemExit(f"error: {error}") from None
-        except Exception as error:
-            raised_by_main.append(error)
-            raise
-        return None
+        title = " ".join([os.path.relpath(HydraConfig.get().runtime.output_dir), *varied()])
+        jobs[title] = None
+        with _telling_what_fails(title if is_sweep else None):
+            jobs[title] = main(parse(schema, composed)) or {}
+        gc.collect()  # of networks and pipelines, which hold each other: the next job needs their memory
+        return next(iter((jobs[title] or {}).values()), None)
 
-    wanted = os.environ.get(_FULL_ERROR, "0")
-    os.environ[_FULL_ERROR] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints exceptions, up to thirty lines each, and exits
     try:
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        if wanted == "1" or error in raised_by_main:  # what main raises besides UserError is a bug
+        if jobs:  # it is a bug of main's
             raise
         raise SystemExit(f"error: {_explain_hydra(error, schema, conf)}") from None
-    finally:
-        os.environ[_FULL_ERROR] = wanted
-    _conclude(jobs)
+    if is_sweep:
+        _conclude(jobs)
+
+
+@contextmanager
+def _telling_what_fails(job: str | None) -> Iterator[None]:
+    """End a script by one line where it is the user's mistake; in a sweep tell what fails, and go on."""
+    try:
+        yield
+    except UserError as error:
+        with suppress(OSError):  # the folder is not empty
+            # Hydra made it for a start that was refused.
+            os.removedirs(os.path.relpath(HydraConfig.get().runtime.output_dir))
+        if job is None:
+            raise SystemExit(f"error: {error}") from None
+        print(f"error: {job}: {error}", file=sys.stderr)
+    except Exception:
+        if job is None:
+            raise
+        traceback.print_exc()
+
+
+def _conclude(jobs: Mapping[str, Numbers | None]) -> None:
+    """Print a sweep's jobs with their numbers; exit with 1 if one failed."""
+    console = PlainConsole()
+    for title, numbers in jobs.items():
+        shown = [f"{key} {round(value, 3)}" for key, value in (numbers or {}).items()]
+        console.print(f"{title}: {'failed' if numbers is None else ', '.join(shown)}")
+    if None in jobs.values():
+        raise SystemExit(1)
 
 
 def varied() -> list[str]:
@@ -92,56 +105,6 @@ def varied() -> list[str]:
     parsed = OverridesParser.create().parse_overrides(given)
     keys = {each.get_key_element() for each in parsed if each.is_sweep_override()}
     return [each for each in HydraConfig.get().overrides.task if each.partition("=")[0] in keys]
-
-
-class _Job(NamedTuple):
-    """A sweep's job that has ended: its folder, what is varied, what main returned, None where it failed."""
-
-    folder: str
-    varied: str
-    numbers: Numbers | None
-
-
-def _attempt(main: Callable[[], Numbers | None]) -> _Job:
-    """Call a sweep's job; what makes it fail is told, and the next one begins."""
-    folder, keys, numbers = os.path.relpath(HydraConfig.get().runtime.output_dir), varied(), None
-    try:
-        numbers = main() or {}
-    except UserError as error:
-        _remove_unused(Path(folder).resolve())
-        print(f"error: {' '.join([folder, *keys])}: {error}", file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
-    gc.collect()  # of networks and pipelines, which hold each other: the next job needs their memory
-    return _Job(folder, " ".join(keys), numbers)
-
-
-def _conclude(jobs: Sequence[_Job]) -> None:
-    """Print a sweep's jobs with their numbers, if any has some; exit with 1 if any failed."""
-    names = [*dict.fromkeys(name for job in jobs for name in job.numbers or {})]
-    table = Table(*(Column(name, overflow="fold") for name in ("job", "varied")), *names)
-    for job in jobs:
-        values = [(job.numbers or {}).get(name, "failed" if job.numbers is None else "–") for name in names]
-        shown = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
-        table.add_row(job.folder, job.varied, *shown)
-    if names:
-        PlainConsole().print(table)
-    if any(job.numbers is None for job in jobs):
-        raise SystemExit(1)
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder that Hydra made for a start that was refused, and runs/ above it, while empty."""
-    working = Path.cwd()
-    with suppress(OSError):  # one holds something
-        for made in [folder, *(parent for parent in folder.parents if parent.is_relative_to(working))]:
-            if made != working:
-                made.rmdir()
-
-
-def register(name: str, schema: type) -> None:
-    """Tell Hydra the schema that a file in conf/ begins with."""
-    ConfigStore.instance().store(name=name, node=schema)
 
 
 def parse(schema: type[Schema], composed: DictConfig) -> Schema:
@@ -195,14 +158,16 @@ def check_folder(folder: Path, key: str) -> None:
         TemporaryFile(dir=folder).close()
 
 
-def check_file(given: str, key: str) -> None:
-    """Raise UserError, naming the key that gave it, unless a file can be written there.
+def check_file(given: str | None, key: str) -> None:
+    """Raise UserError, naming the key that gave it, unless a file can be written there; null is no file.
 
     Makes the file's folder, and leaves a file that is there as it is.
     """
+    if given is None:
+        return
     path = Path(given)
-    if path.is_dir():
-        raise UserError(f"{key}={given} names the folder {path}; give {key}={path / 'NAME.json'}")
+    if path.is_dir() or given.endswith("/"):
+        raise UserError(f"{key}={given} names the folder {path}; give {key}={path / 'NAME'}")
     check_folder(path.parent, key)
     if path.exists():
         with writing(path, key):
@@ -234,7 +199,10 @@ def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
         # Hydra takes config groups for keys.
         return _explain_key(cause, schema, [path.name for path in conf.iterdir() if path.is_dir()])
     if isinstance(error, OverrideParseException):
-        return f"{error.override} can't be parsed: {_how_to_write(error.override)}"
+        return (
+            f"{error.override} can't be parsed: give key=value, with $HOME for ~, and quote a value with "
+            "= ( ) [ ] { } : , a quote or a space, once for Hydra and once for the shell: 'key=\"…\"'"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, file = error.missing_cfg_file.rpartition("/")
         return f"{group}={file}: there is no such file in conf/{group}; it has {', '.join(error.options)}"
@@ -243,43 +211,19 @@ def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
     return " ".join(str(error).split())
 
 
-def _how_to_write(override: str) -> str:
-    key, equals, value = override.partition("=")
-    if not equals:
-        return "give key=value"
-    if value.startswith("~/"):
-        return f"~ is not expanded; write {key}=$HOME{value[1:]}"
-    special = "= ( ) [ ] { } : , a quote or a space"
-    return f"quote a value with {special}, once for Hydra and once for the shell: '{key}=\"…\"'"
-
-
 def _explain_key(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
     """Say in one line which key is wrong, and what is wrong with it."""
     key = str(error.full_key)
-    if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return f"unknown config key {key}; {_suggestion(key, [*_keys(schema), *groups])}"
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is not set: give {key}=…"
-    return f"{key}: {str(error.msg or error).splitlines()[0]}"
-
-
-def _suggestion(key: str, known: Sequence[str]) -> str:
-    """Name the known keys that are spelled like this one, in its section or, without one, in any section."""
+    if not isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return f"{key}: {str(error.msg or error).splitlines()[0]}"
     section, _, name = key.rpartition(".")
-    siblings = [each for each in known if each.rpartition(".")[0] == section]
-    candidates = {each.rpartition(".")[2]: each for each in (siblings if section else [*known, *siblings])}
-    near = [candidates[each] for each in get_close_matches(name, candidates)]
-    if not near and section and siblings:
-        return f"{section} has {', '.join(candidates)}"
-    near = near or get_close_matches(key, set(known))
-    return f"did you mean {' or '.join(near)}?" if near else "the files in conf/ have the known ones"
-
-
-def _keys(schema: type, section: str = "") -> list[str]:
-    """List a schema's keys and sections, in full."""
-    keys = []
-    for name, node in vars(schema()).items():
-        keys.append(section + name)
-        if is_dataclass(node):
-            keys += _keys(type(node), f"{section}{name}.")
-    return keys
+    names = {each: each.rpartition(".")[2] for each in (*by_full_key(as_plain(schema)), *groups)}
+    siblings = [names[each] for each in names if each.startswith(f"{section}.")]
+    if siblings:
+        return f"unknown config key {key}; {section} has {', '.join(siblings)}"
+    near = get_close_matches(name, names.values(), n=1)
+    meant = " or ".join(each for each in names if names[each] in near)
+    fix = f"did you mean {meant}?" if meant else "the files in conf/ have the known ones"
+    return f"unknown config key {key}; {fix}"

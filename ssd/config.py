@@ -2,10 +2,8 @@
 
 import math
 import os
-import shlex
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +13,6 @@ from .detect import MAX_DETECTIONS, SHOWN_SCORE
 from .errors import UserError, require
 from .published import Weights
 
-MAX_THREADS = 1024  # enough for any machine's cores; a million no system starts
-_FEWER_THREADS = f"give at most {MAX_THREADS}, or null"
 MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can still count it
 
 
@@ -37,9 +33,9 @@ def _require_wait(key: str, minutes: float | None) -> None:
     require(minutes is None or 0 < minutes <= MINUTES_A_YEAR, key, minutes, fix)
 
 
-def _given(config: object) -> dict[str, Any]:
-    """Return the values of a section that are not null."""
-    return {key: value for key, value in vars(config).items() if value is not None}
+def _filled(config: object, trained: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a section, with the training's in place of null."""
+    return {key: trained.get(key) if value is None else value for key, value in vars(config).items()}
 
 
 # Sections of train.py's config. Some are used by the other scripts too.
@@ -67,25 +63,6 @@ class Decoder(Enum):
     gpu = "gpu"
 
 
-_SIGNS = {
-    "coco": ["annotations/instances_train2017.json"],
-    "voc": ["*.xml", "[!.]*/*.xml", "[!.]*/[!.]*/*.xml"],
-    "yolo": [
-        *("data.y*ml", "dataset.y*ml", "obj.names", "classes.txt"),
-        *("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
-    ],
-}
-"""Files that a data set of a format has, wherever its pictures are."""
-
-
-def formats_in(source: Path) -> dict[str, Path]:
-    """Return the formats that a folder looks like, each with the file that tells; a yaml file is YOLO's."""
-    if source.suffix in (".yaml", ".yml") and source.is_file():
-        return {"yolo": source}
-    found = {name: next(chain(*map(source.glob, signs)), None) for name, signs in _SIGNS.items()}
-    return {name: file for name, file in found.items() if file}
-
-
 def coco_place(folder: Path, key: str) -> Path:
     """Return where COCO publishes a split's images or annotations: key is val_images, say."""
     split, kind = key.split("_")
@@ -93,58 +70,51 @@ def coco_place(folder: Path, key: str) -> Path:
 
 
 @dataclass
-class DataPaths:
-    """Where a data set is; the four paths follow from `path` where they are not given."""
+class DataSource:
+    """Where a data set is and how it is read; the four paths follow from `path` where they are null."""
 
     path: str | None = None
     train_images: str | None = None
     train_annotations: str | None = None
     val_images: str | None = None
     val_annotations: str | None = None
+    min_box_px: float = 1.0
+    threads: int | None = None
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, "data.", threads=1)
+        shortest = self.min_box_px
+        require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
 
     def locate(self, key: str) -> Path:
         """Return one of the four paths: as given by its own key, else from data.path.
 
-        Raises UserError where neither is given, and where data.path is a VOC or YOLO data set.
+        Raises UserError where neither is given.
         """
         given = cast(str | None, getattr(self, key))
         if given is not None:
             return Path(given)
         if self.path is None:
             raise UserError(f"data.path=null: give data.path=DIR in COCO layout, or data.{key}=…")
-        place = coco_place(Path(self.path), key)
-        if key.endswith("annotations") and not place.exists():
-            found = formats_in(Path(self.path))
-            if found and "coco" not in found:
-                name, sign = next(iter(found.items()))
-                command = f"python scripts/convert_dataset.py {name} {shlex.quote(self.path)} OUT"
-                raise UserError(
-                    f"data.path={self.path}: it is a {name.upper()} data set, as {sign.name} shows; convert "
-                    f"it with `{command}`, then give data.path=OUT"
-                )
-        return place
+        return coco_place(Path(self.path), key)
 
 
 @dataclass
-class DataConfig(DataPaths):
+class DataConfig(DataSource):
     """Which pictures, and how they are fed."""
 
     batch_size: int = 32
     augment: bool = True
     limit: int | None = None
     crowd: bool = True
-    min_box_px: float = 1.0
-    threads: int | None = None
     decoder: Decoder = Decoder.cpu
-    cache: str | None = None
     on_bad_image: OnBadImage = OnBadImage.fail
     check: Check = Check.header
 
     def __post_init__(self) -> None:
-        _require_at_least(self, "data.", batch_size=1, limit=1, threads=1)
-        require((self.threads or 1) <= MAX_THREADS, "data.threads", self.threads, _FEWER_THREADS)
-        shortest = self.min_box_px
-        require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
+        super().__post_init__()
+        _require_at_least(self, "data.", batch_size=1, limit=1)
 
 
 class Backbone(Enum):
@@ -376,9 +346,8 @@ class EvaluateRuntimeConfig:
     def filled_from(self, weights: Weights) -> RuntimeConfig:
         """Fill what is null from the checkpoint's training config; a published one has none: float32."""
         trained = weights.config["runtime"] if weights.config else {"precision": "fp32"}
-        values: dict[str, Any] = {"precision": Precision(trained["precision"])}
-        values |= {key: trained[key] for key in ("tf32", "channels_last") if key in trained}
-        return RuntimeConfig(**values | _given(self))
+        values = _filled(self, vars(RuntimeConfig()) | trained)
+        return RuntimeConfig(**values | {"precision": Precision(values["precision"])})
 
 
 @dataclass
@@ -410,10 +379,10 @@ class EvaluateConfig:
         fix = f"the checkpoint is a {weights.backbone}; leave the key out"
         require(named == weights.backbone, "model.backbone", named, fix)
         trained = weights.config["data"] if weights.config else {}
-        values: dict[str, Any] = {"batch_size": trained.get("batch_size", DataConfig.batch_size)}
+        taken = {"batch_size": trained.get("batch_size", DataConfig.batch_size)}
         if self.data.path is None and None in (self.data.val_images, self.data.val_annotations):
-            values |= {key: trained.get(key) for key in ("path", "val_images", "val_annotations")}
-        return DataConfig(**values | _given(self.data)), self.runtime.filled_from(weights)
+            taken |= {key: trained.get(key) for key in ("path", "val_images", "val_annotations")}
+        return DataConfig(**_filled(self.data, taken)), self.runtime.filled_from(weights)
 
 
 @dataclass
@@ -435,18 +404,15 @@ class PredictConfig:
         require(self.classes != [], "classes", self.classes, "name at least one, or give null for all")
         require(self.out != "", "out", "''", "name a folder")
         _require_at_least(self, "", max_detections=1, batch_size=1, threads=1)
-        require((self.threads or 1) <= MAX_THREADS, "threads", self.threads, _FEWER_THREADS)
         self.sources()
 
     def sources(self) -> list[str]:
         """List the paths, folders and globs in `images`. Raises UserError where one of them is no text."""
         given = self.images if isinstance(self.images, list) else [self.images]
-        require(given != [], "images", given, "give at least one picture, folder or glob")
+        # Hydra reads 2017 as a number, and that is a folder's name; of 1e3 and true the spelling is lost.
+        usable = given != [] and all(type(each) in (str, int) and each != "" for each in given)
         fix = "give a picture, folder or glob, or a list; quote what isn't text"
-        for each in given:
-            # Hydra reads 2017 as a number, and that is a folder's name; of 1e3 and true the spelling is lost.
-            is_text = isinstance(each, str | int) and not isinstance(each, bool) and each != ""
-            require(is_text, "images", each, fix)
+        require(usable, "images", self.images, fix)
         return [str(each) for each in given]
 
 
@@ -458,30 +424,16 @@ class Split(Enum):
 
 
 @dataclass
-class CheckDataConfig(DataPaths):
-    """The data set to check; the keys are train.py's, so that its command line fits. cache is not used."""
-
-    min_box_px: float = 1.0
-    threads: int | None = None
-    cache: str | None = None
-
-    def as_in_training(self) -> DataConfig:
-        """Return the config that training would take. Raises UserError for a value that makes no sense."""
-        return DataConfig(**vars(self))
-
-
-@dataclass
 class CheckDatasetConfig:
-    """Everything that scripts/check_dataset.py reads."""
+    """Everything that scripts/check_dataset.py reads. It reads the files themselves, no cache."""
 
     splits: list[Split] = field(default_factory=lambda: [Split.train, Split.val])
     out: str = "dataset_report.json"
-    data: CheckDataConfig = field(default_factory=CheckDataConfig)
+    data: DataSource = field(default_factory=DataSource)
 
     def __post_init__(self) -> None:
         names = [split.value for split in self.splits]
         require(0 < len(names) == len(set(names)), "splits", names, "give [train], [val] or [train,val]")
-        self.data.as_in_training()
 
 
 @dataclass

@@ -2,22 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar, cast
+from typing import IO, Any, Self, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from ssd.errors import UserError, printable
-
-Item = TypeVar("Item")
 
 
 class _Output:
@@ -25,8 +23,6 @@ class _Output:
 
     def __init__(self, file: IO[str] | None) -> None:
         self._file = file
-        if file is None:
-            self._stream.reconfigure(errors="replace")  # for terminals without × or →
 
     @property
     def _stream(self) -> Any:
@@ -61,6 +57,8 @@ class PlainConsole(Console):
     """Shows names of files and classes as they are: [x] is no style, :car: no emoji, ESC steers nothing."""
 
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
+        if file is None:
+            cast(Any, sys.stdout).reconfigure(errors="replace")  # for terminals without × or →
         super().__init__(
             file=cast(IO[str], _Output(file)),
             force_terminal=None if file is None else False,
@@ -81,13 +79,8 @@ class RunConsole:
 
     def __init__(self, is_main: bool) -> None:
         self._console = PlainConsole(quiet=not is_main)
-        columns = (
-            TextColumn("{task.fields[what]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
+        bar = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = "{task.fields[what]}", *bar, "{task.fields[figures]}"
         self._live = is_main and self._console.is_terminal
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
         self._said = StringIO()
@@ -136,16 +129,12 @@ class RunConsole:
         self._progress.update(self._task, figures=text)
         self._print(f"epoch {record['epoch']} step {step}/{self._steps} · {text}", beside_bar=False)
 
-    def follow(self, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-        """Pass items on, showing how many of the total it were; without a bar, say that it began."""
-        with self.counting(total, title) as count:
-            for item in items:
-                yield item
-                count(1)
-
     @contextmanager
     def counting(self, total: int, title: str) -> Iterator[Callable[[int], None]]:
-        """Show how many of the total are done; the function given is told how many more they are."""
+        """Show how many of the total are done; the function given is told how many more they are.
+
+        Without a bar, say that it began.
+        """
         self._print(title, beside_bar=False)
         task = self._progress.add_task("", total=total, what=title, figures="")
         yield lambda more: self._progress.advance(task, more)

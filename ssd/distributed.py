@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from .config import Device
-from .errors import UserError
+from .errors import UserError, require
 
 Value = TypeVar("Value")
 
@@ -81,14 +81,6 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values  # type: ignore[return-value]  # each was filled
 
-    def gather_on_main(self, value: Value) -> list[Value]:
-        """Collect one Python object of every rank on rank 0, in rank order; the others get an empty list."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Value | None] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(value, values, dst=0, group=self.cpu_group)
-        return values or []  # type: ignore[return-value]
-
     def take_main(self, tensors: list[Tensor]) -> None:
         """Overwrite tensors by rank 0's."""
         if self.world_size > 1:
@@ -122,14 +114,12 @@ class Ranks:
 
 def choose_device(choice: Device, local_rank: int) -> torch.device:
     """Turn runtime.device into this rank's device. Raises UserError where there is no such GPU."""
-    if choice is Device.cpu or (choice is Device.auto and not torch.cuda.is_available()):
-        return torch.device("cpu")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= found:
-        raise UserError(
-            f"runtime.device={choice.value}: local rank {local_rank} needs its own GPU, {found} were found; "
-            "start fewer ranks or give runtime.device=cpu"
-        )
+    if choice is Device.cpu or (choice is Device.auto and not found):
+        return torch.device("cpu")
+    fix = "start fewer ranks or give runtime.device=cpu"
+    fix = f"local rank {local_rank} needs its own GPU, {found} were found; {fix}"
+    require(local_rank < found, "runtime.device", choice.value, fix)
     return torch.device("cuda", local_rank)
 
 

@@ -41,16 +41,12 @@ class Runtime:
         return images if self.channels_last else images.contiguous()
 
     def describe(self) -> str:
-        """Say it for the start-up table: where, in which format, and why."""
+        """Say it for the start-up table: where and in which format."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         layout = "channels last" if self.channels_last else "channels first"
-        reason = {
-            Precision.fp16: "fp16 mixed precision with loss scaling",
-            Precision.bf16: "bf16 mixed precision, whose range needs no loss scaling",
-            Precision.fp32: "fp32 with TF32 products" if self.tf32 else "fp32 throughout",
-        }[self.precision]
+        tf32 = " with TF32 products" if self.tf32 else ""
         steady = ", deterministic" if self.deterministic else ""
-        return f"{where}, {reason}, {layout}{steady}"
+        return f"{where}, {self.precision.value}{tf32}, {layout}{steady}"
 
 
 def set_up(config: RuntimeConfig, device: torch.device) -> Runtime:

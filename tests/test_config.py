@@ -1,18 +1,18 @@
 """conf/ and its schema: what is accepted, what is refused, and that every experiment is a valid run."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ssd.categories import Categories
 from ssd.checkpoint import CheckpointError
-from ssd.cli import parse, register
+from ssd.cli import parse
 from ssd.config import (
     Check,
     DataConfig,
@@ -21,6 +21,7 @@ from ssd.config import (
     OnError,
     Precision,
     PredictConfig,
+    ScheduleConfig,
     TrainConfig,
 )
 from ssd.errors import UserError
@@ -31,45 +32,33 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.unit
 
 CONF = ROOT / "conf"
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-# RECIPE 8: GPUs, images a GPU.
-PUBLISHED_ROWS = [(gpus, images) for gpus in (1, 4, 8) for images in (64, 128, 256)]
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
+REQUIRED = {
+    "train": [],
+    "evaluate": ["checkpoint=x.pt", "report=./page.html"],
+    "predict": ["checkpoint=x.pt", "images=a"],
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def conf() -> Iterator[dict[str, DictConfig]]:
-    """What Hydra composes of train.yaml and predict.yaml."""
-    register("train_schema", TrainConfig)
-    register("evaluate_schema", EvaluateConfig)
-    register("predict_schema", PredictConfig)
+def composed() -> Iterator[dict[str, DictConfig]]:
+    """What Hydra composes of each script's file."""
+    for script, schema in SCHEMAS.items():
+        ConfigStore.instance().store(f"{script}_schema", schema)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        predict = compose("predict", overrides=["checkpoint=x.pt", "images=a"])
-        yield {"train": compose("train"), "predict": predict}
+        yield {script: compose(script, overrides=given) for script, given in REQUIRED.items()}
 
 
-def changed(composed: DictConfig, override: str) -> DictConfig:
-    """Change a value as the command line does, in a hundredth of the time that Hydra takes."""
-    return cast(DictConfig, OmegaConf.merge(composed, OmegaConf.from_dotlist([override])))
-
-
-def train_config(*overrides: str) -> TrainConfig:
-    return parse(TrainConfig, compose("train", overrides=list(overrides)))
-
-
-def evaluate_config(*overrides: str) -> EvaluateConfig:
-    return parse(EvaluateConfig, compose("evaluate", overrides=["checkpoint=x.pt", *overrides]))
-
-
-def predict_config(*overrides: str) -> PredictConfig:
-    return parse(PredictConfig, compose("predict", overrides=["checkpoint=x.pt", *overrides]))
+def config(script: str, *overrides: str) -> Any:
+    return parse(SCHEMAS[script], compose(script, overrides=[*REQUIRED[script], *overrides]))
 
 
 # What conf/ holds
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_every_experiment_is_valid_and_begins_with_its_launch_command(experiment: str):
-    assert train_config(f"experiment={experiment}").name == experiment  # the run has a folder of its own
+    assert config("train", f"experiment={experiment}").name == experiment  # the run has a folder of its own
     lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"train.py experiment={experiment}" in lines[1]
@@ -78,56 +67,51 @@ def test_every_experiment_is_valid_and_begins_with_its_launch_command(experiment
 @pytest.mark.parametrize("debug", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
 def test_every_debug_setting_goes_with_an_experiment(debug: str):
     given = ["experiment=demo", f"debug={debug}"]
-    assert (train_config(*given).name, train_config(*given).resume.never) == ("demo", True)
+    assert (config("train", *given).name, config("train", *given).resume.never) == ("demo", True)
     for more, folder in ([], "runs/debug/demo"), (["hydra.run.dir=x"], "x"):
         assert compose("train", overrides=given + more, return_hydra_config=True).hydra.run.dir == folder
 
 
 def test_finetuning_without_a_checkpoint_says_what_to_give():
-    checkpoint = train_config("experiment=finetune").model.checkpoint
+    checkpoint = config("train", "experiment=finetune").model.checkpoint
     with pytest.raises(CheckpointError, match=r"give model\.checkpoint=PATH.* does not exist"):
         load_weights(Path(checkpoint))
 
 
 def test_overfitting_scores_what_it_trains_on():
-    data = train_config("debug=overfit", "data.path=coco").data
+    data = config("train", "debug=overfit", "data.path=coco").data
     for kind in ("images", "annotations"):
         assert data.locate(f"val_{kind}") == data.locate(f"train_{kind}")
 
 
-@pytest.mark.parametrize(("gpus", "images"), PUBLISHED_ROWS)
+@pytest.mark.parametrize("images", [64, 128, 256])
+@pytest.mark.parametrize("gpus", [1, 4, 8])
 def test_published_rows_have_the_recipes_learning_rate_and_warmup(gpus: int, images: int):
-    config = train_config(f"experiment=coco_{gpus}x{images}")
+    row = config("train", f"experiment=coco_{gpus}x{images}")
     rate, warmup = (2.7e-3, 1200) if gpus * images > 512 else (2.6e-3, 300)  # RECIPE 8
-    schedule = build_schedule(config.optimizer, config.schedule, gpus * images)
-    assert config.data.batch_size == images
+    schedule = build_schedule(row.optimizer, row.schedule, gpus * images)
+    assert row.data.batch_size == images
     assert (schedule.base, schedule.warmup_steps) == (rate * (gpus * images / 32), warmup)
-    assert (config.schedule.epochs, schedule.milestones) == (65, (43, 54))
-    assert config.runtime.precision is Precision.fp16
+    assert (row.schedule.epochs, schedule.milestones) == (65, (43, 54))
+    assert row.runtime.precision is Precision.fp16
 
 
-# What the schema takes
+# What the schemas take
 
 
-@pytest.mark.parametrize(
-    ("overrides", "section", "key", "value"),
-    [
-        (["data.check=off"], "data", "check", Check.off),
-        (["checkpoint.on_error=continue"], "checkpoint", "on_error", OnError["continue"]),
-        (["training.hang_timeout_minutes=null"], "training", "hang_timeout_minutes", None),
-        (["experiment=coco_8x128", "runtime=tf32"], "runtime", "tf32", True),
-        (["experiment=own_data"], "schedule", "milestones", [26, 34]),
-        (["experiment=finetune"], "schedule", "milestones", [13, 17]),
-        (["experiment=own_data", "schedule.epochs=2"], "schedule", "milestones", [1, 2]),
-        (["experiment=own_data", "schedule.epochs=1"], "schedule", "milestones", [1]),
-    ],
-)
-def test_values_are_taken(overrides: list[str], section: str, key: str, value: object):
-    assert getattr(getattr(train_config(*overrides), section), key) == value
+def test_words_that_yaml_or_python_take_for_something_else_are_values():
+    taken = config("train", "data.check=off", "checkpoint.on_error=continue")
+    assert (taken.data.check, taken.checkpoint.on_error) == (Check.off, OnError["continue"])
 
 
-REFUSED = """
-data.batch_size=0 data.limit=0 data.threads=0 data.threads=1025 data.min_box_px=0 data.min_box_px=inf
+def test_milestones_follow_from_the_epochs_where_they_are_null():
+    for epochs, milestones in (40, [26, 34]), (2, [1, 2]), (1, [1]):
+        assert ScheduleConfig(epochs, milestones=None).milestones == milestones
+
+
+REFUSED = {
+    "train": """
+data.batch_size=0 data.limit=0 data.threads=0 data.min_box_px=0 data.min_box_px=inf
 optimizer.learning_rate=0 optimizer.learning_rate=inf optimizer.learning_rate=nan
 optimizer.momentum=1 optimizer.momentum=nan optimizer.weight_decay=-1 optimizer.weight_decay=inf
 schedule.epochs=0 schedule.max_steps=0 schedule.warmup_steps=-1
@@ -139,13 +123,30 @@ checkpoint.keep=0 checkpoint.every_steps=0 checkpoint.every_epochs=0
 training.hang_timeout_minutes=0 training.hang_timeout_minutes=inf training.hang_timeout_minutes=1e9
 training.patience=0 training.nonfinite_limit=0 training.compare_replicas_every=0
 seed=-1 name=a/b name=''
-"""
+""",
+    "evaluate": "timeout_minutes=inf out=page.html",
+    "predict": """
+images=null images=true images=1e3 images=[] images='' images=[a,null] images={a:1}
+threshold=2 threshold=1 threshold=-0.1 threshold=nan
+max_detections=0 classes=[] batch_size=0 threads=0 out=''
+""",
+}
 
 
-@pytest.mark.parametrize("override", REFUSED.split())
-def test_a_value_that_makes_no_sense_is_refused_by_its_key(override: str, conf: dict[str, DictConfig]):
-    with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
-        parse(TrainConfig, changed(conf["train"], override))
+@pytest.mark.parametrize(
+    ("script", "given"), [(script, each) for script, given in REFUSED.items() for each in given.split()]
+)
+def test_a_value_that_makes_no_sense_is_refused_by_its_key(
+    script: str, given: str, composed: dict[str, DictConfig]
+):
+    changed = OmegaConf.merge(composed[script], OmegaConf.from_dotlist([given]))  # quicker than Hydra
+    with pytest.raises(UserError, match=rf"^{given.split('=')[0]}="):
+        parse(SCHEMAS[script], changed)
+
+
+def test_what_must_be_given_is_named():
+    with pytest.raises(UserError, match=r"^checkpoint is not set: give checkpoint=…"):
+        parse(EvaluateConfig, compose("evaluate"))
 
 
 def test_paths_follow_from_data_path_unless_given():
@@ -156,40 +157,9 @@ def test_paths_follow_from_data_path_unless_given():
         DataConfig().locate("val_images")
 
 
-@pytest.mark.parametrize(
-    ("file", "kind"),
-    [
-        ("Annotations/a.xml", "voc"),
-        ("VOC2012/Annotations/a.xml", "voc"),
-        ("train/a.xml", "voc"),
-        ("data.yaml", "yolo"),
-        ("labels/train/a.txt", "yolo"),
-        ("train/labels/a.txt", "yolo"),
-        ("obj.names", "yolo"),
-        ("train2017/a.txt", None),
-        (".idea/misc.xml", None),
-    ],
-)
-def test_data_path_in_another_format_names_the_command(tmp_path: Path, file: str, kind: str | None):
-    source = tmp_path / "my cells"
-    (source / file).parent.mkdir(parents=True)
-    (source / file).touch()
-    for path in (source, source / file) if file == "data.yaml" else (source,):
-        data = DataConfig(path=str(path), val_annotations="given.json")
-        if kind:
-            command = f"`python scripts/convert_dataset.py {kind} '{path}' OUT`, then give data.path=OUT"
-            with pytest.raises(UserError, match=re.escape(command)):
-                data.locate("train_annotations")
-        assert data.locate("val_annotations") == Path("given.json")
-    coco = source / "annotations" / "instances_train2017.json"
-    coco.parent.mkdir()
-    coco.touch()
-    assert DataConfig(path=str(source)).locate("train_annotations") == coco
-
-
 def test_evaluations_follow_the_listed_and_each_kth_epoch():
-    config = EvaluationConfig(epochs=[0, 4], every=3)
-    assert [epoch for epoch in range(9) if config.due(epoch)] == [0, 2, 4, 5, 8]
+    evaluation = EvaluationConfig(epochs=[0, 4], every=3)
+    assert [epoch for epoch in range(9) if evaluation.due(epoch)] == [0, 2, 4, 5, 8]
 
 
 # Evaluating as trained
@@ -200,90 +170,63 @@ TRAINED = Weights(
     num_classes=3,
     categories=Categories((1, 2), ("a", "b")),
     config={
-        "data": {"batch_size": 16, "limit": 5},
+        "data": {
+            "batch_size": 16,
+            "limit": 5,
+            "path": "trained",
+            "val_annotations": "x.json",
+            "train_images": "y",
+        },
         "runtime": {"device": "cuda", "precision": "bf16", "tf32": False, "channels_last": False},
     },
 )
-PUBLISHED = Weights(network=None, backbone="resnet50", num_classes=81, categories=None, config=None)
+PUBLISHED = replace(TRAINED, categories=None, config=None)
 
 
 @pytest.mark.parametrize(
-    ("weights", "overrides", "batch_size", "precision", "channels_last"),
+    ("weights", "overrides", "batch_size", "precision", "paths"),
     [
-        (TRAINED, [], 16, Precision.bf16, False),
-        (TRAINED, ["data.batch_size=4", "runtime.precision=fp32"], 4, Precision.fp32, False),
-        (PUBLISHED, [], 32, Precision.fp32, True),
-        (PUBLISHED, ["model.backbone=resnet50"], 32, Precision.fp32, True),
+        (TRAINED, [], 16, Precision.bf16, ("trained", None, "x.json")),
+        (TRAINED, ["data.path=a", "data.batch_size=4"], 4, Precision.bf16, ("a", None, None)),
+        (
+            TRAINED,
+            ["data.val_images=a", "runtime.precision=fp32"],
+            16,
+            Precision.fp32,
+            ("trained", "a", "x.json"),
+        ),
+        (TRAINED, ["data.val_images=a", "data.val_annotations=b"], 16, Precision.bf16, (None, "a", "b")),
+        (PUBLISHED, ["model.backbone=resnet34"], 32, Precision.fp32, (None, None, None)),
     ],
-    ids=["ours", "ours, changed", "published", "published, its backbone named"],
 )
-def test_an_evaluation_runs_as_trained_but_for_what_is_given(
-    weights: Weights, overrides: list[str], batch_size: int, precision: Precision, channels_last: bool
+def test_an_evaluation_is_as_the_training_was_but_for_what_is_given(
+    weights: Weights,
+    overrides: list[str],
+    batch_size: int,
+    precision: Precision,
+    paths: tuple[str | None, ...],
 ):
-    data, runtime = evaluate_config(*overrides).resolve(weights)
-    assert (data.batch_size, runtime.precision) == (batch_size, precision)
-    assert runtime.channels_last is channels_last
-    assert data.limit is None  # a limit of the training is not the evaluation's
-
-
-@pytest.mark.parametrize(
-    ("overrides", "paths"),
-    [
-        ([], ("trained", None, "elsewhere.json")),
-        (["data.path=given"], ("given", None, None)),
-        (["data.val_images=given"], ("trained", "given", "elsewhere.json")),
-        (["data.val_images=given", "data.val_annotations=x.json"], (None, "given", "x.json")),
-    ],
-)
-def test_an_evaluation_without_data_path_is_on_what_the_training_was(overrides: list[str], paths: tuple):
-    assert TRAINED.config
-    trained_on = {"path": "trained", "val_annotations": "elsewhere.json", "train_images": "not used"}
-    trained = replace(TRAINED, config=TRAINED.config | {"data": trained_on})
-    data, _ = evaluate_config(*overrides).resolve(trained)
+    """A limit of the training is not the evaluation's."""
+    data, runtime = config("evaluate", *overrides).resolve(weights)
+    assert (data.batch_size, data.limit, runtime.precision) == (batch_size, None, precision)
+    assert runtime.channels_last is (weights is PUBLISHED)
     assert (data.path, data.val_images, data.val_annotations) == paths
-    with pytest.raises(UserError, match=r"^data\.path=null: give data\.path=DIR in COCO layout"):
-        evaluate_config().resolve(PUBLISHED)[0].locate("val_images")
-
-
-def test_an_evaluation_is_refused_by_key():
     with pytest.raises(UserError, match=r"model\.backbone=resnet18: the checkpoint is a resnet34"):
-        evaluate_config("model.backbone=resnet18").resolve(TRAINED)
-    with pytest.raises(UserError, match=r"^timeout_minutes=inf: give more than 0 and at most"):
-        evaluate_config("timeout_minutes=inf")
-    with pytest.raises(UserError, match=r"^out=evaluation\.json: give each of out, detections"):
-        evaluate_config("detections=./evaluation.json")
-    with pytest.raises(UserError, match="checkpoint is not set"):
-        parse(EvaluateConfig, compose("evaluate"))
+        config("evaluate", "model.backbone=resnet18").resolve(weights)
 
 
 # Predicting
 
 
 def test_predict_yaml_says_what_the_schema_does():
-    assert predict_config("images=a") == PredictConfig(checkpoint="x.pt", images="a")
+    assert config("predict") == PredictConfig(checkpoint="x.pt", images="a")
 
 
-@pytest.mark.parametrize(
-    ("override", "sources"),
-    [
-        ("images=photos/**/*.jp?g", ["photos/**/*.jp?g"]),
-        ("images=[a.jpg,'b c','d/[1]*']", ["a.jpg", "b c", "d/[1]*"]),
-        ("images=2017", ["2017"]),
-        ('images="photos (1)/x=1,y"', ["photos (1)/x=1,y"]),
-    ],
-)
-def test_images_is_one_source_or_several(override: str, sources: list[str]):
-    assert predict_config(override).sources() == sources
-
-
-REFUSED_PREDICTIONS = """
-images=null images=true images=1e3 images=[] images='' images=[a,null] images={a:1}
-threshold=2 threshold=1 threshold=-0.1 threshold=nan
-max_detections=0 classes=[] batch_size=0 threads=0 threads=1000000000 out=''
-"""
-
-
-@pytest.mark.parametrize("override", REFUSED_PREDICTIONS.split())
-def test_a_prediction_that_makes_no_sense_is_refused_by_its_key(override: str, conf: dict[str, DictConfig]):
-    with pytest.raises(UserError, match=rf"^{override.split('=')[0]}="):
-        parse(PredictConfig, changed(conf["predict"], override))
+def test_images_is_one_source_or_several():
+    for given, sources in (
+        ("photos/**/*.jp?g", ["photos/**/*.jp?g"]),
+        ("[a.jpg,'b c','d/[1]*']", ["a.jpg", "b c", "d/[1]*"]),
+        ("2017", ["2017"]),
+        ('"photos (1)/x=1,y"', ["photos (1)/x=1,y"]),
+    ):
+        assert config("predict", f"images={given}").sources() == sources

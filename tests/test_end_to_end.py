@@ -17,13 +17,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 def test_a_run_leaves_what_it_promises(bench: Bench):
     folder = bench.folder / bench.uninterrupted(1)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
-        "best.pt",
-        "step_00000006.pt",
-        "step_00000012.pt",
-    ]
-    best, step = (folder / "checkpoints" / name for name in ("best.pt", "step_00000012.pt"))
-    assert 0.49 < best.stat().st_size / step.stat().st_size < 0.51  # no momenta
+    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert saved == ["best.pt", "step_00000006.pt", "step_00000012.pt"]
+    best, _, last = (path.stat().st_size for path in sorted((folder / "checkpoints").iterdir()))
+    assert 0.49 < best / last < 0.51  # no momenta
     (events,) = folder.glob("events.out.tfevents.*")
     assert b"config/text_summary" in events.read_bytes()
     command, commit, machine, versions, *told = (folder / "run.log").read_text().splitlines()
@@ -41,12 +38,6 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
     training |= {"learning_rate", "images_per_second", "data_wait"}
     assert set(records[0]) == training
     assert set(records[1]) == {"step", "epoch", *NAMES}
-
-
-def test_a_run_shows_its_derived_numbers_and_cocos_lines(bench: Bench):
-    output = (bench.folder / f"{bench.uninterrupted(2)}.txt").read_text()
-    assert "global batch      │ 4: 2 × 2" in output
-    assert output.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]") == 2
 
 
 def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, name: str):
@@ -78,8 +69,9 @@ def test_a_sweep_started_again_resumes_each_job_and_ends_with_their_numbers(benc
     assert [f"is finished: {LAST_STEP} of {LAST_STEP} steps" in line for line in told].count(True) == 1
     assert sum("→" in line for line in told) == output.count("resuming") == 2
     last = bench.records(whole)[-1]
-    numbers = rf"│ {last['AP']:.3f} +│ {last['AP50']:.3f} +│ {LAST_STEP} +│"
-    assert len(re.findall(rf"│ *data\.threads=[123] +{numbers}", output)) == 3
+    numbers = f"AP {round(last['AP'], 3)}, AP50 {round(last['AP50'], 3)}, step {LAST_STEP}"
+    for job, line in enumerate(told[-3:]):
+        assert line.endswith(f"{name}/{job} data.threads={job + 1}: {numbers}")
 
 
 def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
@@ -94,6 +86,9 @@ def test_readmes_pictures_are_made_of_a_run(bench: Bench, tmp_path: Path):
 
 def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Bench, tmp_path: Path):
     name = bench.uninterrupted(2)
+    told = (bench.folder / f"{name}.txt").read_text()
+    assert "global batch      │ 4: 2 × 2" in told
+    assert told.count("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]") == 2
     logged = {key: value for key, value in bench.records(name)[-1].items() if key in NAMES}
     out, found = tmp_path / "report.json", tmp_path / "new" / "found.json"
     checkpoint = bench.checkpoint(name)

@@ -26,17 +26,27 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.convert.dataset import SPLIT_NAMES, DataSet, Finding, Picture, Split, read_coco, write_coco
 from data.convert.voc import read_voc, write_voc
 from data.convert.yolo import read_yolo, write_yolo
-from ssd.config import formats_in
 from ssd.errors import UserError, require
 
 FORMATS = {"coco": (read_coco, write_coco), "voc": (read_voc, write_voc), "yolo": (read_yolo, write_yolo)}
 LISTED_DEFECTS = 20
+
+_SIGNS = {
+    "coco": ["annotations/instances_train2017.json"],
+    "voc": ["*.xml", "[!.]*/*.xml", "[!.]*/[!.]*/*.xml"],
+    "yolo": [
+        *("data.y*ml", "dataset.y*ml", "obj.names", "classes.txt"),
+        *("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
+    ],
+}
+"""Files that a data set of a format has, wherever its pictures are."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,14 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
     return [f"{source} ({source_format}) → {out} ({out_format})", *_summary(data, findings)]
+
+
+def formats_in(source: Path) -> dict[str, Path]:
+    """Return the formats that a folder looks like, each with the file that tells; a yaml file is YOLO's."""
+    if source.suffix in (".yaml", ".yml") and source.is_file():
+        return {"yolo": source}
+    found = {name: next(chain(*map(source.glob, signs)), None) for name, signs in _SIGNS.items()}
+    return {name: file for name, file in found.items() if file}
 
 
 def _check(data: DataSet, source: Path, named_in: Path) -> list[Finding]:

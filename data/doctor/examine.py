@@ -23,7 +23,7 @@ from data.pictures import UPRIGHT, inspect_all, orientation
 from ssd.annotations import Annotations, examine_annotations, inside_px
 from ssd.batches import EvaluationBatch
 from ssd.categories import Categories
-from ssd.config import CheckDatasetConfig, DataConfig, Split, default_threads
+from ssd.config import CheckDatasetConfig, DataSource, Split, default_threads
 from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.errors import UserError
@@ -61,7 +61,7 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
 
     Raises UserError for paths that are not given.
     """
-    data = config.data.as_in_training()
+    data = config.data
     workers = data.threads or default_threads()
     splits = [_examine_annotation_file(split, data, console) for split in config.splits]
     listed = {os.path.normpath(path) for split in splits for path in split.paths}
@@ -82,7 +82,7 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
     return DatasetReport([split.report for split in splits], findings)
 
 
-def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole) -> _Split:
+def _examine_annotation_file(split: Split, data: DataSource, console: RunConsole) -> _Split:
     file = data.locate(f"{split.value}_annotations")
     # Absolute, so that a picture has one path even if the two splits name its folder differently.
     folder = Path(os.path.abspath(data.locate(f"{split.value}_images")))

@@ -29,9 +29,10 @@ from ssd.runtime import Runtime
 
 @dataclass(frozen=True)
 class Evaluation:
-    """COCO's numbers, on every rank, and on rank 0 the detections they were computed from (elsewhere none).
+    """COCO's numbers and the detections they were computed from, on every rank.
 
-    detections: an array of RESULT, image by image. scored: what became of them, for errors.explain.
+    detections: an array of RESULT, image by image. scored: what became of them, for errors.explain; None but
+    on rank 0.
     """
 
     numbers: dict[str, float]
@@ -81,8 +82,10 @@ class Evaluator:
         training = network.training
         network.eval()
         try:
-            for _ in console.follow(range(rounds), rounds, f"evaluating {self.images} images"):
-                yield ranks.on_all(lambda: self._detect(next(batches, None), network, runtime, boxes))
+            with console.counting(rounds, f"evaluating {self.images} images") as count:
+                for _ in range(rounds):
+                    yield ranks.on_all(lambda: self._detect(next(batches, None), network, runtime, boxes))
+                    count(1)
         finally:
             network.train(training)
 
@@ -106,7 +109,7 @@ class Evaluator:
     def score(self, rows: list[NDArray[np.void]], ranks: Ranks) -> Evaluation:
         """Compute the numbers of what `detect` yielded on all ranks: on rank 0, while the others wait."""
         nothing = np.empty(0, RESULT)
-        gathered = ranks.gather_on_main(np.concatenate([nothing, *rows]))
+        gathered = ranks.gather(np.concatenate([nothing, *rows]))
         detections = np.concatenate([nothing, *gathered])
         # By image, so that equal scores stand in the same order whatever rank found them.
         detections = detections[np.argsort(detections["image_id"], kind="stable")]

@@ -4,6 +4,7 @@ import random
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,37 +25,29 @@ from ssd.checkpoint import (
 pytestmark = pytest.mark.unit
 
 
-def test_what_is_written_is_read_back(tmp_path: Path):
+def test_what_is_written_is_read_back_by_us_by_torch_and_by_zip(tmp_path: Path):
     state = {"format": 1, "a": [1, 2.5, None, True, "x"], "b": {"c": torch.arange(3)}}
-    write(tmp_path / "new" / "x.pt", state)
-    read = load_run(tmp_path / "new" / "x.pt")
-    assert read["a"] == state["a"]
-    assert torch.equal(read["b"]["c"], state["b"]["c"])
+    path = tmp_path / "new" / "x.pt"
+    write(path, state)
+    for read in (load_run(path), torch.load(path, weights_only=True)):
+        assert read["a"] == state["a"]
+        assert torch.equal(read["b"]["c"], state["b"]["c"])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.pt"]
 
 
-def no_room(_: int) -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "fault", "message"),
-    [
-        (os, "fsync", no_room, "No space"),
-        (Path, "read_bytes", lambda _: b"other", "reads back other than it was written"),
-    ],
-)
-def test_a_write_that_fails_leaves_the_old_file(
-    module: object, name: str, fault: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "x.pt"
     write(path, {"format": 1, "step": 1})
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, fault)
-        with pytest.raises(OSError, match=message):
-            write(path, {"format": 1, "step": 2})
-    assert load_run(path)["step"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    no_room = OSError(28, "No space left on device")
+    for where, name, fault in (os, "fsync", Mock(side_effect=no_room)), (Path, "read_bytes", lambda _: b""):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, fault)
+            with pytest.raises(OSError, match=r"No space|reads back other than it was written"):
+                write(path, {"format": 1, "step": 2})
+        assert load_run(path)["step"] == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -66,27 +59,26 @@ def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch
     assert events == ["fsync", "rename", "fsync"]
 
 
-@pytest.mark.parametrize("value", [np.float64(1.0), np.int64(1), Path("x"), (1, 2), {1}, torch.float32])
-def test_a_value_that_could_not_be_read_back_is_refused_by_its_place(value: object, tmp_path: Path):
-    with pytest.raises(TypeError, match=r"checkpoint\['numbers'\]\[1\]"):
-        write(tmp_path / "x.pt", {"numbers": [0, value]})
+def test_a_value_that_could_not_be_read_back_is_refused_by_its_place(tmp_path: Path):
+    for value in (np.float64(1.0), np.int64(1), Path("x"), (1, 2), {1}, torch.float32):
+        with pytest.raises(TypeError, match=r"checkpoint\['numbers'\]\[1\]"):
+            write(tmp_path / "x.pt", {"numbers": [0, value]})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("written", "needed", "kept"),
-    [(15, [], [15, 100_000_000]), (10, [], [10, 15, 100_000_000]), (15, [5, 10], [10, 15, 100_000_000])],
+    [(15, [], [15, 10**8]), (10, [], [10, 15, 10**8]), (15, [5, 10], [10, 15, 10**8])],
 )
 def test_kept_are_the_newest_the_one_just_written_the_one_that_is_needed_and_the_best(
     written: int, needed: list[int], kept: list[int], tmp_path: Path
 ):
-    for step in (5, 10, 100_000_000, 15):
-        step_file(tmp_path, step).touch()
-    (tmp_path / "best.pt").touch()
-    (tmp_path / "step_00000020.pt.tmp").touch()
+    others = [tmp_path / name for name in ("best.pt", "step_00000020.pt.tmp")]
+    for path in (*others, *(step_file(tmp_path, step) for step in (5, 10, 10**8, 15))):
+        path.touch()
     keep_newest(tmp_path, 2, step_file(tmp_path, written), needed.__contains__)
     assert saved_steps(tmp_path) == [step_file(tmp_path, step) for step in kept]
-    assert (tmp_path / "best.pt").exists()
+    assert {*tmp_path.iterdir()} == {*others, *saved_steps(tmp_path)}
 
 
 def bomb(path: Path) -> None:
@@ -99,13 +91,11 @@ def bomb(path: Path) -> None:
     [
         (None, r"x\.pt does not exist"),
         (os.mkfifo, r"x\.pt is no regular file"),
-        (os.mkdir, r"x\.pt is no regular file"),
-        (bomb, r"x\.pt can't be read: .*\(\d+ bytes unpack to 10000000, and torch\.save never compresses"),
+        (bomb, r"x\.pt can't be read: .*unpack to 10000000, and torch\.save never compresses"),
         (b"", r"x\.pt can't be read"),
-        (b"no checkpoint", r"x\.pt can't be read"),
         (b"PK\x03\x04 cut off", r"x\.pt can't be read"),
         ([1], r"x\.pt is a list, not a dict"),
-        ({"a": Path("x")}, r"x\.pt .*it names pathlib\.\S+\), and reading that could run code"),
+        ({"a": Path("x")}, r"x\.pt .*reading that could run code"),
         ({"model": {}}, r"x\.pt is not a checkpoint of this trainer"),
         ({"format": 1}, r"x\.pt is damaged: its checksum is missing"),
     ],
@@ -123,27 +113,14 @@ def test_a_file_that_is_no_whole_checkpoint_of_ours_is_refused_by_name(
         load_run(tmp_path / "x.pt")
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
-    path = tmp_path / "x.pt"
-    write(path, {"format": 1, "step": 7, "model": {"weight": torch.arange(300.0)}})
-    return path
-
-
-def test_torch_and_zip_read_a_sealed_file_like_any_other(written: Path):
-    assert torch.load(written, weights_only=True)["step"] == 7
-    with zipfile.ZipFile(written) as archive:
-        assert archive.testzip() is None
-        # load_file refuses others, before they are unpacked.
-        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
-
-
 def test_a_file_of_torchs_format_before_zip_is_read_too(tmp_path: Path):
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(load_file(tmp_path / "x.pt")["model"]["a"], torch.ones(2))
 
 
-def test_every_flipped_bit_and_every_truncation_is_noticed(written: Path):
+def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path: Path):
+    written = tmp_path / "x.pt"
+    write(written, {"format": 1, "step": 7, "model": {"weight": torch.arange(300.0)}})
     content, draws = written.read_bytes(), random.Random(0)
     for bit in draws.sample(range(8 * len(content)), 1000):
         flipped = bytearray(content)
@@ -158,41 +135,39 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(written: Path):
 
 
 @pytest.mark.parametrize(
-    ("damaged", "taken", "kept_aside"),  # best.pt is never taken
+    ("damaged", "taken", "looked_at"),  # best.pt is never taken
     [
-        ("", "step_00000008.pt", ""),
-        ("step_00000006.pt", "step_00000008.pt", ""),
-        ("step_00000006.pt step_00000008.pt", "step_00000004.pt", "step_00000006.pt step_00000008.pt"),
-        ("best.pt", "step_00000008.pt", "best.pt"),
-        ("best.pt step_00000008.pt", "step_00000006.pt", "best.pt step_00000008.pt"),
-        ("step_00000004.pt step_00000006.pt step_00000008.pt", None, ""),
-        ("best.pt step_00000004.pt step_00000006.pt step_00000008.pt", None, ""),
+        ([], 8, []),
+        ([6], 8, []),
+        ([6, 8], 4, [6, 8]),
+        (["best", 8], 6, ["best", 8]),
+        ([4, 6, 8], None, [4, 6, 8]),
+        (["best", 4, 6, 8], None, ["best", 4, 6, 8]),
     ],
 )
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "of another step"])
 def test_the_newest_good_checkpoint_is_taken_and_damaged_newer_ones_and_the_best_are_kept_aside(
-    damaged: str, taken: str | None, kept_aside: str, cut: bool, tmp_path: Path
+    damaged: list[Any], taken: int | None, looked_at: list[Any], cut: bool, tmp_path: Path
 ):
-    for step in (4, 6, 8):
-        write(step_file(tmp_path, step), {"format": 1, "step": step})
-    write(tmp_path / "best.pt", {"format": 1, "step": 4})
-    for name in damaged.split():
-        if cut or name == "best.pt":
-            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    files = {step: step_file(tmp_path, step) for step in (4, 6, 8)} | {"best": tmp_path / "best.pt"}
+    for step, path in files.items():
+        write(path, {"format": 1, "step": step})
+    for step in damaged:
+        if cut or step == "best":
+            files[step].write_bytes(files[step].read_bytes()[:-1])
         else:
-            write(tmp_path / name, {"format": 1, "step": 30})
+            write(files[step], {"format": 1, "step": 30})
     path, told = newest_checkpoint(tmp_path)
-    assert path == (tmp_path / taken if taken else None)
-    aside = kept_aside.replace("*", damaged).split()
-    assert sorted(path.name for path in tmp_path.glob("*.broken")) == [f"{name}.broken" for name in aside]
-    assert len(told) == len(aside if taken else damaged.split())
+    assert path == (files[taken] if taken else None)
+    assert len(told) == len(looked_at)
+    aside = [f"{files[step].name}.broken" for step in looked_at if taken]
+    assert sorted(path.name for path in tmp_path.glob("*.broken")) == aside
 
 
 @pytest.mark.parametrize(
     ("where", "name", "error"),
     [
-        *((Path, "read_bytes", OSError(number, os.strerror(number))) for number in (errno.ESTALE, errno.EIO)),
-        (Path, "stat", OSError(errno.ENOMEM, "Cannot allocate memory")),
+        (Path, "read_bytes", OSError(errno.EIO, "Input/output error")),
         (Path, "read_bytes", MemoryError()),
         (torch, "load", MemoryError()),
         (torch, "load", RuntimeError("DefaultCPUAllocator: can't allocate memory")),

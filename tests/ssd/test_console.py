@@ -53,7 +53,8 @@ def test_run_log_has_what_was_said_once_over_all_starts_and_no_bar(
             console.start(0, 9)
             console.advance(1, 0)
             console.figures(1, record, 3.0)
-            list(console.follow([7], 1, f"counted {start}"))
+            with console.counting(1, f"counted {start}") as count:
+                count(1)
             raise UserError("\x1b[2J too few")
         expected += [f"command {start}", "commit", f"checked {start}", "title [x]", start, "step 1/9"]
         expected += [f"counted {start}", "error: �[2J too few"]

@@ -128,7 +128,7 @@ def test_which_detections_are_kept(objects: list[tuple[int, int, float]], option
         ({"threshold": np.nan}, "^threshold=nan: "),
         ({"max_detections": -1}, "^max_detections=-1: give at least 1"),
         ({"batch_size": 0}, "^batch_size=0: give at least 1"),
-        ({"classes": ["dogs"]}, "^classes: the checkpoint knows no 'dogs'; did you mean dog"),
+        ({"classes": ["dogs"]}, "^classes: the checkpoint knows no 'dogs'; give dog"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_refused_by_name(options: dict, reason: str):

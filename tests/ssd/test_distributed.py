@@ -23,31 +23,22 @@ def two_ranks() -> tuple[Ranks, Ranks]:
 def test_one_process_exchanges_with_itself():
     with open_ranks(Device.cpu, timedelta(minutes=1)) as ranks:
         assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
-        assert ranks.gather("x") == ranks.gather_on_main("x") == ["x"]
+        assert ranks.gather("x") == ["x"]
         assert ranks.on_main(lambda: 3, SHORT) == 3
 
 
-def test_every_rank_gets_the_result_of_rank_0s_work_each_time():
-    main, other = two_ranks()
-
-    def never() -> float:
-        raise AssertionError("rank 1 must not work")
-
-    with ThreadPoolExecutor() as pool:
-        for value in (0.1, 0.2):
-            waiting = pool.submit(other.on_main, never, LONG)
-            assert main.on_main(lambda value=value: value, LONG) == value
-            assert waiting.result() == value
-
-
-def test_where_rank_0_cant_go_on_the_waiting_ranks_know_at_once():
+def test_every_rank_gets_the_result_of_rank_0s_work_or_its_failure():
     main, other = two_ranks()
 
     def fail() -> None:
         raise UserError("a file cut short")
 
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(other.on_main, fail, LONG)
+        for value in (0.1, 0.2):
+            waiting = pool.submit(other.on_main, fail, LONG)  # rank 1 doesn't work
+            assert main.on_main(lambda value=value: value, LONG) == value
+            assert waiting.result() == value
+        waiting = pool.submit(other.on_main, lambda: 0, LONG)
         with pytest.raises(UserError, match="a file cut short"):
             main.on_main(fail, LONG)
         with pytest.raises(UserError, match="another rank can't go on"):

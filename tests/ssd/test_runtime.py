@@ -10,39 +10,28 @@ pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("config", "fix"),
-    [
-        (RuntimeConfig(precision=Precision.fp16), r"runtime\.precision=bf16"),
-        (RuntimeConfig(precision=Precision.fp32, tf32=True), r"runtime\.tf32=false"),
-    ],
-    ids=["fp16", "tf32"],
-)
-def test_what_a_cpu_cannot_do_is_refused_with_the_fix(config: RuntimeConfig, fix: str):
-    with pytest.raises(UserError, match=fix):
-        set_up(config, CPU)
-
-
-@pytest.mark.parametrize(
-    ("precision", "computed"), [(Precision.bf16, torch.bfloat16), (Precision.fp32, torch.float32)]
-)
-def test_the_forward_pass_runs_in_the_configured_format(precision: Precision, computed: torch.dtype):
-    runtime = set_up(RuntimeConfig(precision=precision), CPU)
-    with runtime.autocast():
-        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype is computed
-    assert runtime.image_dtype is torch.float32
+def test_what_a_cpu_cannot_do_is_refused_with_the_fix():
+    with pytest.raises(UserError, match=r"runtime\.precision=bf16"):
+        set_up(RuntimeConfig(precision=Precision.fp16), CPU)
+    with pytest.raises(UserError, match=r"runtime\.tf32=false"):
+        set_up(RuntimeConfig(precision=Precision.fp32, tf32=True), CPU)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_network_and_images_get_the_configured_layout(channels_last: bool):
-    runtime = set_up(RuntimeConfig(precision=Precision.fp32, channels_last=channels_last), CPU)
+@pytest.mark.parametrize(
+    ("precision", "computed"), [(Precision.bf16, torch.bfloat16), (Precision.fp32, torch.float32)]
+)
+def test_network_and_images_get_the_configured_format(
+    precision: Precision, computed: torch.dtype, channels_last: bool
+):
+    runtime = set_up(RuntimeConfig(precision=precision, channels_last=channels_last), CPU)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = runtime.place(torch.nn.Conv2d(4, 4, 3))
-    delivered = torch.ones(2, 8, 8, 4).permute(0, 3, 1, 2)
-    images = runtime.arrange(delivered)
-    assert network.weight.is_contiguous(memory_format=layout)
-    assert images.is_contiguous(memory_format=layout)
-    assert network(images).is_contiguous(memory_format=layout)
+    images = runtime.arrange(torch.ones(2, 8, 8, 4).permute(0, 3, 1, 2))
+    with runtime.autocast():
+        made = network(images)
+    assert (made.dtype, runtime.image_dtype) == (computed, torch.float32)
+    assert all(each.is_contiguous(memory_format=layout) for each in (network.weight, images, made))
 
 
 @pytest.mark.parametrize("tf32", [True, False])

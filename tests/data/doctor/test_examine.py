@@ -16,7 +16,7 @@ from data.doctor.findings import Kind, Severity
 from data.doctor.report import DatasetReport, TruthScore
 from data.index import CocoIndex, Selection
 from ssd.categories import Categories
-from ssd.config import CheckDataConfig, CheckDatasetConfig
+from ssd.config import CheckDatasetConfig, DataSource
 from ssd.config import Split as SplitName
 from ssd.console import RunConsole
 from tests.data.coco_folder import index_of, noise_folder
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 def examined(root: Path, **data: Any) -> DatasetReport:
     data = {"path": str(root), "threads": 1} | data
-    return examine(CheckDatasetConfig(data=CheckDataConfig(**data)), RunConsole(is_main=False))
+    return examine(CheckDatasetConfig(data=DataSource(**data)), RunConsole(is_main=False))
 
 
 def found(report: DatasetReport, *severities: Severity) -> Expected:
@@ -151,7 +151,7 @@ def test_one_damage_is_found_where_it_is(
 
 
 def test_splits_can_be_examined_alone_and_paths_given_one_by_one(sound: Path) -> None:
-    data = CheckDataConfig(
+    data = DataSource(
         val_images=str(sound / "val2017"),
         val_annotations=str(sound / "annotations/instances_val2017.json"),
         threads=1,
