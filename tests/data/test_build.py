@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.build import describe, open_evaluation, open_training, pick_examples, require_same_data
+from data.build import describe, open_evaluation, open_training, pick_examples
 from data.demo import generate
 from data.index import CocoIndex
 from ssd.categories import Categories
@@ -22,7 +22,7 @@ from ssd.evaluation.evaluator import Evaluator
 from ssd.training.session import Session
 from ssd.training.state import SavedRun
 from ssd.training.trainer import Task
-from tests.data.coco_folder import crashing_jpeg_2000, index_of, three_pictures
+from tests.data.coco_folder import crashing_jpeg_2000
 from tests.ssd.training.samples import saved_run
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -230,30 +230,3 @@ def test_one_rank_of_a_host_looks_at_the_files_for_all(demo: Path, session: Sess
     ranks.found = {content["images"][2]["id"]: "a bad file"}
     with pytest.raises(UserError, match=r"1 of 7 image files .* a bad file"):
         open_evaluation(config(demo).data, None, timedelta(1), session.runtime, ranks, session.console)
-
-
-class Gathering(Ranks):
-    """One rank of four, to which the gathered values are given."""
-
-    values: list[Any]
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value, *self.values]
-
-
-def ranks(*others: tuple[str, str]) -> Ranks:
-    gathering = Gathering(torch.device("cpu"), world_size=4)
-    gathering.values = [*others]
-    return gathering
-
-
-def test_the_key_and_each_hosts_ranks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    index = index_of(three_pictures(tmp_path))
-    own = index.fingerprint()
-    monkeypatch.setattr("socket.gethostname", lambda: "a")
-    require_same_data(index, ranks((own, "a"), (own, "b"), (own, "b")))
-    with pytest.raises(UserError) as caught:
-        require_same_data(index, ranks((own, "a"), ("other fingerprint", "b"), (own, "c")))
-    message = str(caught.value)
-    assert message.startswith(f"data.train_annotations={index.source.annotation_file}: ")
-    assert f"{own[:8]} on a (rank 0, 1), c (rank 3); other fi on b (rank 2). Give all hosts" in message

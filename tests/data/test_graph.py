@@ -36,17 +36,17 @@ def options(dtype: torch.dtype = torch.float32) -> GraphOptions:
 
 
 def fed(
-    path: Path,
+    path: Path | list[str],
     augmentations: list[Augmentation],
     boxes_ltrb: np.ndarray = NO_BOXES,
     labels: np.ndarray | None = None,
 ) -> TrainingInputs:
-    """One picture under several augmentations as one batch."""
+    """One picture under several augmentations as one batch, or as many pictures."""
     labels = np.zeros(len(boxes_ltrb), np.int32) if labels is None else labels
     count = len(augmentations)
     seen_ltrb, seen_labels = augment_boxes(augmentations, [boxes_ltrb] * count, [labels] * count)
     return TrainingInputs(
-        paths=[encode_path(str(path))] * count,
+        paths=[encode_path(each) for each in (path if isinstance(path, list) else [str(path)] * count)],
         window_start=np.array([each.window_ltwh[:2] for each in augmentations], np.float32),
         window_size=np.array([each.window_ltwh[2:] for each in augmentations], np.float32),
         flip=np.array([each.flip for each in augmentations], np.int32),

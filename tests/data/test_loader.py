@@ -316,7 +316,7 @@ def test_a_failure_that_no_file_explains_is_an_error_that_every_rank_is_told(
     folder = noise_folder(tmp_path, 2)
     index = read_index(folder.annotation_file, folder.image_folder)
     (folder.image_folder / "100.png").unlink()
-    monkeypatch.setattr(data.loader, "why_it_fails", lambda _: None)
+    monkeypatch.setattr(data.loader, "_why_it_fails", lambda *_: None)
     for failing in (loader(index, 2), DaliEvaluationLoader(index, options(2))):
         batches = failing.batches(0) if isinstance(failing, DaliTrainLoader) else iter(failing)
         with pytest.raises(UserError, match=r"DALI fails on a batch .*File mapping failed.*decoder=cpu"):

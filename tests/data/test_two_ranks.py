@@ -124,7 +124,8 @@ def test_two_ranks_share_one_quarantine_and_refuse_other_annotations(tmp_path: P
     for rank in ranks:
         for split, message in zip(("train", "val"), rank["refusals"][:2], strict=True):
             assert message.startswith(f"data.{split}_annotations=")
-            assert f"{socket.gethostname()} (rank 1). Give all hosts the same file" in message
+            assert message.count(f" on {socket.gethostname()}") == 2
+            assert "Give all hosts the same file" in message
         assert rank["excluded"] == [bad["id"]]
         assert rank["fingerprint"] == ranks[0]["fingerprint"]
         assert rank["known"] == [rank["turned bad"]]
