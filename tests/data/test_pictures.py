@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from data import pictures
@@ -254,37 +252,15 @@ def test_file_that_hangs_the_decoder_is_the_bad_one(tmp_path: Path, monkeypatch:
 FUZZED = [GOOD["jpeg"], GOOD["progressive"], GOOD["png"], GOOD["webp"], GOOD["bmp"], UNSUPPORTED["GIF"]]
 
 
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A picture with bits flipped, bytes overwritten, cut short, or spliced with another."""
-    content = bytearray(draw(st.sampled_from(FUZZED)))
-    positions = st.integers(0, len(content) - 1)
-    match draw(st.sampled_from(["flip", "header", "cut", "splice", "replace"])):
-        case "flip":
-            for bit in draw(st.lists(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=20)):
-                content[bit // 8] ^= 1 << bit % 8
-        case "header":
-            start = draw(st.integers(0, 80))
-            content[start : start + 4] = draw(st.binary(min_size=4, max_size=4))
-        case "cut":
-            del content[draw(positions) :]
-        case "splice":
-            other = draw(st.sampled_from(FUZZED))
-            content[draw(positions) :] = other[draw(st.integers(0, len(other) - 1)) :]
-        case "replace":
-            start = draw(positions)
-            content[start : start + draw(st.integers(0, 50))] = draw(st.binary(max_size=50))
-    return bytes(content)
-
-
-@settings(
-    derandomize=True,
-    max_examples=2,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(contents=st.lists(damaged(), min_size=120, max_size=150))
-def test_damaged_bytes_are_judged_and_what_passes_trains(tmp_path: Path, contents: list[bytes]) -> None:
+def test_damaged_bytes_are_judged_and_what_passes_trains(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    contents = []
+    for number in range(300):
+        content = bytearray(FUZZED[number % len(FUZZED)])
+        header = number % 2 * len(content) or 100  # where most of what can be damaged stands
+        for position in rng.integers(0, min(header, len(content)), rng.integers(1, 20)).tolist():
+            content[position] = rng.integers(256)
+        contents.append(bytes(content))
     paths = write_all(tmp_path, contents)
     defects = inspect(paths)
     assert inspect(paths, decode=False).keys() <= defects.keys()
