@@ -53,6 +53,7 @@ class DaliTrainLoader:
         self._plan = plan
         self._index = plan.index
         self._options = options
+        self._alone = replace(options, batch_size=1, threads=1, device_id=None)  # see _why_it_fails
         self._share = range(rank * batch_size, (rank + 1) * batch_size)  # of the global batch
         self._known_bad = known_bad
         self._met_bad: dict[int, str] = {}
@@ -141,7 +142,7 @@ class DaliTrainLoader:
         known = (self._known_bad or {}).get(int(self._index.image_ids[image]))
         if known is not None or not read:
             return known
-        graph = training_graph([self._plan.inputs(step, [image])], _alone(self._options))
+        graph = training_graph([self._plan.inputs(step, [image])], self._alone)
         return _why_it_fails(graph, self._index, image)
 
 
@@ -151,6 +152,7 @@ class DaliEvaluationLoader:
     def __init__(self, index: CocoIndex, options: GraphOptions, rank: int = 0, world_size: int = 1) -> None:
         self._index = index
         self._options = options
+        self._alone = replace(options, batch_size=1, threads=1, device_id=None)  # see _why_it_fails
         self._batches = evaluation_batches(len(index), options.batch_size, rank, world_size)
 
     def __len__(self) -> int:
@@ -166,10 +168,8 @@ class DaliEvaluationLoader:
             try:
                 (images,) = _run(graph, self._options)
             except RuntimeError as error:
-                alone = _alone(self._options)
-                reasons = (
-                    _why_it_fails(self._graph([[image]], alone), self._index, image) for image in batch
-                )
+                graphs = ((image, self._graph([[image]], self._alone)) for image in batch)
+                reasons = (_why_it_fails(graph, self._index, image) for image, graph in graphs)
                 raise _failure("evaluation", error, [*filter(None, reasons)], REPLACE) from error
             rows = slice(batch.start, batch.stop)
             yield EvaluationBatch(
@@ -183,16 +183,12 @@ class DaliEvaluationLoader:
         return evaluation_graph(paths, options)
 
 
-def _alone(options: GraphOptions) -> GraphOptions:
-    """Return the options of a graph that tries one image: DALI names the operator that failed, not the file.
-
-    On the CPU, since a graph that failed on a GPU cannot be trusted to judge the next file there.
-    """
-    return replace(options, batch_size=1, threads=1, device_id=None)
-
-
 def _why_it_fails(graph: Pipeline, index: CocoIndex, image: int) -> str | None:
-    """Run a graph of one image; return a line about it where DALI fails."""
+    """Run a graph of one image alone; return a line about it where DALI fails.
+
+    A batch that fails names the operator, not always the file. On the CPU, since a graph that failed on a GPU
+    cannot be trusted to judge the next file there.
+    """
     try:
         graph.run()
     except RuntimeError as error:

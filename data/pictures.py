@@ -60,7 +60,7 @@ UPRIGHT = 1
 """The EXIF orientation of a picture that is stored as it is to be seen."""
 
 _GROUP = 256  # files between two reports, whose headers are read at once
-_DECODED, _DECODED_PIXELS = 16, 2**26  # decoded at once, 200 MB: some phone pictures, or one that is larger
+_DECODED_PIXELS = 2**26  # decoded at once, 200 MB: some phone pictures, or one that is larger
 
 Result = tuple[int, int] | str
 """What DALI makes of a file: (width, height), or why it can't read it."""
@@ -196,7 +196,7 @@ def inspect_all(
                     defects[n] = defect
             left = [n for n in left if n not in defects] if decode else []
             largest = int(sizes_px[left].prod(axis=1, dtype=np.int64).max(initial=1))
-            together = min(max(_DECODED_PIXELS // largest, 1), _DECODED)
+            together = max(_DECODED_PIXELS // largest, 1)
             for first in range(0, len(left), together):
                 some = left[first : first + together]
                 for n, result in zip(some, worker.read([paths[n] for n in some], decode=True), strict=True):

@@ -211,15 +211,11 @@ def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: i
         loader(index, batch_size, world_size=2)
 
 
-def overwrite(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)
-
-
-SPOIL = {
+SPOIL: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
-    "empty": overwrite(b""),
-    "no picture": overwrite(b"not a picture at all"),
-    "GIF": overwrite(b"GIF89a" + bytes(100)),
+    "empty": lambda path: path.write_bytes(b""),
+    "no picture": lambda path: path.write_bytes(b"not a picture at all"),
+    "GIF": lambda path: path.write_bytes(b"GIF89a" + bytes(100)),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
 }
 
