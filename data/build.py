@@ -71,14 +71,13 @@ def _read_training(
     if data.on_bad_image is OnBadImage.fail:
         _refuse(bad, index, f"{_FIX}, or exclude them with data.on_bad_image=quarantine")
     if begins:
-        session.console.say(*(f"bad image, excluded: {line}" for line in bad.values()))
+        for line in bad.values():
+            session.console.say(f"bad image, excluded: {line}")
         return exclude(index, bad), sorted(bad), {}
-    session.console.say(
-        *(
+    for line in bad.values():
+        session.console.say(
             f"bad image since the run began, replaced in each step that can't read it: {line}"
-            for line in bad.values()
         )
-    )
     return remaining, excluded, {image_id: line for image_id, line in bad.items() if CRASHES in line}
 
 
@@ -138,33 +137,18 @@ def pick_examples(index: CocoIndex, count: int) -> list[Example]:
     return examples
 
 
-def require_same_data(index: CocoIndex, ranks: Ranks) -> None:
-    """Raise UserError on every rank, naming key and hosts, unless all have read what this one has.
-
-    Hosts have disks of their own, and copies on them go stale.
-    """
-    if ranks.world_size == 1:
-        return
-    readers: dict[str, dict[str, list[str]]] = {}  # fingerprint → host → its ranks
-    for rank, (fingerprint, host) in enumerate(ranks.gather((index.fingerprint(), socket.gethostname()))):
-        readers.setdefault(fingerprint, {}).setdefault(host, []).append(str(rank))
-    if len(readers) > 1:
-        named = "; ".join(
-            f"{fingerprint[:8]} on "
-            + ", ".join(f"{host} (rank {', '.join(own)})" for host, own in hosts.items())
-            for fingerprint, hosts in readers.items()
-        )
-        raise index.source.error(
-            f"the ranks have read different images, boxes or categories, fingerprint {named}. Give all "
-            "hosts the same file, and all ranks the same data.limit, data.crowd and data.min_box_px"
-        )
-
-
 def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:
-    """Read the selection's split, on all ranks the same."""
+    """Read the selection's split. Raises UserError on every rank where they have not read the same."""
     files = data.locate(f"{selection.split}_annotations"), data.locate(f"{selection.split}_images")
     index = ranks.on_all(lambda: read_index(*files, selection, cache_folder(data.cache)))
-    require_same_data(index, ranks)
+    if ranks.world_size > 1:  # hosts have disks of their own, and copies on them go stale
+        read = ranks.gather((index.fingerprint(), socket.gethostname()))
+        if len({fingerprint for fingerprint, _ in read}) > 1:
+            named = "; ".join(f"{fingerprint[:8]} on {host}" for fingerprint, host in dict.fromkeys(read))
+            raise index.source.error(
+                f"the ranks have read different images, boxes or categories, fingerprint {named}. Give all "
+                "hosts the same file, and all ranks the same data.limit, data.crowd and data.min_box_px"
+            )
     return index
 
 
@@ -174,7 +158,7 @@ def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunCons
     def check() -> dict[int, str]:
         if data.check is Check.off or ranks.local_rank != 0:
             return {}
-        threads = len(os.sched_getaffinity(0)) if data.threads is None else data.threads
+        threads = data.threads or len(os.sched_getaffinity(0))
         decode = data.check is Check.full
         return find_bad_images(index, decode, threads, cache_folder(data.cache), console)
 

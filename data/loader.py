@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
 from data.index import CocoIndex
-from data.pictures import bad_images_error, bad_line, dali_reason, replace_bad, why_it_fails
+from data.pictures import bad_images_error, bad_line, dali_reason
 from data.sampling import BatchPlan, evaluation_batches
 from ssd.batches import EvaluationBatch, TrainBatch
 from ssd.errors import UserError
@@ -53,12 +53,9 @@ class DaliTrainLoader:
         self._plan = plan
         self._index = plan.index
         self._options = options
-        self._share = slice(rank * batch_size, (rank + 1) * batch_size)  # of the global batch
-        self._replaces = known_bad is not None
-        self._known_bad = {
-            int(np.flatnonzero(plan.index.image_ids == image_id)[0]): line
-            for image_id, line in (known_bad or {}).items()
-        }
+        self._alone = replace(options, batch_size=1, threads=1, device_id=None)  # see _why_it_fails
+        self._share = range(rank * batch_size, (rank + 1) * batch_size)  # of the global batch
+        self._known_bad = known_bad
         self._met_bad: dict[int, str] = {}
 
     @property
@@ -71,9 +68,8 @@ class DaliTrainLoader:
 
         Where bad images are replaced, every file of the batch is read to find which of them were.
         """
-        images = self._plan.images(step)
-        if self._replaces:
-            images = replace_bad(images, self._find_bad(step, slice(0, len(images))))
+        batch = range(self._plan.global_batch_size)
+        images, _ = self._images(step, batch, read=self._known_bad is not None)
         return self._plan.describe(step, images)
 
     def bad_images(self) -> dict[int, str]:
@@ -88,64 +84,66 @@ class DaliTrainLoader:
         replaced, that happens each time they are met: what a step consists of depends on its files alone, on
         no earlier step and not on the number of ranks.
         """
-        pipeline = self._pipeline(first_step, self._known_bad)
+        graph = self._graph(first_step, self._expected(first_step))
         for step in itertools.count(first_step):
             try:
-                outputs = _run(pipeline, self._options)
+                outputs = _run(graph, self._options)
             except RuntimeError as error:
                 # After an error DALI calls a pipeline no longer valid.
-                pipeline = self._pipeline(step, self._bad_images_behind(error, step))
-                outputs = _run(pipeline, self._options)
+                graph = self._graph(step, self._without_bad(step, error))
+                outputs = _run(graph, self._options)
             images, target_offsets, labels = outputs
             yield TrainBatch(images.permute(0, 3, 1, 2), target_offsets, labels)
 
-    def _pipeline(self, step: int, bad: Mapping[int, str]) -> Pipeline:
-        """Build the graph of a step with these bad images and of the steps after it."""
-        first = self._plan.inputs(step, self._images(step, bad))
-        later = (
-            self._plan.inputs(later, self._images(later, self._known_bad))
-            for later in itertools.count(step + 1)
-        )
+    def _graph(self, step: int, images: list[int]) -> Pipeline:
+        """Build the graph of a step with these images and of the steps after it."""
+        first = self._plan.inputs(step, images)
+        later = (self._plan.inputs(later, self._expected(later)) for later in itertools.count(step + 1))
         return training_graph(itertools.chain([first], later), self._options)
 
-    def _images(self, step: int, bad: Mapping[int, str]) -> list[int]:
-        """Return this rank's images of a step, the bad ones replaced. Raises UserError where all are bad."""
-        images = replace_bad(self._plan.images(step), bad)[self._share]
-        lines = [bad[image] for image in images if image in bad]
-        if lines:
-            raise bad_images_error(f"step {step}, all images of all ranks: DALI cannot read", lines, REPLACE)
+    def _expected(self, step: int) -> list[int]:
+        """Return this rank's images of a step as long as DALI doesn't fail on it."""
+        return self._images(step, self._share, read=False)[0]
+
+    def _without_bad(self, step: int, error: RuntimeError) -> list[int]:
+        """Replace the bad images of a step that DALI failed on. Raises UserError where none is or may be."""
+        images, bad = self._images(step, self._share, read=True)
+        met = {image: bad[image] for image in self._expected(step) if image in bad}
+        if not met or self._known_bad is None:
+            fix = f"{REPLACE}, or train with data.on_bad_image=quarantine"
+            raise _failure(f"step {step}", error, [*met.values()], fix) from error
+        self._met_bad |= {int(self._index.image_ids[image]): line for image, line in met.items()}
         return images
 
-    def _bad_images_behind(self, error: RuntimeError, step: int) -> dict[int, str]:
-        """Return the bad images of a step that DALI failed on; raise where none is, or none is replaced."""
-        bad = self._find_bad(step, self._share)
-        met = {image: bad[image] for image in self._images(step, self._known_bad) if image in bad}
-        if not met:
-            raise _unexplained(f"step {step}", error) from error
-        if not self._replaces:
-            fix = f"{REPLACE}, or train with data.on_bad_image=quarantine"
-            raise bad_images_error(f"step {step}: DALI cannot read", met.values(), fix) from error
-        self._met_bad |= {int(self._index.image_ids[image]): line for image, line in met.items()}
-        return bad
+    def _images(self, step: int, share: range, read: bool) -> tuple[list[int], dict[int, str]]:
+        """Return a share of a step's images, bad ones replaced, and a line about each bad one that was met.
 
-    def _find_bad(self, step: int, share: slice) -> dict[int, str]:
-        """Return a line about each bad image in a share of a step, and in what is before it up to a good one.
-
-        That one may have to replace what follows. An image is tried as the step has it: of a file that is cut
-        short, a window above the cut can be read.
+        The nearest good image before it in the global batch takes a bad one's place; before the first comes
+        the last. So the global batch is the same however many ranks share it. Raises UserError where all are
+        bad. read: try each image as the step has it: of a file that is cut short, a window above the cut can
+        be read. Else bad are only those that are known to be.
         """
-        images = self._plan.images(step)
-        images = images[share.stop :] + images[: share.stop]  # before the first comes the last
-        alone = replace(self._options, batch_size=1, threads=1, device_id=None)
-        bad: dict[int, str] = {}
-        for tried, image in enumerate(reversed(images), start=1):
-            if image in self._known_bad:
-                bad[image] = self._known_bad[image]
-            elif why := why_it_fails(training_graph([self._plan.inputs(step, [image])], alone)):
-                bad[image] = bad_line(self._index, image, why)
-            elif tried >= share.stop - share.start:
-                break
-        return bad
+        batch = self._plan.images(step)
+        reasons: dict[int, str | None] = {}
+        images = []
+        for position in share:
+            for image in (batch[position - back] for back in range(len(batch))):
+                if image not in reasons:
+                    reasons[image] = self._why_bad(step, image, read)
+                if reasons[image] is None:
+                    images.append(image)
+                    break
+            else:
+                what = f"step {step}, all images of all ranks: DALI cannot read"
+                raise bad_images_error(what, filter(None, reasons.values()), REPLACE)
+        return images, {image: why for image, why in reasons.items() if why is not None}
+
+    def _why_bad(self, step: int, image: int, read: bool) -> str | None:
+        known = (self._known_bad or {}).get(int(self._index.image_ids[image]))
+        if known is not None or not read:
+            return known
+        graph = training_graph([self._plan.inputs(step, [image])], self._alone)
+        return _why_it_fails(graph, self._index, image)
 
 
 class DaliEvaluationLoader:
@@ -154,6 +152,7 @@ class DaliEvaluationLoader:
     def __init__(self, index: CocoIndex, options: GraphOptions, rank: int = 0, world_size: int = 1) -> None:
         self._index = index
         self._options = options
+        self._alone = replace(options, batch_size=1, threads=1, device_id=None)  # see _why_it_fails
         self._batches = evaluation_batches(len(index), options.batch_size, rank, world_size)
 
     def __len__(self) -> int:
@@ -164,17 +163,14 @@ class DaliEvaluationLoader:
 
         Raises UserError naming the bad image; the iterator ends with it.
         """
-        pipeline = self._graph(self._batches, self._options)
+        graph = self._graph(self._batches, self._options)
         for batch in self._batches:
             try:
-                (images,) = _run(pipeline, self._options)
+                (images,) = _run(graph, self._options)
             except RuntimeError as error:
-                alone = replace(self._options, batch_size=1, threads=1, device_id=None)
-                reasons = ((image, why_it_fails(self._graph([[image]], alone))) for image in batch)
-                lines = [bad_line(self._index, image, why) for image, why in reasons if why is not None]
-                if not lines:
-                    raise _unexplained("evaluation", error) from error
-                raise bad_images_error("evaluation: DALI cannot read", lines, REPLACE) from error
+                graphs = ((image, self._graph([[image]], self._alone)) for image in batch)
+                reasons = (_why_it_fails(graph, self._index, image) for image, graph in graphs)
+                raise _failure("evaluation", error, [*filter(None, reasons)], REPLACE) from error
             rows = slice(batch.start, batch.stop)
             yield EvaluationBatch(
                 images=images.permute(0, 3, 1, 2),
@@ -187,8 +183,23 @@ class DaliEvaluationLoader:
         return evaluation_graph(paths, options)
 
 
-def _unexplained(where: str, error: RuntimeError) -> UserError:
-    """Return the error of a batch that fails though its files don't; all ranks are to end by it."""
+def _why_it_fails(graph: Pipeline, index: CocoIndex, image: int) -> str | None:
+    """Run a graph of one image alone; return a line about it where DALI fails.
+
+    A batch that fails names the operator, not always the file. On the CPU, since a graph that failed on a GPU
+    cannot be trusted to judge the next file there.
+    """
+    try:
+        graph.run()
+    except RuntimeError as error:
+        return bad_line(index, image, dali_reason(error))
+    return None
+
+
+def _failure(where: str, error: RuntimeError, bad: list[str], fix: str) -> UserError:
+    """Return the error of a batch that DALI failed on; bad: lines about its bad images."""
+    if bad:
+        return bad_images_error(f"{where}: DALI cannot read", bad, fix)
     return UserError(
         f"{where}: DALI fails on a batch though the CPU reads each of its image files by itself: "
         f"{dali_reason(error)}; with data.decoder=gpu give data.decoder=cpu"

@@ -218,8 +218,7 @@ def _examine_pictures(
         defects = inspect_all(paths, sizes_px[images], True, threads, count)
     for number, (image, path) in enumerate(zip(images, paths, strict=True)):
         if defect := defects.get(number):
-            kind = Kind[defect.kind.replace(" ", "_")]
-            yield Finding(kind, path, f"images[{image}]: {defect.detail}")
+            yield Finding(Kind[defect.kind], path, f"images[{image}]: {defect.detail}")
         else:
             yield from _look_beside_pixels(path, f"images[{image}]")
     found = [

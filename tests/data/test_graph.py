@@ -1,6 +1,5 @@
 """Each stage of the graph against a slow literal reference, boxes against pixels, targets against match."""
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -28,6 +27,7 @@ pytestmark = pytest.mark.unit
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
+Save = Callable[[np.ndarray], Path]
 NO_BOXES = np.zeros((0, 4), np.float32)
 
 
@@ -36,17 +36,17 @@ def options(dtype: torch.dtype = torch.float32) -> GraphOptions:
 
 
 def fed(
-    path: Path,
+    path: Path | list[str],
     augmentations: list[Augmentation],
     boxes_ltrb: np.ndarray = NO_BOXES,
     labels: np.ndarray | None = None,
 ) -> TrainingInputs:
-    """One picture under several augmentations as one batch."""
+    """One picture under several augmentations as one batch, or as many pictures."""
     labels = np.zeros(len(boxes_ltrb), np.int32) if labels is None else labels
     count = len(augmentations)
     seen_ltrb, seen_labels = augment_boxes(augmentations, [boxes_ltrb] * count, [labels] * count)
     return TrainingInputs(
-        paths=[encode_path(str(path))] * count,
+        paths=[encode_path(each) for each in (path if isinstance(path, list) else [str(path)] * count)],
         window_start=np.array([each.window_ltwh[:2] for each in augmentations], np.float32),
         window_size=np.array([each.window_ltwh[2:] for each in augmentations], np.float32),
         flip=np.array([each.flip for each in augmentations], np.int32),
@@ -76,11 +76,9 @@ def evaluate(path: Path, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 @pytest.fixture
-def save(tmp_path: Path) -> Callable[[np.ndarray], Path]:
-    counter = itertools.count()
-
+def save(tmp_path: Path) -> Save:
     def save(pixels: np.ndarray) -> Path:
-        path = tmp_path / f"{next(counter)}.png"
+        path = tmp_path / f"{len([*tmp_path.iterdir()])}.png"
         Image.fromarray(pixels).save(path)
         return path
 
@@ -92,9 +90,7 @@ def picture() -> np.ndarray:
     return noise(np.random.default_rng(1), 300, 300)
 
 
-def test_whole_picture_of_the_input_size_is_only_normalised(
-    save: Callable[[np.ndarray], Path], picture: np.ndarray
-) -> None:
+def test_whole_picture_of_the_input_size_is_only_normalised(save: Save, picture: np.ndarray) -> None:
     images = evaluate(save(picture))
     assert images.shape == (1, 300, 300, 3)
     np.testing.assert_allclose(images[0].numpy(), (picture / 255 - MEAN) / STD, rtol=0, atol=1e-6)
@@ -108,9 +104,7 @@ def test_chroma_of_a_jpeg_is_interpolated_as_by_libjpeg(tmp_path: Path, picture:
     np.testing.assert_allclose(got, np.asarray(Image.open(path)), rtol=0, atol=1e-3)
 
 
-def test_no_augmentation_leaves_every_colour_as_it_is(
-    save: Callable[[np.ndarray], Path], picture: np.ndarray
-) -> None:
+def test_no_augmentation_leaves_every_colour_as_it_is(save: Save, picture: np.ndarray) -> None:
     steps = np.arange(0, 256, 5, dtype=np.uint8)
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)  # 140,608
     picture = np.zeros((375, 375, 3), np.uint8)
@@ -120,19 +114,19 @@ def test_no_augmentation_leaves_every_colour_as_it_is(
         assert torch.equal(run(fed(path, [Augmentation()]))[0], evaluate(path))
 
 
-def test_flip_mirrors_left_to_right(save: Callable[[np.ndarray], Path], picture: np.ndarray) -> None:
+def test_flip_mirrors_left_to_right(save: Save, picture: np.ndarray) -> None:
     got = pixels_of(save(picture), Augmentation(flip=True))
     np.testing.assert_allclose(got, picture[:, ::-1], rtol=0, atol=1e-3)
 
 
-def test_window_is_the_part_of_the_picture_that_it_names(save: Callable[[np.ndarray], Path]) -> None:
+def test_window_is_the_part_of_the_picture_that_it_names(save: Save) -> None:
     picture = noise(np.random.default_rng(2), 640, 480)
     window = (100 / 640, 50 / 480, 300 / 640, 300 / 480)  # 300×300 pixels: not resized
     got = pixels_of(save(picture), Augmentation(window_ltwh=window))
     np.testing.assert_allclose(got, picture[50:350, 100:400], rtol=0, atol=1e-3)
 
 
-def test_every_window_of_a_tiny_picture_shows_a_part_of_it(save: Callable[[np.ndarray], Path]) -> None:
+def test_every_window_of_a_tiny_picture_shows_a_part_of_it(save: Save) -> None:
     for pixels in range(1, 7):
         path = save(noise(np.random.default_rng(9), pixels, pixels))
         for side in (0.3, 0.34, 0.5, 0.7, 1):
@@ -164,9 +158,7 @@ def triangle_weights(source: int, target: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (150, 310), (301, 299)])
-def test_resize_is_linear_and_antialiased(
-    save: Callable[[np.ndarray], Path], width: int, height: int
-) -> None:
+def test_resize_is_linear_and_antialiased(save: Save, width: int, height: int) -> None:
     picture = noise(np.random.default_rng(4), width, height)
     rows = np.tensordot(triangle_weights(height, 300), picture.astype(float), axes=1)  # 300×width×3
     expected = (triangle_weights(width, 300) @ rows.reshape(300, width, 3)).reshape(300, 300, 3)
@@ -209,7 +201,7 @@ def coloured(pixels: np.ndarray, augmentation: Augmentation) -> np.ndarray:
     ids=str,
 )
 def test_colour_equals_a_literal_reference(
-    save: Callable[[np.ndarray], Path], picture: np.ndarray, augmentation: Augmentation
+    save: Save, picture: np.ndarray, augmentation: Augmentation
 ) -> None:
     got = pixels_of(save(picture), augmentation)
     np.testing.assert_allclose(got, np.rint(got), rtol=0, atol=1e-3)
@@ -217,9 +209,7 @@ def test_colour_equals_a_literal_reference(
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_rectangle_fills_its_box_after_window_resize_and_flip(
-    save: Callable[[np.ndarray], Path], flip: bool
-) -> None:
+def test_a_rectangle_fills_its_box_after_window_resize_and_flip(save: Save, flip: bool) -> None:
     width, height = 500, 400
     rng = np.random.default_rng(6)
     for _ in range(12):
@@ -242,9 +232,7 @@ def test_a_rectangle_fills_its_box_after_window_resize_and_flip(
         assert bright.sum() >= (got[2] - got[0]) * (got[3] - got[1]) - 4  # but for blurred corners
 
 
-def test_targets_equal_matching_and_encoding_of_ssd_boxes(
-    save: Callable[[np.ndarray], Path], picture: np.ndarray
-) -> None:
+def test_targets_equal_matching_and_encoding_of_ssd_boxes(save: Save, picture: np.ndarray) -> None:
     path = save(picture)
     rng = np.random.default_rng(7)
     for count in (0, 1, 3, 20):
@@ -259,9 +247,7 @@ def test_targets_equal_matching_and_encoding_of_ssd_boxes(
         assert (expected_labels > 0).any() == (count > 0)
 
 
-def test_grey_pictures_and_such_with_alpha_become_rgb(
-    save: Callable[[np.ndarray], Path], picture: np.ndarray
-) -> None:
+def test_grey_pictures_and_such_with_alpha_become_rgb(save: Save, picture: np.ndarray) -> None:
     grey = evaluate(save(picture[..., 0]))
     assert torch.equal(grey, evaluate(save(np.repeat(picture[..., :1], 3, axis=2))))
     opaque = np.concatenate((picture, np.full((300, 300, 1), 255, np.uint8)), axis=2)

@@ -211,15 +211,11 @@ def test_batch_size_that_cannot_train_is_refused(index: CocoIndex, batch_size: i
         loader(index, batch_size, world_size=2)
 
 
-def overwrite(content: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(content)
-
-
-SPOIL = {
+SPOIL: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
-    "empty": overwrite(b""),
-    "no picture": overwrite(b"not a picture at all"),
-    "GIF": overwrite(b"GIF89a" + bytes(100)),
+    "empty": lambda path: path.write_bytes(b""),
+    "no picture": lambda path: path.write_bytes(b"not a picture at all"),
+    "GIF": lambda path: path.write_bytes(b"GIF89a" + bytes(100)),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
 }
 
@@ -316,7 +312,7 @@ def test_a_failure_that_no_file_explains_is_an_error_that_every_rank_is_told(
     folder = noise_folder(tmp_path, 2)
     index = read_index(folder.annotation_file, folder.image_folder)
     (folder.image_folder / "100.png").unlink()
-    monkeypatch.setattr(data.loader, "why_it_fails", lambda _: None)
+    monkeypatch.setattr(data.loader, "_why_it_fails", lambda *_: None)
     for failing in (loader(index, 2), DaliEvaluationLoader(index, options(2))):
         batches = failing.batches(0) if isinstance(failing, DaliTrainLoader) else iter(failing)
         with pytest.raises(UserError, match=r"DALI fails on a batch .*File mapping failed.*decoder=cpu"):

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from data import pictures
-from data.graph import GraphOptions, TrainingInputs, encode_path, evaluation_graph, training_graph
+from data.augment import Augmentation
+from data.graph import GraphOptions, encode_path, evaluation_graph, training_graph
 from data.index import CocoIndex, Selection, read_index
-from data.pictures import ImageDefect, exclude, find_bad_images, inspect_all, replace_bad
+from data.pictures import ImageDefect, exclude, find_bad_images, inspect_all
 from ssd.console import RunConsole
 from ssd.errors import UserError
 from ssd.image import PictureError, read_picture
 from tests.data.coco_folder import crashing_jpeg_2000, noise, noise_folder
+from tests.data.test_graph import fed
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -39,17 +39,19 @@ def picture(mode: str = "RGB") -> Image.Image:
     return small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).convert(mode)
 
 
-def encoded(picture_format: str, mode: str = "RGB", **options: object) -> bytes:
+def saved(image: Image.Image, picture_format: str = "JPEG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture(mode).save(file, picture_format, **options)
+    image.save(file, picture_format, **options)
     return file.getvalue()
+
+
+def encoded(picture_format: str, mode: str = "RGB", **options: Any) -> bytes:
+    return saved(picture(mode), picture_format, **options)
 
 
 def sixteen_bits(picture_format: str) -> bytes:
-    file = io.BytesIO()
     grey = np.random.default_rng(2).integers(0, 2**16, (HEIGHT, WIDTH), dtype=np.uint16)
-    Image.fromarray(grey).save(file, picture_format)
-    return file.getvalue()
+    return saved(Image.fromarray(grey), picture_format)
 
 
 def turned() -> bytes:
@@ -101,8 +103,15 @@ def inspect(paths: list[str], decode: bool = True, **given: Any) -> dict[int, Im
 def decodes(paths: list[str]) -> list[bool]:
     """Tell which files the graph of an evaluation takes."""
     options = GraphOptions(batch_size=1, dtype=torch.float32, threads=1, device_id=None)
-    graph = evaluation_graph([([encode_path(path)],) for path in paths], options)
-    return [pictures.why_it_fails(graph) is None for _ in paths]
+    decoded = []
+    for path in paths:
+        graph = evaluation_graph([([encode_path(path)],)], options)
+        try:
+            graph.run()
+            decoded.append(True)
+        except RuntimeError:
+            decoded.append(False)
+    return decoded
 
 
 def test_verdict_of_a_file_whole_or_cut_is_that_of_the_evaluation_graph(tmp_path: Path) -> None:
@@ -127,8 +136,7 @@ def test_a_file_cut_at_any_byte_is_found_and_decoders_print_nothing(
     contents.append(GOOD["jpeg"][: len(GOOD["jpeg"]) // 2].ljust(len(GOOD["jpeg"]), b"\0"))
     defects = inspect(write_all(tmp_path, contents))
     assert [*defects] == [*range(len(contents))]
-    assert {defect.kind for defect in defects.values()} <= {"undecodable", "not an image"}
-    assert "Premature end of JPEG data" in defects[len(contents) - 1].detail
+    assert {defect.kind for defect in defects.values()} <= {"undecodable", "not_an_image"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -136,12 +144,6 @@ def absurd_png() -> bytes:
     content = bytearray(GOOD["png"])
     content[16:24] = (100_000).to_bytes(4, "big") * 2
     return bytes(content)
-
-
-def of_size(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height)).save(file, "JPEG")
-    return file.getvalue()
 
 
 def write(content: bytes) -> Callable[[Path], object]:
@@ -155,25 +157,23 @@ def forbid(path: Path) -> None:
 
 CASES: dict[str, tuple[Callable[[Path], object] | None, str, str]] = {  # how it is made, kind, detail
     "missing": (None, "missing", "there is no such file"),
-    "dangling": (lambda path: path.symlink_to("nowhere"), "missing", "a link to nothing"),
+    "dangling": (lambda path: path.symlink_to("nowhere"), "missing", "there is no such file"),
     "a\0b": (None, "unreadable", "cannot be read"),
     "\ud800": (None, "unreadable", "cannot be read"),
     "x" * 300: (None, "unreadable", "cannot be read"),
     "empty": (write(b""), "empty", "0 bytes"),
-    "folder": (Path.mkdir, "no file", "not a regular file"),
-    "pipe": (os.mkfifo, "no file", "not a regular file"),
-    "page": (write(b"<html>404</html>"), "not an image", "it begins with b'<html>404</h'"),
-    "zeros": (write(bytes(5000)), "not an image", r"it begins with b'\x00"),
+    "folder": (Path.mkdir, "no_file", "not a regular file"),
+    "pipe": (os.mkfifo, "no_file", "not a regular file"),
+    "page": (write(b"<html>404</html>"), "not_an_image", "no reader knows it"),
     "another size": (
-        write(of_size(WIDTH, 9)),
-        "size unlike",
-        "the file has 64×9 pixels, the annotation file",
+        write(saved(Image.new("RGB", (WIDTH, 9)))),
+        "size_unlike",
+        "has 64×9 pixels, the annotation file says 64×48",
     ),
-    "exchanged": (write(of_size(HEIGHT, WIDTH)), "size unlike", "width and height exchanged"),
-    "absurd": (write(absurd_png()), "too many pixels", "100000×100000"),
+    "absurd": (write(absurd_png()), "too_many_pixels", "100000×100000"),
     "crash": (write(crashing_jpeg_2000()), "undecodable", "the decoder crashes"),
 } | {
-    name: (write(text), "unsupported format", f"DALI does not read {name}; save it as JPEG or PNG")
+    name: (write(text), "unsupported_format", f"DALI does not read {name}; save it as JPEG or PNG")
     for name, text in UNSUPPORTED.items()
 }
 if os.geteuid() != 0:  # the superuser may read every file
@@ -218,18 +218,17 @@ TIFFS = {
 
 def test_a_tiff_is_bad_where_predict_refuses_it(tmp_path: Path) -> None:
     """DALI takes a float's 1 for white, whatever its range."""
-    paths = write_all(tmp_path, [*TIFFS.values()])
-    refused = []
-    for number, path in enumerate(paths):
-        try:
+    paths = [str(tmp_path / f"{name}.tif") for name in TIFFS]
+    for path, content in zip(paths, TIFFS.values(), strict=True):
+        Path(path).write_bytes(content)
+    for path in paths[:3]:
+        read_picture(Path(path))
+    for path in paths[3:]:
+        with pytest.raises(PictureError):
             read_picture(Path(path))
-        except PictureError:
-            refused.append(number)
-    assert refused == [3, 4, 5]
-    for decode in (False, True):
-        defects = inspect(paths, decode)
-        assert [*defects] == refused
-        assert {defect.kind for defect in defects.values()} == {"unsupported format"}
+    defects = inspect(paths)
+    assert [*defects] == [3, 4, 5]
+    assert {defect.kind for defect in defects.values()} == {"unsupported_format"}
 
 
 def test_file_that_hangs_the_decoder_is_the_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,73 +245,24 @@ def test_file_that_hangs_the_decoder_is_the_bad_one(tmp_path: Path, monkeypatch:
 FUZZED = [GOOD["jpeg"], GOOD["progressive"], GOOD["png"], GOOD["webp"], GOOD["bmp"], UNSUPPORTED["GIF"]]
 
 
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A picture with bits flipped, bytes overwritten, cut short, or spliced with another."""
-    content = bytearray(draw(st.sampled_from(FUZZED)))
-    positions = st.integers(0, len(content) - 1)
-    match draw(st.sampled_from(["flip", "header", "cut", "splice", "replace"])):
-        case "flip":
-            for bit in draw(st.lists(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=20)):
-                content[bit // 8] ^= 1 << bit % 8
-        case "header":
-            start = draw(st.integers(0, 80))
-            content[start : start + 4] = draw(st.binary(min_size=4, max_size=4))
-        case "cut":
-            del content[draw(positions) :]
-        case "splice":
-            other = draw(st.sampled_from(FUZZED))
-            content[draw(positions) :] = other[draw(st.integers(0, len(other) - 1)) :]
-        case "replace":
-            start = draw(positions)
-            content[start : start + draw(st.integers(0, 50))] = draw(st.binary(max_size=50))
-    return bytes(content)
-
-
-@settings(
-    derandomize=True,
-    max_examples=2,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(contents=st.lists(damaged(), min_size=120, max_size=150))
-def test_damaged_bytes_are_judged_and_what_passes_trains(tmp_path: Path, contents: list[bytes]) -> None:
+def test_damaged_bytes_are_judged_and_what_passes_trains(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    contents = []
+    for number in range(300):
+        content = bytearray(FUZZED[number % len(FUZZED)])
+        header = number % 2 * len(content) or 100  # where most of what can be damaged stands
+        for position in rng.integers(0, min(header, len(content)), rng.integers(1, 20)).tolist():
+            content[position] = rng.integers(256)
+        contents.append(bytes(content))
     paths = write_all(tmp_path, contents)
     defects = inspect(paths)
     assert inspect(paths, decode=False).keys() <= defects.keys()
     good = [path for number, path in enumerate(paths) if number not in defects]
     assert all(decodes(good))
-    count = len(good)
-    inputs = TrainingInputs(  # windows of a quarter of each picture
-        paths=[encode_path(path) for path in good],
-        window_start=np.random.default_rng(count).uniform(0, 0.5, (count, 2)).astype(np.float32),
-        window_size=np.full((count, 2), 0.5, np.float32),
-        flip=np.zeros(count, np.int32),
-        hue=np.zeros(count, np.float32),
-        saturation=np.ones(count, np.float32),
-        brightness=np.ones(count, np.float32),
-        contrast=np.ones(count, np.float32),
-        boxes_ltrb=[np.zeros((0, 4), np.float32)] * count,
-        labels=[np.zeros(0, np.int32)] * count,
-    )
-    if count:
-        training_graph([inputs], GraphOptions(count, torch.float32, 1, None)).run()
-
-
-@pytest.mark.parametrize(
-    ("bad", "seen"),
-    [
-        ({7}, [5, 6, 6, 8]),
-        ({6, 7}, [5, 5, 5, 8]),
-        ({5}, [8, 6, 7, 8]),
-        ({5, 8}, [7, 6, 7, 7]),
-        ({5, 6, 7, 8}, [5, 6, 7, 8]),
-    ],
-)
-def test_the_nearest_good_image_before_replaces_and_before_the_first_the_last(
-    bad: set[int], seen: list[int]
-) -> None:
-    assert replace_bad([5, 6, 7, 8], dict.fromkeys(bad, "why")) == seen
+    if count := len(good):
+        windows = np.random.default_rng(count).uniform(0, 0.5, (count, 2)).tolist()
+        quarters = [Augmentation(window_ltwh=(left, top, 0.5, 0.5)) for left, top in windows]
+        training_graph([fed(good, quarters)], GraphOptions(count, torch.float32, 1, None)).run()
 
 
 @pytest.fixture
@@ -396,13 +346,9 @@ def test_only_files_that_changed_are_opened_again(index: CocoIndex, cache: Path,
     path.with_suffix(".aside").rename(path)
     assert find(index, cache).keys() == {bad, worse}
     assert opened == [IMAGES, 1, 1, 1]
-    (entry,) = cache.glob("*.npz")
-    for damage in (
-        lambda content: content[:-1],
-        lambda _: b"",
-        lambda content: content[:99] + content[103:],
-    ):
-        entry.write_bytes(damage(entry.read_bytes()))
+    (entry,) = cache.glob("*.json")
+    for damaged in (entry.read_bytes()[:-1], b"", b"\xff", b"[]"):
+        entry.write_bytes(damaged)
         assert find(index, cache).keys() == {bad, worse}
         assert opened.pop() == IMAGES
 
@@ -431,19 +377,8 @@ def test_known_verdicts_are_read_from_a_cache_that_cannot_be_written(
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pictures, "FileLock", forbidden)
     monkeypatch.setattr(Path, "mkdir", forbidden)
     assert find(index, cache).keys() == {bad}
     cut(index, 2)
-    with pytest.raises(
-        UserError, match=r"data\.cache=.*can't be used \(Permission denied\); give data\.cache="
-    ):
-        find(index, cache)
-
-    def failing(*_: object) -> None:
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.undo()
-    monkeypatch.setattr(pictures, "inspect_all", failing)
-    with pytest.raises(OSError, match="Cannot allocate memory"):  # not the cache's fault
+    with pytest.raises(UserError, match=r"can't be written \(Permission denied\); give another data\.cache="):
         find(index, cache)

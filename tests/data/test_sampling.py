@@ -1,10 +1,10 @@
-"""The order of images and the evaluation's batches: literal references, numbers that never change."""
+"""The order of images: literal references, numbers that never change."""
 
 from itertools import islice
 
 import pytest
 
-from data.sampling import epoch_order, evaluation_batches, raw_draws, uniform_draws
+from data.sampling import epoch_order, raw_draws, uniform_draws
 
 pytestmark = pytest.mark.unit
 
@@ -31,15 +31,3 @@ def test_order_sorts_images_by_their_draws() -> None:
 def test_streams_of_seeds_epochs_and_images_differ() -> None:
     streams = [(0, 0, 0), (1, 0, 0), (2**64 - 1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2**40, 0), (2**40, 0, 0)]
     assert len({tuple(raw_draws(*stream, 4).tolist()) for stream in streams}) == len(streams)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("images", [1, 3, 8, 9, 31])
-def test_evaluation_deals_each_image_once_in_batches_that_no_world_size_changes(
-    images: int, world_size: int
-) -> None:
-    dealt = [evaluation_batches(images, 4, rank, world_size) for rank in range(world_size)]
-    alone = evaluation_batches(images, 4, 0, 1)
-    assert [image for batch in alone for image in batch] == list(range(images))
-    assert sorted((batch for batches in dealt for batch in batches), key=min) == alone
-    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
