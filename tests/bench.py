@@ -1,6 +1,5 @@
 """train.py and evaluate.py started as a user starts them, on the embedded set, for tests of whole runs."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -9,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
+
+from ssd.checkpoint import learned, step_file
 
 ROOT = Path(__file__).parent.parent
 IMAGES, STEPS_PER_EPOCH, LAST_STEP = 26, 6, 12  # global batches of 4, the last two images of an epoch dropped
@@ -64,11 +64,11 @@ class Bench:
 
     def assert_ended_as(self, expected: str, name: str) -> None:
         """Compare a run's last weights and momenta and all its records, but for times, with another's."""
-        assert state_hash(self.checkpoint(name)) == state_hash(self.checkpoint(expected))
+        assert learned(self.checkpoint(name)) == learned(self.checkpoint(expected))
         assert without_times(self.records(name)) == without_times(self.records(expected))
 
     def checkpoint(self, name: str, step: int = LAST_STEP) -> Path:
-        return self.folder / name / "checkpoints" / f"step_{step:08d}.pt"
+        return step_file(self.folder / name / "checkpoints", step)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
@@ -96,16 +96,6 @@ def wait_for(file: Path, *processes: subprocess.Popen[bytes]) -> None:
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def state_hash(checkpoint: Path) -> str:
-    """Hash every tensor of the weights and of the optimizer's state."""
-    state = torch.load(checkpoint, weights_only=True)
-    momenta = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
-    digest = hashlib.sha256()
-    for tensor in (*state["model"].values(), *momenta):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
