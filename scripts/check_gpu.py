@@ -38,11 +38,11 @@ ROOT = Path(__file__).parent.parent
 BENCHMARK, TRAIN = str(ROOT / "scripts" / "benchmark.py"), str(ROOT / "train.py")
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 CORES = len(os.sched_getaffinity(0)) // max(GPUS, 1)  # of a GPU
-DECODERS = ("cpu", "gpu")
-RUNTIMES = ("amp", "bf16", "fp32", "tf32")
-NEED_GPU = ("amp", "tf32", "gpu")
+RUNTIMES = ("amp", "bf16", "fp32", "tf32") if GPUS else ("bf16", "fp32")
+DECODERS = ("cpu", "gpu") if GPUS else ("cpu",)
 
 # Decoders round differently. A patch of a crop that is so far off, of 255 levels, shows something else.
+LEVELS = sum(STD) / 3  # of a crop's unit
 PATCH_PX, PATCH_LEVELS = 10, 16.0
 QUEUED_PRODUCTS = 4  # before each batch, some 80 ms of an H100
 FASTER = 1.03  # by less no setting is preferred to one that was tried before it
@@ -58,6 +58,9 @@ class Checks:
     def __init__(self, options: argparse.Namespace, logs: Path, scratch: Path) -> None:
         self.options, self.logs, self.scratch = options, logs, scratch
         self.failed: list[str] = []
+        # What the benchmark and all runs are told.
+        self.common: Settings = {"data.path": scratch / "data", "data.cache": scratch / "cache"}
+        self.common |= {"model.backbone": options.backbone, "model.weights": "null"}
 
     def run(self, name: str, program: list[str], settings: Settings, may_not_fit: bool = False) -> str | None:
         """Return the output of a command that succeeds, whose line the caller then ends; None of others.
@@ -99,7 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of each run")
     sizes, sizes_help = [32, 64, 128, 256], "images a GPU; the first in all checks"
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=sizes, metavar="N", help=sizes_help)
-    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES, help="to measure")
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, help="to measure")
     parser.add_argument("--backbone", default="resnet50", help="of all networks")
     parser.add_argument("--minutes", type=float, default=20.0, help="a check may take")
     parser.add_argument("--crops-by", choices=DECODERS, help="do only this check, and in this process")
@@ -116,10 +119,9 @@ def main() -> None:
     with TemporaryDirectory(dir=logs, ignore_cleanup_errors=True) as scratch:
         os.environ["TMPDIR"] = scratch  # for what torchrun and torch.compile leave
         checks = Checks(options, logs, Path(scratch))
-        lacking = f"no GPU: the CPU stands in; left out: {', '.join(NEED_GPU)}"
         versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
-        print(f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else lacking)
-        print(f"CPU cores for each: {CORES}; {versions}")
+        here = f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else "no GPU, the CPU stands in"
+        print(f"{here}; CPU cores for each: {CORES}; {versions}")
         data = checks.scratch / "data"  # a name that needs no quotes
         if options.data is None:
             generate(data, 3 * max(options.batch_sizes), 40)
@@ -134,15 +136,10 @@ def main() -> None:
     shutil.rmtree(logs)
 
 
-def here(choices: list[str]) -> list[str]:
-    """Return those that can be tried on this machine."""
-    return [choice for choice in choices if GPUS or choice not in NEED_GPU]
-
-
 def check_crops(checks: Checks) -> list[str]:
     """Compare each decoder's crops; return those of which they are as they should be."""
     good = []
-    for decoder in here([*DECODERS]):
+    for decoder in DECODERS:
         told: Settings = {"--crops-by": decoder, "--data": checks.scratch / "data"}
         told |= {"--crops": checks.options.crops, "--batch-sizes": checks.options.batch_sizes[0]}
         output = checks.run(f"crops, decoded by {decoder}", [__file__], told)
@@ -165,14 +162,13 @@ def compare_crops(options: argparse.Namespace) -> str:
     tried = GraphOptions(batch_size, torch.float32, CORES, device_id, options.crops_by == "gpu")
     crops = DaliTrainLoader(plan, tried).batches(0)
     reference = DaliTrainLoader(plan, GraphOptions(batch_size, torch.float32, CORES, None)).batches(0)
-    levels = torch.tensor(STD, device=device).view(3, 1, 1)
     work = torch.ones([8192 if GPUS else 64] * 2, device=device)
     means, worst = [], []
     for _ in range(-(-options.crops // batch_size)):
         wanted = next(reference).images.to(device)
         for _ in range(QUEUED_PRODUCTS):
             work @ work
-        off = (next(crops).images - wanted).abs().mul(levels).mean(dim=1)  # N×300×300
+        off = (next(crops).images - wanted).abs().mean(dim=1) * LEVELS  # N×300×300
         means.append(off.mean((1, 2)).cpu())
         worst.append(avg_pool2d(off, PATCH_PX).amax((1, 2)).cpu())
     mean, patches = torch.cat(means), torch.cat(worst)
@@ -186,7 +182,7 @@ def compare_crops(options: argparse.Namespace) -> str:
 def check_steps(checks: Checks, decoders: list[str]) -> str:
     """Measure steps, changing one setting after another in the fastest; return that one."""
     options, threads = checks.options, default_threads(max(GPUS, 1))
-    formats = [(runtime, compiled) for runtime in here(options.runtimes) for compiled in ("false", "true")]
+    formats = [(runtime, compiled) for runtime in options.runtimes for compiled in ("false", "true")]
     stages: list[list[Settings]] = [
         [{"runtime": runtime, "runtime.compile": compiled} for runtime, compiled in formats],
         [{"data.batch_size": size} for size in options.batch_sizes[1:]],
@@ -194,16 +190,15 @@ def check_steps(checks: Checks, decoders: list[str]) -> str:
         [{"data.decoder": decoder} for decoder in decoders if decoder == "gpu"],
     ]
     out, speed = checks.scratch / "figures.json", 0.0
-    plan = {"benchmark.out": out, "benchmark.rounds": 2, "benchmark.steps": options.steps // 2}
-    plan |= {"benchmark.warmup": 1}
-    fastest: Settings = {"data.decoder": "cpu", "data.batch_size": options.batch_sizes[0]}
-    fastest["data.threads"] = threads
+    plan = checks.common | {"hydra.run.dir": checks.scratch / "steps", "benchmark.out": out}
+    plan |= {"benchmark.rounds": 2, "benchmark.steps": options.steps // 2, "benchmark.warmup": 1}
+    size = options.batch_sizes[0]
+    fastest: Settings = {"data.decoder": "cpu", "data.batch_size": size, "data.threads": threads}
     for stage in stages:
         for changed in stage:
             settings = fastest | changed
-            told = told_to_all(checks, "steps") | plan | settings
             name = f"steps, {' '.join(written(changed))}"
-            if checks.run(name, [BENCHMARK], told, may_not_fit=speed > 0) is None:
+            if checks.run(name, [BENCHMARK], plan | settings, may_not_fit=speed > 0) is None:
                 continue
             figures = json.loads(out.read_text())
             print(", ".join(f"{figures[name]:.4g} {name}" for name in SHOWN if name in figures))
@@ -217,7 +212,7 @@ def check_steps(checks: Checks, decoders: list[str]) -> str:
 def check_runs(checks: Checks) -> None:
     """Run the trainer on two ranks; then on one, again as far as halfway, and resumed there."""
     half, size = checks.options.steps // 2, checks.options.batch_sizes[0]
-    of_all: Settings = {"runtime": "amp" if GPUS else "bf16", "data.batch_size": size}
+    of_all = checks.common | {"runtime": "amp" if GPUS else "bf16", "data.batch_size": size}
     of_all |= {"schedule.epochs": 2 * half, "schedule.milestones": "[]", "schedule.max_steps": 2 * half}
     of_all |= {"data.limit": 2 * half * size, "evaluation.epochs": "[0]", "evaluation.pictures": 0}
     of_all |= {"checkpoint.every_epochs": "null", "checkpoint.every_steps": half, "logging.report": "false"}
@@ -225,13 +220,13 @@ def check_runs(checks: Checks) -> None:
         print("runs, two ranks: – needs 2 GPUs")
     else:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", TRAIN]
-        told = told_to_all(checks, "ranks") | of_all | {"training.compare_replicas_every": 1}
+        told = of_all | {"hydra.run.dir": checks.scratch / "ranks", "training.compare_replicas_every": 1}
         if checks.run(f"runs, two ranks over {'NCCL' if GPUS else 'gloo'}", torchrun, told) is not None:
             print("the same weights and momenta after every step")
     of_all |= {"runtime.deterministic": "true"}
     runs = ("uninterrupted", "whole", 2 * half), ("made again", "again", half), ("resumed", "again", 2 * half)
     for name, folder, steps in runs:
-        told = told_to_all(checks, folder) | of_all | {"schedule.max_steps": steps}
+        told = of_all | {"hydra.run.dir": checks.scratch / folder, "schedule.max_steps": steps}
         if checks.run(f"runs, {name}", [TRAIN], told) is None:
             return
         file = step_file(Path("checkpoints"), steps)
@@ -241,13 +236,6 @@ def check_runs(checks: Checks) -> None:
             checks.fail(f"{differing[0]} and {len(differing) - 1} others differ after step {steps}")
         else:
             print(f"{len(whole)} tensors after step {steps}" + " are the same" * (folder != "whole"))
-
-
-def told_to_all(checks: Checks, name: str) -> Settings:
-    """Return what the benchmark and all runs are told: where to read and write, what to learn."""
-    folder = checks.scratch
-    where = {"hydra.run.dir": folder / name, "data.path": folder / "data", "data.cache": folder / "cache"}
-    return {**where, "model.backbone": checks.options.backbone, "model.weights": "null"}
 
 
 def written(settings: Settings) -> list[str]:

@@ -35,6 +35,7 @@ def _one_core_and_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """What the script leaves it leaves in tmp_path."""
     monkeypatch.setattr(check_gpu, "GPUS", 0)
     monkeypatch.setattr(check_gpu, "CORES", 1)
+    monkeypatch.setattr(check_gpu, "DECODERS", ("cpu",))
     monkeypatch.setattr(check_gpu, "default_threads", lambda _: 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # which the script sets too
@@ -107,7 +108,7 @@ def test_how_a_command_ended_is_told(
     may_not_fit: bool,
     told: str,
 ):
-    checks = check_gpu.Checks(Namespace(minutes=0.02), tmp_path, tmp_path)
+    checks = check_gpu.Checks(Namespace(minutes=0.02, backbone=""), tmp_path, tmp_path)
     assert checks.run("planted", ["-c", code], {}, may_not_fit) is None
     assert told in capsys.readouterr().out
     assert checks.failed == ["planted"] * ("FAILED" in told or not may_not_fit)
