@@ -32,23 +32,19 @@ class Bench:
         return [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *overrides]
 
     def train_command(self, name: str, *overrides: str, ranks: int = 1) -> list[str]:
-        return self.command(
-            "train.py",
-            f"name={name}",
-            f"hydra.run.dir={self.folder / name}",
-            "experiment=demo",
-            f"data.path={self.data}",
-            f"data.batch_size={4 // ranks}",
-            "schedule.epochs=2",
-            "schedule.milestones=[1]",
-            "schedule.warmup_steps=2",
-            "logging.every_steps=5",
-            "logging.report=false",
-            "evaluation.every=1",
-            "evaluation.pictures=2",
-            *overrides,
-            ranks=ranks,
+        where = (f"name={name}", f"hydra.run.dir={self.folder / name}", f"data.path={self.data}")
+        batch_size = f"data.batch_size={4 // ranks}"
+        short = (
+            *(
+                "schedule.epochs=2",
+                "schedule.milestones=[1]",
+                "schedule.warmup_steps=2",
+                "logging.every_steps=5",
+            ),
+            *("logging.report=false", "evaluation.every=1", "evaluation.pictures=2"),
         )
+        start = ("train.py", "experiment=demo", *where, batch_size)
+        return self.command(*start, *short, *overrides, ranks=ranks)
 
     def train(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         return run(self.train_command(name, *overrides, ranks=ranks))
