@@ -16,7 +16,7 @@ from tests.bench import LIMIT_S, ROOT, Bench
 pytestmark = pytest.mark.slow
 
 NOTEBOOK = ROOT / "scripts" / "inference.ipynb"
-FIGURES = {"hub-show": 1, "curves": 1, "pictures-show": 2, "classes-ap": 1, "extremes-show": 1}  # by cell
+FIGURES = {"hub-show": 1, "curves": 1, "pictures-show": 2, "classes-ap": 1}  # by cell
 NOWHERE = "http://127.0.0.1:9"
 
 
