@@ -33,18 +33,12 @@ class Bench:
 
     def train_command(self, name: str, *overrides: str, ranks: int = 1) -> list[str]:
         where = (f"name={name}", f"hydra.run.dir={self.folder / name}", f"data.path={self.data}")
-        batch_size = f"data.batch_size={4 // ranks}"
         short = (
-            *(
-                "schedule.epochs=2",
-                "schedule.milestones=[1]",
-                "schedule.warmup_steps=2",
-                "logging.every_steps=5",
-            ),
-            *("logging.report=false", "evaluation.every=1", "evaluation.pictures=2"),
+            *("experiment=demo", "schedule.epochs=2", "schedule.milestones=[1]", "schedule.warmup_steps=2"),
+            *("logging.every_steps=5", "logging.report=false", "evaluation.every=1", "evaluation.pictures=2"),
+            f"data.batch_size={4 // ranks}",
         )
-        start = ("train.py", "experiment=demo", *where, batch_size)
-        return self.command(*start, *short, *overrides, ranks=ranks)
+        return self.command("train.py", *where, *short, *overrides, ranks=ranks)
 
     def train(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         return run(self.train_command(name, *overrides, ranks=ranks))
