@@ -34,8 +34,7 @@ class GraphOptions:
 
     batch_size: images a batch at most. dtype: of the images, torch.float32 or torch.float16.
     threads: CPU threads of the graph. device_id: the GPU, None for a graph on the CPU. decodes_on_gpu: or
-    else the CPU decodes, whatever comes after. hw_decoder_load: share of its JPEGs for the GPU's own JPEG
-    unit, which was seen to damage pictures in silence.
+    else the CPU decodes, whatever comes after.
     """
 
     batch_size: int
@@ -43,7 +42,6 @@ class GraphOptions:
     threads: int
     device_id: int | None
     decodes_on_gpu: bool = False
-    hw_decoder_load: float = 0.0
 
 
 class TrainingInputs(NamedTuple):
@@ -138,7 +136,7 @@ def _read(
         # Unless told so, the GPU's decoder upsamples chroma otherwise than the CPU's, which takes no notice
         # and with which the recipe's accuracies were got (RECIPE 9).
         jpeg_fancy_upsampling=True,
-        hw_decoder_load=options.hw_decoder_load,
+        hw_decoder_load=0.0,  # the GPU's own JPEG unit was seen to damage pictures in silence
     )
     if on_gpu and not options.decodes_on_gpu:
         images = images.gpu()

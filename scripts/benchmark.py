@@ -42,7 +42,7 @@ from ssd.config import DataConfig, TrainConfig
 from ssd.errors import UserError, require
 from ssd.evaluation.coco import NAMES, coco_numbers
 from ssd.evaluation.evaluator import write_report
-from ssd.training.session import Session, open_session
+from ssd.training.session import open_session
 from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer
 
@@ -56,16 +56,7 @@ DETECTIONS_PER_IMAGE = 100
 
 Figures = dict[str, float]
 Work = Callable[[int], None]  # does that many steps
-
-
-class Subject(Enum):
-    """What is measured."""
-
-    step = "step"
-    saving = "saving"
-    startup = "startup"
-    scoring = "scoring"
-    make = "make"
+Subject = Enum("Subject", ["step", "saving", "startup", "scoring", "make"])
 
 
 @dataclass
@@ -79,8 +70,7 @@ class Measurement:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        lowest = {"rounds": 2, "steps": 1, "warmup": 1}  # a spread needs 2 rounds
-        for key, limit in lowest.items():
+        for key, limit in (("rounds", 2), ("steps", 1), ("warmup", 1)):  # a spread needs 2 rounds
             value = getattr(self, key)
             require(value >= limit, f"benchmark.{key}", value, f"give at least {limit}")
 
@@ -94,9 +84,8 @@ class BenchmarkConfig(TrainConfig):
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
-    plan = config.benchmark
+    plan, figures = config.benchmark, Figures()
     check_file(plan.out, "benchmark.out")
-    figures: Figures = {}
     if plan.of is Subject.make:
         make_set(config.data)
     elif plan.of is Subject.scoring:
@@ -105,50 +94,57 @@ def main(config: BenchmarkConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         # Beside a run of that name, not in it: on its disk, but no run resumes from these checkpoints.
         with TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary:
-            measured_from = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            with open_session(config, Path(temporary)) as session:
-                figures = measure_training(config, session, *measured_from)
-                if not session.ranks.is_main:
-                    return
+            figures = measure_training(config, Path(temporary))
     for name, value in figures.items():
         print(f"{name}: {value:.4g}")
-    if plan.out is not None:
+    if figures and plan.out is not None:
         write_report(plan.out, "benchmark.out", figures)
 
 
-def measure_training(config: BenchmarkConfig, session: Session, start: float, start_kb: int) -> Figures:
-    """Open a training and measure one of its sides; start and start_kb are time and peak memory before."""
+def measure_training(config: BenchmarkConfig, folder: Path) -> Figures:
+    """Open a training and measure one of its sides; return the figures on rank 0, none on the others."""
     plan = config.benchmark
-    task, _ = open_training(config, None, session)
-    batches = task.loader.batches(0)
-    if plan.of is Subject.startup:
-        next(batches)
-        seconds = time.perf_counter() - start
-        grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start_kb
-        return {"seconds to the first batch": seconds, "MB beyond the imports": grown_kb / 1000}
-    trainer = Trainer(
-        config, blank_network(config.model, task.categories.num_classes, config.seed), task, session
-    )
-    trainer.network.train()
-    trainer.console.start(0, trainer.last_step)
-    measure = measure_step if plan.of is Subject.step else measure_saving
-    return measure(trainer, batches, plan)
+    start, start_kb = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open_session(config, folder) as session:
+        task, _ = open_training(config, None, session)
+        batches = task.loader.batches(0)
+        if plan.of is Subject.startup:
+            next(batches)
+            grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start_kb
+            figures = {"seconds to the first batch": time.perf_counter() - start}
+            figures["MB beyond the imports"] = grown_kb / 1000
+        else:
+            network = blank_network(config.model, task.categories.num_classes, config.seed)
+            trainer = Trainer(config, network, task, session)
+            trainer.network.train()
+            trainer.console.start(0, trainer.last_step)
+            measure = measure_step if plan.of is Subject.step else measure_saving
+            figures = measure(trainer, batches, plan)
+        return figures if session.ranks.is_main else {}
 
 
 def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
     """Return seconds of the trainer's step and of a bare one, and how fast the loader is alone."""
     batch, step = next(batches), trainer.train_step
 
-    def take_bare_step() -> None:
-        with step.runtime.autocast():
-            offsets, logits = step.model(step.runtime.arrange(batch.images))
-        loss = step.loss(offsets, logits, batch.target_offsets, batch.labels)
-        step.scaler.scale(loss).backward()
-        step.scaler.step(step.optimizer)
-        step.scaler.update()
-        step.optimizer.zero_grad()
+    def ours(count: int) -> None:
+        for _ in range(count):
+            trainer.take_step(batches)
 
-    ours, bare = repeated(lambda: trainer.take_step(batches)), repeated(take_bare_step)
+    def bare(count: int) -> None:
+        for _ in range(count):
+            with step.runtime.autocast():
+                offsets, logits = step.model(step.runtime.arrange(batch.images))
+            loss = step.loss(offsets, logits, batch.target_offsets, batch.labels)
+            step.scaler.scale(loss).backward()
+            step.scaler.step(step.optimizer)
+            step.scaler.update()
+            step.optimizer.zero_grad()
+
+    def load(count: int) -> None:
+        for _ in range(count):
+            next(batches)
+
     ours(plan.warmup)
     bare(plan.warmup)
     ours_s, bare_s = in_turns(trainer, plan, ours, bare)
@@ -156,7 +152,6 @@ def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurem
     ours(plan.steps)
     trainer.guard.read()
     _, waited = trainer.stopwatch.read()
-    load = repeated(lambda: next(batches))
     load(READ_AHEAD)  # what lies ready after the steps would count as loaded in no time
     (load_s,) = in_turns(trainer, plan, load)
     time.sleep(1 + READ_AHEAD * statistics.median(load_s))  # DALI's own kernels are over by then
@@ -176,7 +171,8 @@ def count_launches(step: Callable[[], object], device: torch.device) -> Figures:
     """Profile a step that loads nothing: kernels (on a CPU the operators that call no other), host waits."""
     step()
     with torch.profiler.profile() as profile:
-        repeated(step)(PROFILED_STEPS)
+        for _ in range(PROFILED_STEPS):
+            step()
     events = profile.events() or []
     if device.type == "cuda":
         name, on_gpu = "kernels a step", [event for event in events if event.device_type is DeviceType.CUDA]
@@ -190,14 +186,17 @@ def count_launches(step: Callable[[], object], device: torch.device) -> Figures:
 
 def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
     """Return how much longer steps take while a checkpoint is written, and how long its copy takes."""
-    plain = repeated(lambda: trainer.take_step(batches))
     copies_s: list[float] = []
 
-    def beside_a_save(steps: int) -> None:
+    def plain(count: int) -> None:
+        for _ in range(count):
+            trainer.take_step(batches)
+
+    def beside_a_save(count: int) -> None:
         start = time.perf_counter()
         trainer.save()
         copies_s.append(time.perf_counter() - start)
-        plain(steps)
+        plain(count)
 
     plain(plan.warmup)
     beside_s, plain_s = in_turns(trainer, plan, beside_a_save, plain)
@@ -206,16 +205,6 @@ def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measur
         **spread("time beside a save / without", [a / b for a, b in zip(beside_s, plain_s, strict=True)]),
         "seconds of the copy": statistics.median(copies_s),
     }
-
-
-def repeated(work: Callable[[], object]) -> Work:
-    """Return what does some work a number of times."""
-
-    def times(count: int) -> None:
-        for _ in range(count):
-            work()
-
-    return times
 
 
 def in_turns(trainer: Trainer, plan: Measurement, *works: Work) -> list[list[float]]:
@@ -262,20 +251,15 @@ def made_up_detections(truth: dict[str, Any]) -> list[dict[str, Any]]:
     categories = [category["id"] for category in truth["categories"]]
     moved = defaultdict(list)
     for annotation in truth["annotations"]:
-        moved[annotation["image_id"]].append((annotation["category_id"], rng.normal(annotation["bbox"], 4.0)))
+        box_ltwh_px = rng.normal(annotation["bbox"], 4.0).tolist()
+        moved[annotation["image_id"]].append((annotation["category_id"], box_ltwh_px))
     detections = []
     for image in truth["images"]:
-        boxes_ltwh_px = rng.random((DETECTIONS_PER_IMAGE, 4)) * ([image["width"], image["height"]] * 2) / 2
-        at_random = list(zip(rng.choice(categories, DETECTIONS_PER_IMAGE), boxes_ltwh_px, strict=True))
-        detections += [
-            {
-                "image_id": image["id"],
-                "category_id": int(category),
-                "bbox": box.tolist(),
-                "score": rng.random(),
-            }
-            for category, box in [*moved[image["id"]], *at_random][:DETECTIONS_PER_IMAGE]
-        ]
+        boxes_ltwh_px = (rng.random((DETECTIONS_PER_IMAGE, 4)) * 300).tolist()
+        at_random = zip(rng.choice(categories, DETECTIONS_PER_IMAGE).tolist(), boxes_ltwh_px, strict=True)
+        for category, box in [*moved[image["id"]], *at_random][:DETECTIONS_PER_IMAGE]:
+            found = {"image_id": image["id"], "category_id": category, "bbox": box, "score": rng.random()}
+            detections.append(found)
     return detections
 
 
@@ -295,8 +279,7 @@ def make_set(data: DataConfig) -> None:
     rng = np.random.default_rng(0)
     polygons = [(rng.random(2 * (3 + int(n))) * 480).round(2).tolist() for n in rng.exponential(22, 4096)]
     categories = [{"supercategory": "thing", "id": key, "name": f"class {key}"} for key in range(1, 81)]
-    counts = ("train", 118_287, 117_266, 860_001), ("val", 5_000, 4_952, 36_781)
-    for split, images, with_boxes, boxes in counts:
+    for split, count, boxes in (("train", 118_287, 860_001), ("val", 5_000, 36_781)):
         folder, file = data.locate(f"{split}_images"), data.locate(f"{split}_annotations")
         if folder.exists():
             raise UserError(f"{folder} exists; give a new folder, data.path=DIR")
@@ -304,25 +287,20 @@ def make_set(data: DataConfig) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         picture = folder.absolute().with_suffix(".jpg")
         Image.effect_noise((640, 480), 40).convert("RGB").save(picture)
-        entries = []
-        for key in range(1, images + 1):
+        images, annotations = [], []
+        for key in range(1, count + 1):
             name = f"{key:012d}.jpg"
             (folder / name).symlink_to(picture)
             url = f"http://images.cocodataset.org/{split}2017/{name}"
-            entries.append({"id": key, "file_name": name, "coco_url": url, "width": 640, "height": 480})
-        used = rng.permutation(images)[:with_boxes] + 1
-        image_ids = rng.permutation(np.concatenate((used, rng.choice(used, boxes - with_boxes)))).tolist()
-        corners_px = (np.sort(rng.random((boxes, 2, 2)), axis=1) * (640, 480)).round(2)
-        sizes_px = (corners_px[:, 1] - corners_px[:, 0]).round(2)
-        boxes_ltwh_px = np.concatenate((corners_px[:, 0], sizes_px), axis=1).tolist()
-        with file.open("w") as out:
-            out.write(f'{{"categories": {json.dumps(categories)}, "images": {json.dumps(entries)}')
-            for number, (image_id, box) in enumerate(zip(image_ids, boxes_ltwh_px, strict=True)):
-                entry = {"segmentation": [polygons[number % len(polygons)]], "area": box[2] * box[3]}
-                entry |= {"iscrowd": int(number % 83 == 0), "image_id": image_id, "bbox": box}
-                entry |= {"category_id": number % 80 + 1, "id": number + 1}
-                out.write((", " if number else ', "annotations": [') + json.dumps(entry))
-            out.write("]}")
+            images.append({"id": key, "file_name": name, "coco_url": url, "width": 640, "height": 480})
+        image_ids = rng.integers(1, count, boxes, endpoint=True).tolist()
+        boxes_ltwh_px = (rng.random((boxes, 4)) * (320, 240, 320, 240)).round(2).tolist()
+        for number, (image_id, box) in enumerate(zip(image_ids, boxes_ltwh_px, strict=True)):
+            entry = {"segmentation": [polygons[number % len(polygons)]], "area": box[2] * box[3]}
+            entry |= {"iscrowd": int(number % 83 == 0), "image_id": image_id, "bbox": box}
+            annotations.append(entry | {"category_id": number % 80 + 1, "id": number + 1})
+        content = {"categories": categories, "images": images, "annotations": annotations}
+        file.write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -3,24 +3,23 @@
 Each check is a process of its own, so that a crash or a hang is a result and not the end:
 
 crops  what training is fed with, made while the device works, against what a CPU alone makes; decoded by the
-       CPU, the GPU, and the GPU's JPEG unit (DALI's default, which training never uses)
+       CPU and by the GPU
 steps  scripts/benchmark.py in each number format, compiled and not; then the fastest of them with other batch
        sizes, threads and the GPU's decoder
 runs   train.py: two ranks keep the same weights; a run that is made again, or stopped and resumed, has the
        same weights, momenta and evaluation, bit for bit
 
-It prints a line a check and what to set, and exits with 1 where a check failed: that is named, its output is
-kept, all else goes. Without a GPU the CPU stands in for it, which proves the script but no GPU.
+It prints a line a check and what to set. Where a check failed it is named, all outputs are kept, and the exit
+status is 1. Without a GPU the CPU stands in for it, which proves the script but no GPU.
 """
 
 import argparse
 import json
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -32,99 +31,80 @@ from data.graph import STD, GraphOptions
 from data.index import read_index
 from data.loader import DaliTrainLoader
 from data.sampling import BatchPlan
-from ssd.checkpoint import load_run, package_versions, step_file
+from ssd.checkpoint import learned, package_versions, step_file
 from ssd.config import DataSource, default_threads
-from ssd.console import PlainConsole
-from ssd.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK, TRAIN = str(ROOT / "scripts" / "benchmark.py"), str(ROOT / "train.py")
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 CORES = len(os.sched_getaffinity(0)) // max(GPUS, 1)  # of a GPU
-RUNTIMES = {"amp": 1, "bf16": 0, "fp32": 0, "tf32": 1}  # how many GPUs each needs
-DECODERS = {"cpu": (0, 0.0), "gpu": (1, 0.0), "jpeg-unit": (1, 0.65)}  # and the JPEG unit's share
+RUNTIMES = ("amp", "bf16", "fp32", "tf32") if GPUS else ("bf16", "fp32")
+DECODERS = ("cpu", "gpu") if GPUS else ("cpu",)
 
 # Decoders round differently. A patch of a crop that is so far off, of 255 levels, shows something else.
+LEVELS = sum(STD) / 3  # of a crop's unit
 PATCH_PX, PATCH_LEVELS = 10, 16.0
 QUEUED_PRODUCTS = 4  # before each batch, some 80 ms of an H100
 FASTER = 1.03  # by less no setting is preferred to one that was tried before it
+SHOWN = ("images a second", "share of a step waiting for data", "kernels a step", "host waits a step")
+TELLING = re.compile(r"^error: .*|^[\w.]*(?:Error|Exception): .*|Signal \d+ \(SIG.*", re.MULTILINE)
 
-Settings = dict[str, str | int]
+Settings = dict[str, object]
 
 
 class Checks:
     """Runs one command of python after another, prints how each ended, and knows which failed."""
 
-    def __init__(self, folder: Path, minutes: float) -> None:
-        self.folder, self._minutes = folder, minutes
-        self.console = PlainConsole()
-        self.name = self.output = ""  # of the last command
+    def __init__(self, options: argparse.Namespace, logs: Path, scratch: Path) -> None:
+        self.options, self.logs, self.scratch = options, logs, scratch
         self.failed: list[str] = []
-        self.kept: Path | None = None  # where the output of those that failed is
+        # What the benchmark and all runs are told.
+        self.common: Settings = {"data.path": scratch / "data", "data.cache": scratch / "cache"}
+        self.common |= {"model.backbone": options.backbone, "model.weights": "null"}
 
-    def run(self, name: str, *arguments: str, gpus: int = 0, may_not_fit: bool = False) -> bool:
-        """Tell whether a command ran and succeeded; the caller then ends its line, by `fail` or a print.
+    def run(self, name: str, program: list[str], settings: Settings, may_not_fit: bool = False) -> str | None:
+        """Return the output of a command that succeeds, whose line the caller then ends; None of others.
 
-        gpus: how many it needs. may_not_fit: it is no failure that memory is too small for it.
+        may_not_fit: it is no failure that memory is too small for it.
         """
-        self.name, log = name, self.folder / "output.log"
-        self.console.print(f"{name:<50}", end="")
-        if gpus > GPUS:
-            self.console.print(f"– needs {gpus} GPU{'s' * (gpus > 1)}")
-            return False
-        status, command = None, [sys.executable, *arguments]
-        with log.open("wb") as file, suppress(subprocess.TimeoutExpired):
-            status = subprocess.call(command, cwd=ROOT, stdout=file, stderr=file, timeout=self._minutes * 60)
-        self.output = log.read_text(errors="replace").strip()
-        if status is None:
-            self.fail(f"no end after {self._minutes:g} minutes")
-        elif status < 0:
-            self.fail(f"ended by {signal.Signals(-status).name}")
-        elif status > 0 and may_not_fit and "out of memory" in self.output:
-            self.console.print("– more than the memory holds")
-        elif status > 0:
-            self.fail(telling_line(self.output))
-        return status == 0
+        print(f"{name:<50}", end="", flush=True)
+        self.name, self.log = name, self.logs / f"{len(os.listdir(self.logs))}.log"
+        ended, command = "", [sys.executable, *program, *written(settings)]
+        with self.log.open("wb") as file:
+            try:
+                limit_s = 60 * self.options.minutes
+                subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=limit_s, check=True)
+            except subprocess.SubprocessError as error:
+                ended = str(error).rpartition("]' ")[2]  # behind the command
+        output = self.log.read_text(errors="replace").strip()
+        if not ended:
+            return output
+        if may_not_fit and "out of memory" in output:
+            print("– more than the memory holds")
+        else:
+            self.fail(" ".join([ended, *TELLING.findall(output)[-1:]]))
+        return None
 
     def fail(self, reason: str) -> None:
-        """End its line, and keep its output."""
+        """End the last command's line."""
         self.failed.append(self.name)
-        self.kept = self.kept or Path(mkdtemp(prefix="check-gpu-failed-"))
-        log = self.kept / f"{len(self.failed)}.log"
-        log.write_text(f"{self.name}: {reason}\n\n{self.output}\n")
-        self.console.print(f"FAILED: {reason} (see {log})")
-
-
-def telling_line(output: str) -> str:
-    """Return the line of a failed command's output that tells most."""
-    # Of ranks the last, which torchrun calls the root cause; others were ended for it.
-    for pattern in (
-        r"^error: (?!another rank)(.*)",
-        r"Signal \d+ \(SIG.*",
-        r"^[\w.]*(?:Error|Exception): .*",
-    ):
-        if found := re.findall(pattern, output, re.MULTILINE):
-            return str(found[-1])
-    return output.rpartition("\n")[2]
+        print(f"FAILED: {reason} (see {self.log})")
 
 
 def main() -> None:
     """Check, print, judge."""
-    parser = argparse.ArgumentParser(description="Check this machine's GPUs: crops, steps, whole runs.")
-    parser.add_argument("--data", type=Path, help="COCO-format folder; default: the embedded set, made anew")
-    parser.add_argument("--crops", type=int, default=10_000, help="of each decoder, default %(default)s")
-    parser.add_argument("--steps", type=int, default=50, help="of each run, default %(default)s")
-    parser.add_argument(
-        "--batch-sizes",
-        type=int,
-        nargs="+",
-        default=[32, 64, 128, 256],
-        metavar="N",
-        help="images a GPU: all checks take the first, default %(default)s",
+    parser = argparse.ArgumentParser(
+        description="Check this machine's GPUs: crops, steps, whole runs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--runtimes", nargs="+", default=[*RUNTIMES], choices=RUNTIMES, help="default: all")
-    parser.add_argument("--backbone", default="resnet50", help="default %(default)s")
-    parser.add_argument("--minutes", type=float, default=20.0, help="a check may take, default %(default)s")
+    parser.add_argument("--data", type=Path, help="COCO-format folder; without one the embedded set is made")
+    parser.add_argument("--crops", type=int, default=10_000, help="of each decoder")
+    parser.add_argument("--steps", type=int, default=50, help="of each run")
+    sizes, sizes_help = [32, 64, 128, 256], "images a GPU; the first in all checks"
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=sizes, metavar="N", help=sizes_help)
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, help="to measure")
+    parser.add_argument("--backbone", default="resnet50", help="of all networks")
+    parser.add_argument("--minutes", type=float, default=20.0, help="a check may take")
     parser.add_argument("--crops-by", choices=DECODERS, help="do only this check, and in this process")
     options = parser.parse_args()
     if options.crops < 1 or options.steps < 2 or min(options.batch_sizes) < 2:
@@ -134,166 +114,133 @@ def main() -> None:
     if options.crops_by:
         print(compare_crops(options))
         return
+    logs = Path(mkdtemp(prefix="check-gpu-"))
     # What hung may still write there.
-    with TemporaryDirectory(prefix="check-gpu-", ignore_cleanup_errors=True) as temporary:
-        checks = Checks(Path(temporary), options.minutes)
-        os.environ["TMPDIR"] = temporary  # what torchrun and torch.compile leave goes there, and with it
-        here = f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else "no GPU, the CPU stands in"
+    with TemporaryDirectory(dir=logs, ignore_cleanup_errors=True) as scratch:
+        os.environ["TMPDIR"] = scratch  # for what torchrun and torch.compile leave
+        checks = Checks(options, logs, Path(scratch))
         versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
-        checks.console.print(f"{here}; CPU cores for each: {CORES}; {versions}")
-        data = checks.folder / "data"  # a name that needs no quotes
+        here = f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else "no GPU, the CPU stands in"
+        print(f"{here}; CPU cores for each: {CORES}; {versions}")
+        data = checks.scratch / "data"  # a name that needs no quotes
         if options.data is None:
             generate(data, 3 * max(options.batch_sizes), 40)
         else:
             data.symlink_to(options.data.absolute())
-        decodes_well = check_crops(checks, options)
-        settings = check_steps(checks, options, decodes_well)
-        check_runs(checks, options)
-        checks.console.print(f"what to set: {settings}")
+        decoders = check_crops(checks)
+        settings = check_steps(checks, decoders)
+        check_runs(checks)
+        print(f"what to set: {settings}")
     if checks.failed:
-        raise SystemExit(f"error: failed: {'; '.join(checks.failed)}; their output is in {checks.kept}")
+        raise SystemExit(f"error: failed: {'; '.join(checks.failed)}; all outputs are in {logs}")
+    shutil.rmtree(logs)
 
 
-def check_crops(checks: Checks, options: argparse.Namespace) -> bool:
-    """Compare each decoder's crops; tell whether the GPU decodes as data.decoder=gpu would have it."""
-    passed = {}
-    for decoder, (gpus, _) in DECODERS.items():
-        arguments = f"--data={checks.folder / 'data'}", f"--crops={options.crops}", f"--crops-by={decoder}"
-        sizes = f"--batch-sizes={options.batch_sizes[0]}"
-        passed[decoder] = checks.run(f"crops, decoded by {decoder}", __file__, *arguments, sizes, gpus=gpus)
-        if passed[decoder]:
-            checks.console.print(checks.output.rpartition("\n")[2])
-    return passed["gpu"]
+def check_crops(checks: Checks) -> list[str]:
+    """Compare each decoder's crops; return those of which they are as they should be."""
+    good = []
+    for decoder in DECODERS:
+        told: Settings = {"--crops-by": decoder, "--data": checks.scratch / "data"}
+        told |= {"--crops": checks.options.crops, "--batch-sizes": checks.options.batch_sizes[0]}
+        output = checks.run(f"crops, decoded by {decoder}", [__file__], told)
+        if output is not None:
+            print(output.splitlines()[-1])
+            good.append(decoder)
+    return good
 
 
 def compare_crops(options: argparse.Namespace) -> str:
     """Compare a decoder's crops with a CPU graph's, in levels of 255; return the figures.
 
-    Raises SystemExit with them where crops failed or look different.
+    Raises SystemExit with them where crops look different, UserError where a batch can't be made.
     """
-    on_gpu, hw_decoder_load = DECODERS[options.crops_by]
     batch_size, device = options.batch_sizes[0], torch.device("cuda" if GPUS else "cpu")
     paths = DataSource(path=str(options.data))
     index = read_index(paths.locate("train_annotations"), paths.locate("train_images"))
     plan = BatchPlan(index, batch_size, seed=0)
-    threads, device_id = (CORES, 0) if GPUS else (1, None)
-    tried = GraphOptions(batch_size, torch.float32, threads, device_id, on_gpu > 0, hw_decoder_load)
-    loader = DaliTrainLoader(plan, tried)
+    device_id = 0 if GPUS else None
+    tried = GraphOptions(batch_size, torch.float32, CORES, device_id, options.crops_by == "gpu")
+    crops = DaliTrainLoader(plan, tried).batches(0)
     reference = DaliTrainLoader(plan, GraphOptions(batch_size, torch.float32, CORES, None)).batches(0)
-    crops, levels = loader.batches(0), torch.tensor(STD, device=device).view(3, 1, 1)
     work = torch.ones([8192 if GPUS else 64] * 2, device=device)
-    figures, failures = [torch.empty(3, 0)], []
-    for step in range(-(-options.crops // batch_size)):
+    means, worst = [], []
+    for _ in range(-(-options.crops // batch_size)):
         wanted = next(reference).images.to(device)
         for _ in range(QUEUED_PRODUCTS):
             work @ work
-        try:
-            off = (next(crops).images - wanted).abs() * levels  # N×3×300×300
-        except UserError as error:
-            failures.append(str(error))
-            crops = loader.batches(step + 1)
-            continue
-        patches = avg_pool2d(off.mean(dim=1), PATCH_PX)  # N×30×30
-        figures.append(torch.stack([off.mean((1, 2, 3)), off.amax((1, 2, 3)), patches.amax((1, 2))]).cpu())
-    mean, largest, worst = torch.cat(figures, dim=1)
-    different = int((~(worst <= PATCH_LEVELS)).sum())  # NaN too
-    off_by = f"{mean.mean():.3f} in the mean, {max(largest, default=0):.0f} at most"
-    told = f"{len(mean)} crops, off by {off_by}, of 255 levels"
-    if different or failures:
-        told += f", {different} look different; {len(failures)} batches failed {failures[:1]}"
-        raise SystemExit(f"error: {told}")
+        off = (next(crops).images - wanted).abs().mean(dim=1) * LEVELS  # N×300×300
+        means.append(off.mean((1, 2)).cpu())
+        worst.append(avg_pool2d(off, PATCH_PX).amax((1, 2)).cpu())
+    mean, patches = torch.cat(means), torch.cat(worst)
+    off_by = f"{mean.mean():.3f} levels of 255, in the worst patch by {patches.max():.0f}"
+    told = f"{len(patches)} crops, off by {off_by}"
+    if different := int((~(patches <= PATCH_LEVELS)).sum()):  # NaN too
+        raise SystemExit(f"error: {told}: {different} look different")
     return told
 
 
-def check_steps(checks: Checks, options: argparse.Namespace, decodes_well: bool) -> str:
+def check_steps(checks: Checks, decoders: list[str]) -> str:
     """Measure steps, changing one setting after another in the fastest; return that one."""
-    threads = default_threads(max(GPUS, 1))
+    options, threads = checks.options, default_threads(max(GPUS, 1))
     formats = [(runtime, compiled) for runtime in options.runtimes for compiled in ("false", "true")]
     stages: list[list[Settings]] = [
         [{"runtime": runtime, "runtime.compile": compiled} for runtime, compiled in formats],
         [{"data.batch_size": size} for size in options.batch_sizes[1:]],
         [{"data.threads": count} for count in (threads // 2, threads * 2) if 1 <= count <= CORES],
-        [{"data.decoder": "gpu"}] * decodes_well,
+        [{"data.decoder": decoder} for decoder in decoders if decoder == "gpu"],
     ]
-    fastest: Settings = {"data.decoder": "cpu", "data.batch_size": options.batch_sizes[0]}
-    fastest["data.threads"] = threads
-    speed, out = 0.0, checks.folder / "figures.json"
-    of_steps = [BENCHMARK, *of_run(checks, options, "steps"), "benchmark.rounds=2"]
-    of_steps += [f"benchmark.steps={options.steps // 2}", f"benchmark.out={out}"]
+    out, speed = checks.scratch / "figures.json", 0.0
+    plan = checks.common | {"hydra.run.dir": checks.scratch / "steps", "benchmark.out": out}
+    plan |= {"benchmark.rounds": 2, "benchmark.steps": options.steps // 2, "benchmark.warmup": 1}
+    size = options.batch_sizes[0]
+    fastest: Settings = {"data.decoder": "cpu", "data.batch_size": size, "data.threads": threads}
     for stage in stages:
         for changed in stage:
             settings = fastest | changed
-            name, gpus = f"steps, {written(changed)}", RUNTIMES[str(settings["runtime"])]
-            arguments = *of_steps, *written(settings).split()
-            if not checks.run(name, *arguments, gpus=gpus, may_not_fit=speed > 0):
+            name = f"steps, {' '.join(written(changed))}"
+            if checks.run(name, [BENCHMARK], plan | settings, may_not_fit=speed > 0) is None:
                 continue
             figures = json.loads(out.read_text())
-            launched = "kernels a step" if GPUS else "operators a step"
-            checks.console.print(
-                f"{figures['images a second']:6.4g} images/s, "
-                f"{figures['share of a step waiting for data']:4.0%} waiting for data, "
-                f"{figures[launched]:5.0f} {launched}, {figures['host waits a step']:.0f} host waits"
-            )
+            print(", ".join(f"{figures[name]:.4g} {name}" for name in SHOWN if name in figures))
             if figures["images a second"] > FASTER * speed:
                 speed, fastest = figures["images a second"], settings
         if not speed:
             return "nothing, no steps could be measured"
-    return f"{written(fastest)} (the fastest on one device, {speed:.4g} images/s)"
+    return f"{' '.join(written(fastest))} (the fastest on one device, {speed:.4g} images/s)"
 
 
-def check_runs(checks: Checks, options: argparse.Namespace) -> None:
+def check_runs(checks: Checks) -> None:
     """Run the trainer on two ranks; then on one, again as far as halfway, and resumed there."""
-    half, size = options.steps // 2, options.batch_sizes[0]
-    of_all: Settings = {"runtime": "amp" if GPUS else "bf16", "data.batch_size": size}
-    of_all |= {"schedule.epochs": 2 * half, "schedule.milestones": "[]"}
-    of_all |= {"evaluation.epochs": "[0]", "evaluation.pictures": 0}
-    of_all |= {"checkpoint.every_epochs": "null", "checkpoint.every_steps": half}
-    two = of_all | {"data.limit": 4 * half * size, "training.compare_replicas_every": 1}
-    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", TRAIN
-    arguments = *of_run(checks, options, "ranks"), *written(two | {"schedule.max_steps": 2 * half}).split()
-    name = f"runs, two ranks over {'NCCL' if GPUS else 'gloo'}"
-    if checks.run(name, *torchrun, *arguments, gpus=2 * (GPUS > 0)):
-        checks.console.print("the same weights and momenta after every step")
-    one = of_all | {"data.limit": 2 * half * size, "runtime.deterministic": "true"}
+    half, size = checks.options.steps // 2, checks.options.batch_sizes[0]
+    of_all = checks.common | {"runtime": "amp" if GPUS else "bf16", "data.batch_size": size}
+    of_all |= {"schedule.epochs": 2 * half, "schedule.milestones": "[]", "schedule.max_steps": 2 * half}
+    of_all |= {"data.limit": 2 * half * size, "evaluation.epochs": "[0]", "evaluation.pictures": 0}
+    of_all |= {"checkpoint.every_epochs": "null", "checkpoint.every_steps": half, "logging.report": "false"}
+    if GPUS == 1:
+        print("runs, two ranks: – needs 2 GPUs")
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", TRAIN]
+        told = of_all | {"hydra.run.dir": checks.scratch / "ranks", "training.compare_replicas_every": 1}
+        if checks.run(f"runs, two ranks over {'NCCL' if GPUS else 'gloo'}", torchrun, told) is not None:
+            print("the same weights and momenta after every step")
+    of_all |= {"runtime.deterministic": "true"}
     runs = ("uninterrupted", "whole", 2 * half), ("made again", "again", half), ("resumed", "again", 2 * half)
     for name, folder, steps in runs:
-        arguments = *of_run(checks, options, folder), *written(one | {"schedule.max_steps": steps}).split()
-        if not checks.run(f"runs, {name}", TRAIN, *arguments):
+        told = of_all | {"hydra.run.dir": checks.scratch / folder, "schedule.max_steps": steps}
+        if checks.run(f"runs, {name}", [TRAIN], told) is None:
             return
-        whole, own = learned(checks.folder / "whole", steps), learned(checks.folder / folder, steps)
-        differing = [name for name, bits in whole.items() if bits != own[name]]
+        file = step_file(Path("checkpoints"), steps)
+        whole, own = learned(checks.scratch / "whole" / file), learned(checks.scratch / folder / file)
+        differing = [key for key in whole if whole[key] != own[key]]
         if differing:
-            checks.fail(
-                f"{len(differing)} of {len(whole)} tensors differ after step {steps}: {differing[0]}, …"
-            )
+            checks.fail(f"{differing[0]} and {len(differing) - 1} others differ after step {steps}")
         else:
-            checks.console.print(
-                f"{len(whole)} tensors after step {steps}" + " are the same" * (folder != "whole")
-            )
+            print(f"{len(whole)} tensors after step {steps}" + " are the same" * (folder != "whole"))
 
 
-def learned(run: Path, step: int) -> dict[str, bytes]:
-    """Return the bits of weights, statistics, momenta and scores in a step's checkpoint."""
-    saved = load_run(step_file(run / "checkpoints", step))
-    momenta = {
-        f"momentum {key}": each["momentum_buffer"] for key, each in saved["optimizer"]["state"].items()
-    }
-    tensors = saved["model"] | momenta | {"scores": torch.tensor(saved["scores"])}
-    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
-
-
-def of_run(checks: Checks, options: argparse.Namespace, name: str) -> list[str]:
-    """Return what the benchmark and all runs are told: where to read and write, what to learn."""
-    folder = checks.folder
-    return [
-        *(f"name={name}", f"hydra.run.dir={folder / name}", f"data.path={folder / 'data'}"),
-        *(f"data.cache={folder / 'cache'}", f"model.backbone={options.backbone}", "model.weights=null"),
-    ]
-
-
-def written(settings: Settings) -> str:
-    """Write settings as they are given to train.py."""
-    return " ".join(f"{key}={value}" for key, value in settings.items())
+def written(settings: Settings) -> list[str]:
+    """Write settings as they are given to a script."""
+    return [f"{key}={value}" for key, value in settings.items()]
 
 
 if __name__ == "__main__":

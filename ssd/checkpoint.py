@@ -249,3 +249,14 @@ def load_run(path: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (format {state.get('format')!r})")
     return state
+
+
+def learned(path: Path) -> dict[str, str]:
+    """Return what tells two runs apart after a step: each tensor's checksum and the scores, by name."""
+    saved = load_run(path)
+    momenta = {
+        f"momentum {key}": each["momentum_buffer"] for key, each in saved["optimizer"]["state"].items()
+    }
+    tensors = saved["model"] | momenta
+    sums = {name: hashlib.sha256(each.contiguous().numpy()).hexdigest() for name, each in tensors.items()}
+    return sums | {"scores": str(saved["scores"])}

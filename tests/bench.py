@@ -1,6 +1,5 @@
 """train.py and evaluate.py started as a user starts them, on the embedded set, for tests of whole runs."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -9,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
+
+from ssd.checkpoint import learned, step_file
 
 ROOT = Path(__file__).parent.parent
 IMAGES, STEPS_PER_EPOCH, LAST_STEP = 26, 6, 12  # global batches of 4, the last two images of an epoch dropped
@@ -32,23 +32,13 @@ class Bench:
         return [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / script), *overrides]
 
     def train_command(self, name: str, *overrides: str, ranks: int = 1) -> list[str]:
-        return self.command(
-            "train.py",
-            f"name={name}",
-            f"hydra.run.dir={self.folder / name}",
-            "experiment=demo",
-            f"data.path={self.data}",
+        where = (f"name={name}", f"hydra.run.dir={self.folder / name}", f"data.path={self.data}")
+        short = (
+            *("experiment=demo", "schedule.epochs=2", "schedule.milestones=[1]", "schedule.warmup_steps=2"),
+            *("logging.every_steps=5", "logging.report=false", "evaluation.every=1", "evaluation.pictures=2"),
             f"data.batch_size={4 // ranks}",
-            "schedule.epochs=2",
-            "schedule.milestones=[1]",
-            "schedule.warmup_steps=2",
-            "logging.every_steps=5",
-            "logging.report=false",
-            "evaluation.every=1",
-            "evaluation.pictures=2",
-            *overrides,
-            ranks=ranks,
         )
+        return self.command("train.py", *where, *short, *overrides, ranks=ranks)
 
     def train(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         return run(self.train_command(name, *overrides, ranks=ranks))
@@ -64,11 +54,11 @@ class Bench:
 
     def assert_ended_as(self, expected: str, name: str) -> None:
         """Compare a run's last weights and momenta and all its records, but for times, with another's."""
-        assert state_hash(self.checkpoint(name)) == state_hash(self.checkpoint(expected))
+        assert learned(self.checkpoint(name)) == learned(self.checkpoint(expected))
         assert without_times(self.records(name)) == without_times(self.records(expected))
 
     def checkpoint(self, name: str, step: int = LAST_STEP) -> Path:
-        return self.folder / name / "checkpoints" / f"step_{step:08d}.pt"
+        return step_file(self.folder / name / "checkpoints", step)
 
     def records(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
@@ -96,16 +86,6 @@ def wait_for(file: Path, *processes: subprocess.Popen[bytes]) -> None:
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def state_hash(checkpoint: Path) -> str:
-    """Hash every tensor of the weights and of the optimizer's state."""
-    state = torch.load(checkpoint, weights_only=True)
-    momenta = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
-    digest = hashlib.sha256()
-    for tensor in (*state["model"].values(), *momenta):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,9 +13,7 @@ from filelock import FileLock
 from data.demo import generate
 from ssd.config import Device, Precision, RuntimeConfig, TrainConfig
 from ssd.training.session import Session, open_session
-from tests.bench import IMAGES, Bench
-
-ROOT = Path(__file__).parent.parent
+from tests.bench import IMAGES, ROOT, Bench
 
 # The tests' tensors are small: a second thread costs more in waiting than it brings, in launched runs too.
 torch.set_num_threads(1)

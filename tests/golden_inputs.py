@@ -77,10 +77,7 @@ def decode_inputs() -> tuple[Tensor, Tensor]:
     logits[:, 0] += 6
     for image in range(3):
         for _ in range(25 * (image + 1)):
-            box = random.randint(0, 8732)
-            label = random.randint(1, 81)
+            box, label = random.randint(0, 8732), random.randint(1, 81)
             logits[image, label, max(box - 2, 0) : box + 3] += random.uniform(4, 9)
-    return (
-        torch.from_numpy(offsets.astype(np.float16).astype(np.float32)),
-        torch.from_numpy(logits.astype(np.float16).astype(np.float32)),
-    )
+    exact = [torch.from_numpy(each.astype(np.float16).astype(np.float32)) for each in (offsets, logits)]
+    return exact[0], exact[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.bench import ROOT
 
 pytestmark = pytest.mark.unit
 

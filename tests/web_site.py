@@ -1,7 +1,6 @@
 """A server on 127.0.0.1 with ranges, whose connections break where a test says so."""
 
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +25,14 @@ def serving() -> Iterator[Site]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = site.files.get(self.path)
-            asked = self.headers["Range"]
+            body, asked = site.files.get(self.path), self.headers["Range"]
             site.ranges.append((self.path, asked))
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
-            if body is None or (asked and start >= len(body)):
-                self.send_response(404 if body is None else 416)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+            if body is None:
+                self.send_error(404)
+                return
+            if asked and start >= len(body):
+                self.send_error(416)
                 return
             self.send_response(206 if asked else 200)
             self.send_header("Content-Length", str(len(body) - start))
@@ -45,15 +44,11 @@ def serving() -> Iterator[Site]:
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    with (
-        patch.dict(os.environ, {"no_proxy": "127.0.0.1"}),
-        ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server,
-    ):
-        site = Site(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    site = Site(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    with patch.dict(os.environ, {"no_proxy": "127.0.0.1"}), server:
         try:
             yield site
         finally:
             server.shutdown()
-            thread.join()
