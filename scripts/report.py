@@ -21,7 +21,8 @@ from ssd.cli import check_file, parse
 from ssd.cli import run as main_of_cli
 from ssd.config import DataConfig, ReportConfig, TrainConfig
 from ssd.errors import UserError, require
-from ssd.evaluation.errors import Analysis, analyse
+from ssd.evaluation.coco import score
+from ssd.evaluation.errors import Analysis, explain
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = 2000  # training images whose default boxes are matched
@@ -69,7 +70,7 @@ def analyse_best(folder: Path, data: DataConfig) -> tuple[Analysis, dict[int, st
     file = data.locate("val_annotations")
     index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
     scored = None if data.limit is None else index.image_ids.tolist()
-    return analyse(file, np.load(files[-1]), scored), index.paths()
+    return explain(score(file, np.load(files[-1]), scored)), index.paths()
 
 
 def default_boxes(data: DataConfig) -> list[Markup]:

@@ -208,7 +208,8 @@ def failures(analysis: Analysis, paths: Mapping[int, str]) -> Sections:
 
 
 def _classes(analysis: Analysis) -> list[Markup]:
-    of_classes = (analysis.ap, analysis.ap50, analysis.ap75, analysis.recall, analysis.boxes, analysis.images)
+    ap50, ap75 = analysis.precision.mean(axis=1)
+    of_classes = (analysis.ap, ap50, ap75, analysis.recall, analysis.boxes, analysis.images)
     head = ("class", "AP", "AP50", "AP75", "recall", "boxes", "images")
     parts = [page.table(head, [*zip(analysis.names, *of_classes, strict=True)])]
     drawn = [k for k in np.argsort(-analysis.boxes, kind="stable")[:_CURVES] if analysis.boxes[k]]
@@ -264,16 +265,17 @@ def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
 
 def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, list[float]]]:
     """Choose up to 24 times an image, by id; say why, and for which box. Of a kind each image comes once."""
-    found, truths = analysis.detections, analysis.truths[~analysis.truths["crowd"]]
+    found, truths = analysis.detections, analysis.truths[analysis.truths["kind"] != "crowd"]
     name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
     chosen: list[tuple[int, str, list[float]]] = []
-    for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (truths[~truths["found"]], "area")):
-        rows = rows[np.argsort(-rows[key], kind="stable")]
+    errors, lost = found[np.isin(found["kind"], KINDS)], truths[truths["kind"] != "found"]
+    for rows, size in ((errors, errors["score"]), (lost, lost["bbox"][:, 2:].prod(axis=1))):
+        rows = rows[np.argsort(-size, kind="stable")]
         _, first = np.unique(rows["image_id"], return_index=True)
         for row in rows[np.sort(first)[:_CARDS]]:
             name, (width, height) = name_of[int(row["category_id"])], row["bbox"][2:]
             missed = f"not found: {name}, {width:.0f}×{height:.0f} px"
-            reason = missed if key == "area" else f"{row['kind']}: {name} {row['score']:.2f}"
+            reason = missed if np.isnan(row["score"]) else f"{row['kind']}: {name} {row['score']:.2f}"
             chosen.append((int(row["image_id"]), reason, row["bbox"].tolist()))
     shown = found[(found["score"] >= SHOWN_SCORE) & (found["kind"] != "ignored")]
     is_right = shown["kind"] == "right"
@@ -300,12 +302,11 @@ def _card(analysis: Analysis, image_id: int, subject: list[float], path: str) ->
     truths, found = (rows[rows["image_id"] == image_id] for rows in (analysis.truths, analysis.detections))
     boxes = []
     for row in [*truths, *found[np.argsort(found["score"], kind="stable")][-_CARD_BOXES:]]:
-        detected = "score" in row.dtype.names
-        kind = str(row["kind"]) if detected else "missed" if row["missed"] else "annotated"
+        kind = "annotated" if row["kind"] in ("found", "mistaken", "crowd") else str(row["kind"])
         name, bbox = name_of[int(row["category_id"])], row["bbox"].tolist()
         box = {"ltwh": row["bbox"].round(1).tolist(), "kind": kind, "name": name, "subject": bbox == subject}
-        box["note"] = f"{name} {kind}, IoU {row['iou' if detected else 'best_iou']:.2f}"
-        boxes.append(box | {"score": float(row["score"]) if detected else None})
+        box["note"] = f"{name} {kind}, IoU {row['iou']:.2f}"
+        boxes.append(box | {"score": None if np.isnan(row["score"]) else float(row["score"])})
     jpeg = base64.b64encode(file.getvalue()).decode()
     return {"name": Path(path).name, "width": width, "height": height, "jpeg": jpeg, "boxes": boxes}
 
