@@ -57,7 +57,7 @@ def main(config: EvaluateConfig) -> None:
             about = config.checkpoint, f"{describe(index)}; {runtime.describe()}"
             sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, index.paths())
             reached = "AP {AP:.3f} and AP50 {AP50:.3f}.".format(**result.numbers)
-            html.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
+            page.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> None:
         headline.append(f"Numbers on different sets can't be compared: {', '.join(sets)}.")
     sections["Keys that differ"] = [differing_keys(runs)]
     about = f"runs: {len(runs)}, configs: {len(configs)}"
-    report.write(out, "out", ("Runs compared", about), headline, sections)
+    page.write(out, "out", ("Runs compared", about), headline, sections)
     print(*headline, f"{about}: {out}", sep="\n")
 
 

@@ -37,7 +37,7 @@ def main(config: ReportConfig) -> None:
     check_file(out, "out")
     run, name, published, analysis = report.read_run(folder), folder.name, None, None
     missing: list[str] = []
-    failures: report.Sections = {}
+    failures: page.Sections = {}
     with noting(missing):
         trained = parse(TrainConfig, cast(DictConfig, OmegaConf.load(folder / "config.yaml")))
         name, published = trained.name, published_ap(run, trained.runtime.tf32)
@@ -48,7 +48,7 @@ def main(config: ReportConfig) -> None:
     sections = {"What is missing": [page.text(each) for each in missing]} if missing else {}
     sections |= {"Numbers": report.numbers(run, published), **failures}
     sections |= {"Training": report.training(run), "The run": report.about_run(run)}
-    report.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
+    page.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_a_page_tells_what_the_run_was_and_where_it_fails(tmp_path: Path):
     words, page = made(run)
     best = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     for told in (
-        f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, ", " at the last of 2 evaluations.",
+        f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, the best of 2 evaluations.",
         "8 with 24 boxes", "differs from the experiment's file name=run seed=17", f"started {TIMES[1]}",
         f"{TIMES[0]} 0 train.py", f"{TIMES[1]} 20 train.py",
         "AP published", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
@@ -143,7 +143,7 @@ def no_step(run: Path) -> None:
 @pytest.mark.parametrize(
     ("lose", "told"),
     [
-        (no_evaluation, "No evaluation yet: step 40 is the last recorded."),
+        (no_evaluation, "No evaluation yet."),
         (no_step, "No step was recorded yet"),
         (lambda run: [path.unlink() for path in run.iterdir()], "There is no starts.jsonl"),
         (lambda run: shutil.rmtree(run.parent / "pictures"), " pictures can't be shown: "),

@@ -14,21 +14,27 @@ from numpy.typing import NDArray
 from pycocotools import mask
 
 from ssd.detect import SHOWN_SCORE
-from ssd.evaluation.coco import IOU_THRESHOLDS, RESULT, Scored, in_both, numbers_of, precision_of
+from ssd.evaluation.coco import IOU_THRESHOLDS, Scored, in_both, numbers_of, precision_of
 
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # TIDE's t_f and t_b
 SCORE_BINS = 10
 
-BOX = np.dtype([*RESULT.descr, ("kind", "U14"), ("iou", "f8"), ("truth", "i8")])
+BOX = np.dtype(
+    [
+        *(("image_id", "i8"), ("category", "i8"), ("bbox", "f8", 4), ("score", "f8")),
+        *(("kind", "U14"), ("iou", "f8"), ("truth", "i8")),
+    ]
+)
+"""A box detected or annotated. category: a row of Analysis.names. The others: see Analysis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What there was to find, what of it was found, and what was wrong. −1 where nothing is annotated.
 
-    names, category_ids: K, by ascending id. boxes, images: K, annotated boxes of each class (no crowds), and
+    names: K, by ascending id. boxes, images: K, annotated boxes of each class (no crowds), and
     images with one. ap, recall: K, COCO's; their means are its AP and AR_100.
     precision: 2×R×K at IoU .5 and .75, over coco.RECALL_LEVELS; means over R are AP50 and AP75 of a class.
     by_size: of small, medium and large each AP, AR_100 and boxes.
@@ -48,7 +54,6 @@ class Analysis:
     """
 
     names: list[str]
-    category_ids: NDArray[np.int64]
     boxes: NDArray[np.int64]
     images: NDArray[np.int64]
     ap: NDArray[np.float64]
@@ -79,7 +84,6 @@ def explain(scored: Scored) -> Analysis:
     kinds = [*rows["kind"].tolist(), *truths["kind"].tolist()]
     return Analysis(
         names=scored.annotated.names,
-        category_ids=scored.annotated.category_ids,
         boxes=np.bincount(truth.categories[counts], minlength=categories),
         images=np.bincount(with_box[1], minlength=categories),
         ap=precision.mean(axis=(0, 1)),
@@ -93,9 +97,9 @@ def explain(scored: Scored) -> Analysis:
             }
             for area, size in enumerate(("small", "medium", "large"), start=1)
         },
-        cost=_cost(scored, rows, truths),
+        cost=_cost(rows, truths),
         counts={kind: kinds.count(kind) for kind in KINDS},
-        confusion=_confusion(scored, rows),
+        confusion=_confusion(rows, truths, categories),
         calibration=_calibration(rows),
         detections=rows,
         truths=truths,
@@ -138,23 +142,22 @@ def _boxes(scored: Scored) -> tuple[NDArray[np.void], NDArray[np.void]]:
 
     told = (found.scores, kinds, iou_told, concerned)
     told_of_truth = (np.full(len(counts), np.nan), truth_kinds, best_iou, np.arange(len(counts)))
-    image_ids, category_ids = scored.annotated.image_ids, scored.annotated.category_ids
+    image_ids = scored.annotated.image_ids
     detections, truths = (
-        np.rec.fromarrays([image_ids[of.images], category_ids[of.categories], of.boxes_ltwh_px, *rest], BOX)
+        np.rec.fromarrays([image_ids[of.images], of.categories, of.boxes_ltwh_px, *rest], BOX)
         for of, rest in ((found, told), (truth, told_of_truth))
     )
     return detections, truths
 
 
-def _cost(scored: Scored, rows: NDArray[np.void], truths: NDArray[np.void]) -> dict[str, float]:
+def _cost(rows: NDArray[np.void], truths: NDArray[np.void]) -> dict[str, float]:
     """Return what AP50 gains by TIDE's oracle of each kind."""
     # Best first, equal scores as COCO takes them: by image, then as given.
-    order = np.lexsort((scored.found.images, -rows["score"]))
+    order = np.lexsort((rows["image_id"], -rows["score"]))
     order = order[rows["kind"][order] != "ignored"]
-    kinds, boxes, classes = rows["kind"][order], rows["truth"][order], scored.found.categories[order]
-    truth_classes, categories = scored.truth.categories, len(scored.annotated.category_ids)
-    to_find = np.bincount(truth_classes[scored.to_find[0]], minlength=categories)
-    missed = np.bincount(truth_classes[truths["kind"] == "missed"], minlength=categories)
+    kinds, boxes, classes = rows["kind"][order], rows["truth"][order], rows["category"][order]
+    to_find = np.bincount(truths["category"][truths["kind"] != "crowd"])
+    missed = np.bincount(truths["category"][truths["kind"] == "missed"], minlength=len(to_find))
 
     def ap50(hits: NDArray[np.bool_], classes: NDArray[np.int64], left: NDArray[np.int64]) -> float:
         aps = []
@@ -178,25 +181,24 @@ def _cost(scored: Scored, rows: NDArray[np.void], truths: NDArray[np.void]) -> d
             won, first = np.unique(boxes[rivals], return_index=True)
             hits[rivals] = False
             hits[rivals[first]] = True
-            fixed_classes[rivals[first]] = truth_classes[won]
+            fixed_classes[rivals[first]] = truths["category"][won]
         kept = hits | ~(right | of_kind)
         cost[kind] = ap50(hits[kept], fixed_classes[kept], to_find) - now
     return cost | {"missed": ap50(right, classes, to_find - missed) - now}
 
 
-def _confusion(scored: Scored, rows: NDArray[np.void]) -> NDArray[np.int64]:
-    truth_classes, background = scored.truth.categories, len(scored.annotated.category_ids)
+def _confusion(rows: NDArray[np.void], truths: NDArray[np.void], background: int) -> NDArray[np.int64]:
     shown = (rows["score"] >= SHOWN_SCORE) & (rows["kind"] != "ignored")
     rivals = np.flatnonzero(shown & np.isin(rows["kind"], ("right", "classification")))
     rivals = rivals[np.lexsort((-rows["score"][rivals], rows["kind"][rivals] != "right"))]
     boxes, first = np.unique(rows["truth"][rivals], return_index=True)
     annotated = np.full(len(rows), background)
-    annotated[rivals[first]] = truth_classes[boxes]
-    left = scored.to_find[0].copy()
+    annotated[rivals[first]] = truths["category"][boxes]
+    left = truths["kind"] != "crowd"
     left[boxes] = False
     confusion = np.zeros((background + 1, background + 1), dtype=np.int64)
-    np.add.at(confusion, (annotated[shown], scored.found.categories[shown]), 1)
-    np.add.at(confusion, (truth_classes[left], background), 1)
+    np.add.at(confusion, (annotated[shown], rows["category"][shown]), 1)
+    np.add.at(confusion, (truths["category"][left], background), 1)
     return confusion
 
 

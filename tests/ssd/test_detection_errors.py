@@ -130,8 +130,10 @@ def check(file: Path, truth: Entry, results: list[Entry]) -> Analysis:
     assert rows["iou"].tolist() == [entry["iou"] for entry in found]
     concerned = [next((n for n, box in enumerate(boxes) if box is e["box"]), -1) for e in found]
     assert rows["truth"].tolist() == concerned
-    for field in ("image_id", "category_id", "bbox", "score"):
+    for field in ("image_id", "bbox", "score"):
         assert rows[field].tolist() == [entry[field] for entry in found]
+    category_ids = sorted(category["id"] for category in truth["categories"])
+    assert [category_ids[row] for row in rows["category"]] == [entry["category_id"] for entry in found]
     assert analysis.cost == pytest.approx(literal_cost(truth, found, missed), abs=1e-12)
     kinds = [entry["kind"] for entry in found] + ["missed"] * len(missed)
     assert analysis.counts == {kind: kinds.count(kind) for kind in KINDS}
@@ -148,7 +150,7 @@ def check(file: Path, truth: Entry, results: list[Entry]) -> Analysis:
     shown = [entry for entry in found if entry["score"] >= SHOWN_SCORE and entry["kind"] != "ignored"]
     confusion = analysis.confusion
     assert confusion[:-1].sum(axis=1).tolist() == analysis.boxes.tolist()
-    detected = [[e["category_id"] for e in shown].count(number) for number in analysis.category_ids]
+    detected = [[e["category_id"] for e in shown].count(number) for number in category_ids]
     assert confusion[:, :-1].sum(axis=0).tolist() == detected
     assert confusion.diagonal().sum() == len([entry for entry in shown if entry["kind"] == "right"])
 
@@ -168,7 +170,7 @@ def check(file: Path, truth: Entry, results: list[Entry]) -> Analysis:
         assert of_size["AP"] == numbers[f"AP_{size}"]
         assert of_size["AR_100"] == numbers[f"AR_{size}"]
     plain = [box for box in boxes if not box["iscrowd"]]
-    for number, category_id in enumerate(analysis.category_ids):
+    for number, category_id in enumerate(category_ids):
         of_class = [box["image_id"] for box in plain if box["category_id"] == category_id]
         assert (analysis.boxes[number], analysis.images[number]) == (len(of_class), len({*of_class}))
         assert (analysis.ap[number] == -1) == (not of_class)
