@@ -23,7 +23,7 @@ from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCO
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, Scored, numbers_of, score
-from ssd.image import draw_boxes, side_by_side
+from ssd.image import draw_boxes, read_picture, side_by_side
 from ssd.runtime import Runtime
 
 
@@ -41,11 +41,8 @@ class Evaluation:
     @property
     def notes(self) -> list[str]:
         """Say what a reader of the numbers should know."""
-        if max(self.numbers.values()) <= 0 and not len(self.detections):
-            return [
-                "No detection scored above 0.05, so every number is 0 (early in training it is like that)."
-            ]
-        return []
+        none = f"No detection scored above {SCORE_THRESHOLD}, so every number is 0 (early in training)."
+        return [] if len(self.detections) or max(self.numbers.values()) > 0 else [none]
 
 
 @dataclass(frozen=True)
@@ -157,25 +154,21 @@ def evaluation_report(
     }
 
 
-def write_report(given: str, key: str, report: dict[str, Any]) -> None:
-    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
-    path = Path(given)
-    with writing(path, key):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_detections(given: str, key: str, detections: NDArray[np.void]) -> None:
-    """Write an array of RESULT as COCO's results, to the bit, to the file that a key gave.
+def write_report(given: str, key: str, report: object, indent: int | None = 2) -> None:
+    """Write a report as json to the file that a key gave, which check_file has found good.
 
     Raises UserError where that fails.
     """
-    fields = RESULT.names or ()
-    columns = (detections[field].tolist() for field in fields)
-    entries = [json.dumps(dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
     path = Path(given)
     with writing(path, key):
-        path.write_text("[" + ",\n".join(entries) + "]\n", encoding="utf-8")
+        path.write_text(json.dumps(report, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def as_results(detections: NDArray[np.void]) -> list[dict[str, Any]]:
+    """Turn an array of RESULT into COCO's results, to the bit."""
+    fields = RESULT.names or ()
+    columns = (detections[field].tolist() for field in fields)
+    return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -195,20 +188,17 @@ def example_pictures(
 
     detections: an array of RESULT. Returns the pictures by the name of their image file.
     """
-    label_of = {category_id: label for label, category_id in enumerate(categories.ids, start=1)}
     pictures = {}
     for example in examples:
         of_image = detections[detections["image_id"] == example.image_id]
         shown = of_image[of_image["score"] > SHOWN_SCORE]
-        left_top, size = shown["bbox"][:, :2], shown["bbox"][:, 2:]
-        boxes_ltrb_px = np.concatenate([left_top, left_top + size], axis=1)
-        labels = [label_of[category_id] for category_id in shown["category_id"].tolist()]
+        boxes_ltrb_px = shown["bbox"] + np.pad(shown["bbox"][:, :2], ((0, 0), (2, 0)))
+        labels = [categories.ids.index(category_id) + 1 for category_id in shown["category_id"].tolist()]
         scored = zip(labels, shown["score"], strict=True)
         texts = [f"{categories.name_of(label)} {score:.2f}" for label, score in scored]
-        with Image.open(example.path) as file:
-            truth = file.convert("RGB")
+        truth = read_picture(example.path, upright=False)
         found = truth.copy()
-        names = [categories.name_of(int(label)) for label in example.labels]
+        names = [categories.name_of(label) for label in example.labels.tolist()]
         draw_boxes(truth, example.boxes_ltrb_px.tolist(), example.labels.tolist(), names)
         draw_boxes(found, boxes_ltrb_px.tolist(), labels, texts)
         captions = ("ground truth", f"detections above {SHOWN_SCORE}")

@@ -1,8 +1,6 @@
-import io
 import json
 import math
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ssd.batches import EvaluationBatch
 from ssd.boxes import default_boxes, encode_offsets, ltrb_to_cxcywh
@@ -22,13 +18,14 @@ from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.evaluation.coco import NAMES, RESULT, coco_numbers, summary_lines
+from ssd.evaluation.coco import RESULT
 from ssd.evaluation.evaluator import (
     Evaluator,
     Example,
+    as_results,
     example_pictures,
     result_rows,
-    write_detections,
+    write_report,
 )
 from ssd.image import class_colour
 from ssd.runtime import Runtime
@@ -124,9 +121,8 @@ def test_a_batch_makes_the_host_wait_for_a_gpu_seven_times(evaluator: Evaluator)
     with FakeGpu() as gpu:
         rounds = evaluator.detect(OracleOnGpu(label=2), replace(runtime, device=GPU), ranks, console)
         rows = [*rounds]
-    assert 0 < gpu.waits.total() - 1 <= 2 * 7, (
-        gpu.waits
-    )  # beside the default boxes, which are sent there once
+    waits = gpu.waits.total() - 1  # beside the default boxes, which are sent there once
+    assert 0 < waits <= 2 * 7, gpu.waits
     here = evaluator.detect(Oracle(label=2), *SURROUNDINGS)
     assert all(map(np.array_equal, rows, here))
 
@@ -138,38 +134,38 @@ def test_no_detection_scores_zero_and_says_so(evaluator: Evaluator):
     assert "No detection" in evaluation.notes[0]
 
 
-class Telling(Ranks):
-    """Remembers what it told the other ranks, which have as many batches."""
+class OneOfTwo(Ranks):
+    """Remembers what it told the other rank, which has a batch more and can read all of them."""
 
     told: list[int]
 
     def highest(self, value: int) -> int:
         self.told.append(value)
-        return value
+        return 3 if value == 2 else value
+
+
+@pytest.fixture
+def ranks() -> OneOfTwo:
+    ranks = OneOfTwo(CPU)
+    ranks.told = []
+    return ranks
 
 
 @pytest.mark.parametrize("confidence", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_are_an_error_of_which_all_ranks_know(
-    evaluator: Evaluator, confidence: float
+    evaluator: Evaluator, confidence: float, ranks: OneOfTwo
 ):
     runtime, _, console = SURROUNDINGS
-    ranks = Telling(CPU)
-    ranks.told = []
     with pytest.raises(UserError, match=r"outputs are not finite in fp32; give runtime\.precision=fp32, or"):
         list(evaluator.detect(Oracle(2, confidence), runtime, ranks, console))
     assert ranks.told == [2, 1]  # batches, failed
 
 
-class OneRoundMore(Ranks):
-    """Another rank has three batches, and can read all of them."""
-
-    def highest(self, value: int) -> int:
-        return 3 if value == 2 else value
-
-
-def test_a_rank_without_a_batch_left_takes_part_in_the_round_of_the_others(evaluator: Evaluator):
+def test_a_rank_without_a_batch_left_takes_part_in_the_round_of_the_others(
+    evaluator: Evaluator, ranks: OneOfTwo
+):
     runtime, _, console = SURROUNDINGS
-    rows = [*evaluator.detect(Oracle(label=2), runtime, OneRoundMore(CPU), console)]
+    rows = [*evaluator.detect(Oracle(label=2), runtime, ranks, console)]
     assert [len(each) for each in rows] == [1, 1, 0]
 
 
@@ -205,27 +201,12 @@ def test_detections_are_written_as_cocos_results_to_the_bit(tmp_path: Path):
     file = tmp_path / "found.json"
     row = (2**60 + 1, 7, (0.1, -1 / 3, 1e300, 5e-324), np.float32(0.7))
     for rows in ([row, row], []):
-        write_detections(str(file), "detections", np.array(rows, RESULT))
+        write_report(str(file), "detections", as_results(np.array(rows, RESULT)), indent=None)
         entries = json.loads(file.read_text())
         read = [tuple(tuple(v) if k == "bbox" else v for k, v in entry.items()) for entry in entries]
         assert np.array_equal(np.array(read, RESULT), np.array(rows, RESULT))
     with pytest.raises(UserError, match=r"x\.json can't be written .*; give another detections="):
-        write_detections(str(file / "x.json"), "detections", np.array([], RESULT))
-
-
-@pytest.mark.real_data
-def test_the_lines_are_those_that_pycocotools_prints(test_data: Path):
-    truth_file, found_file = sorted((test_data / "eval_pair").glob("*.json"))
-    with redirect_stdout(io.StringIO()):
-        truth = COCO(str(truth_file))
-        reference = COCOeval(truth, truth.loadRes(str(found_file)), "bbox")
-        reference.evaluate()
-        reference.accumulate()
-    with redirect_stdout(io.StringIO()) as printed:
-        reference.summarize()
-    numbers = coco_numbers(truth_file, found_file)
-    assert summary_lines(numbers) == printed.getvalue().splitlines()
-    assert tuple(numbers) == NAMES
+        write_report(str(file / "x.json"), "detections", [])
 
 
 def test_an_example_shows_its_own_confident_detections(tmp_path: Path):
