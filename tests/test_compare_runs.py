@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from html import unescape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,6 +17,7 @@ from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
 from tests.data.coco_folder import DOCUMENT
+from tests.test_report import words_of
 
 pytestmark = pytest.mark.unit
 
@@ -39,12 +39,8 @@ def leave_run(name: str, aps: Sequence[float] = (0.1, 0.2), losses: int = 4, **k
 
 
 def compare(*words: str) -> str:
-    """Write compare.html and return it as a reader sees it: words, cells parted by |."""
     main(words)
-    page = Path("compare.html").read_text(encoding="utf-8")
-    body = re.sub(r"(?s)<style.*?</style>|<script.*?</script>|<svg.*?</svg>", "", page)
-    words_alone = re.sub(r"<[^>]*>", " ", re.sub("</t[dh]>", "|", body))
-    return unescape(re.sub(r"\s+", " ", re.sub(r"\s*\|", "|", words_alone)))
+    return words_of(Path("compare.html"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,15 +11,7 @@ from pycocotools import mask
 from ssd.detect import SHOWN_SCORE
 from ssd.evaluation.coco import RECALL_LEVELS, coco_numbers, score
 from ssd.evaluation.errors import KINDS, Analysis, explain
-from tests.ssd.test_coco_numbers import (
-    SCENES,
-    Scene,
-    as_array,
-    random_annotations,
-    random_results,
-    with_large_ids,
-    write,
-)
+from tests.ssd.test_coco_numbers import SCENES, Scene, random_annotations, random_results, write
 
 pytestmark = pytest.mark.unit
 
@@ -276,20 +268,3 @@ def test_where_there_is_nothing_nothing_breaks(tmp_path: Path, emptied: tuple[st
         check(write(tmp_path, truth), truth, given)
     missed = {"missed": 1.0} if not emptied else {}
     assert explain(score(write(tmp_path, truth), [])).cost == dict.fromkeys(KINDS, 0.0) | missed
-
-
-def test_ids_of_any_size_and_a_part_of_the_images(tmp_path: Path) -> None:
-    draws = np.random.default_rng(0)
-    truth = random_annotations(Scene(), draws)
-    results = random_results(Scene(), truth, draws)
-    large = {key: value and with_large_ids(value) for key, value in truth.items()}
-    file = write(tmp_path, large)
-    check(file, large, with_large_ids(results))
-    some = {image["id"] + 2**60 for image in truth["images"][::3]}
-    of_some = explain(score(file, as_array(with_large_ids(results)), some))
-    part = large | {"annotations": [box for box in large["annotations"] if box["image_id"] in some]}
-    found = [entry for entry in with_large_ids(results) if entry["image_id"] in some]
-    same = explain(score(write(tmp_path, part), found))
-    assert np.array_equal(of_some.detections, same.detections)
-    assert repr(of_some.truths) == repr(same.truths)
-    assert (of_some.cost, of_some.counts, of_some.by_size) == (same.cost, same.counts, same.by_size)
