@@ -1,7 +1,7 @@
 """How is a network evaluated? Every image once, on any number of ranks; then numbers, a report, pictures."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCO
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, Scored, numbers_of, score
+from ssd.evaluation.errors import Analysis
 from ssd.image import draw_boxes, read_picture, side_by_side
 from ssd.runtime import Runtime
 
@@ -171,36 +172,27 @@ def as_results(detections: NDArray[np.void]) -> list[dict[str, Any]]:
     return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-@dataclass(frozen=True)
-class Example:
-    """A validation image to be shown. boxes_ltrb_px: G×4 ground truth, labels: G, from 1."""
-
-    image_id: int
-    path: str
-    boxes_ltrb_px: NDArray[np.float64]
-    labels: NDArray[np.int64]
-
-
 def example_pictures(
-    examples: Sequence[Example], detections: NDArray[np.void], categories: Categories
+    paths: Mapping[int, str], analysis: Analysis, categories: Categories
 ) -> dict[str, Image.Image]:
-    """Draw each example twice, with its ground truth and with its detections above SHOWN_SCORE.
+    """Draw images twice, with their ground truth and with their detections above SHOWN_SCORE.
 
-    detections: an array of RESULT. Returns the pictures by the name of their image file.
+    paths: of the images, by id. Returns the pictures by the name of their image file.
     """
+    labels = np.argsort(categories.ids) + 1  # of analysis.names, which are by ascending id
     pictures = {}
-    for example in examples:
-        of_image = detections[detections["image_id"] == example.image_id]
-        shown = of_image[of_image["score"] > SHOWN_SCORE]
-        boxes_ltrb_px = shown["bbox"] + np.pad(shown["bbox"][:, :2], ((0, 0), (2, 0)))
-        labels = [categories.ids.index(category_id) + 1 for category_id in shown["category_id"].tolist()]
-        scored = zip(labels, shown["score"], strict=True)
-        texts = [f"{categories.name_of(label)} {score:.2f}" for label, score in scored]
-        truth = read_picture(example.path, upright=False)
-        found = truth.copy()
-        names = [categories.name_of(label) for label in example.labels.tolist()]
-        draw_boxes(truth, example.boxes_ltrb_px.tolist(), example.labels.tolist(), names)
-        draw_boxes(found, boxes_ltrb_px.tolist(), labels, texts)
+    for image_id, path in paths.items():
+        truth, found = (rows[rows["image_id"] == image_id] for rows in (analysis.truths, analysis.detections))
+        best_first = found[np.argsort(-found["score"], kind="stable")]
+        halves = []
+        for rows in (truth[truth["kind"] != "crowd"], best_first[best_first["score"] > SHOWN_SCORE]):
+            picture = read_picture(path, upright=False)
+            boxes_ltrb_px = rows["bbox"] + np.pad(rows["bbox"][:, :2], ((0, 0), (2, 0)))
+            names = [analysis.names[category] for category in rows["category"]]
+            scored = zip(names, rows["score"], strict=True)
+            texts = [name if np.isnan(score) else f"{name} {score:.2f}" for name, score in scored]
+            draw_boxes(picture, boxes_ltrb_px.tolist(), labels[rows["category"]].tolist(), texts)
+            halves.append(picture)
         captions = ("ground truth", f"detections above {SHOWN_SCORE}")
-        pictures[Path(example.path).stem] = side_by_side(truth, found, captions)
+        pictures[Path(path).stem] = side_by_side(halves[0], halves[1], captions)
     return pictures

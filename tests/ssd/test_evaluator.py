@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ssd.batches import EvaluationBatch
 from ssd.boxes import default_boxes, encode_offsets, ltrb_to_cxcywh
@@ -18,10 +17,10 @@ from ssd.console import RunConsole
 from ssd.detect import Detections
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.evaluation.coco import RESULT
+from ssd.evaluation.coco import RESULT, score
+from ssd.evaluation.errors import explain
 from ssd.evaluation.evaluator import (
     Evaluator,
-    Example,
     as_results,
     example_pictures,
     result_rows,
@@ -29,6 +28,7 @@ from ssd.evaluation.evaluator import (
 )
 from ssd.image import class_colour
 from ssd.runtime import Runtime
+from tests.data.coco_folder import CocoFolder
 from tests.fake_gpu import GPU, FakeGpu, OnGpu
 
 pytestmark = pytest.mark.unit
@@ -209,13 +209,17 @@ def test_detections_are_written_as_cocos_results_to_the_bit(tmp_path: Path):
         write_report(str(file / "x.json"), "detections", [])
 
 
-def test_an_example_shows_its_own_confident_detections(tmp_path: Path):
-    Image.new("RGB", (100, 80)).save(tmp_path / "x.png")
-    example = Example(5, str(tmp_path / "x.png"), np.array([[10.0, 10, 40, 40]]), np.array([1]))
-    shown, not_confident = (5, 7, (50, 20, 30, 30), 0.9), (5, 7, (10, 20, 30, 30), 0.2)
-    another_images = (6, 7, (10, 20, 30, 30), 0.9)
-    detections = np.array([shown, not_confident, another_images], RESULT)
-    picture = example_pictures([example], detections, Categories((7,), ("bird",)))["x"]
-    found = np.asarray(picture)[22:, 106:]
-    coloured = (np.abs(found.astype(int) - class_colour(1)).sum(axis=2) < 60).nonzero()
-    assert coloured[1].min() >= 49
+def test_an_example_shows_its_own_boxes_and_confident_detections(tmp_path: Path):
+    data = CocoFolder(tmp_path, categories=[{"id": 9, "name": "cup"}, {"id": 7, "name": "bird"}])
+    for image in (5, 6):
+        data.add(image, np.zeros((80, 100, 3), np.uint8), [(30, 20, 30, 30)])
+    data.write()
+    shown, not_confident = (5, 9, (50, 20, 30, 30), 0.9), (5, 9, (10, 20, 30, 30), 0.2)
+    another_images = (6, 9, (10, 20, 30, 30), 0.9)
+    scored = score(data.annotation_file, np.array([shown, not_confident, another_images], RESULT))
+    paths = {5: str(data.image_folder / "5.png")}
+    picture = example_pictures(paths, explain(scored), Categories((9, 7), ("cup", "bird")))["5"]
+    for begin, left in ((0, 29), (106, 49)):
+        half = np.asarray(picture)[22:, begin : begin + 100]
+        coloured = (np.abs(half.astype(int) - class_colour(1)).sum(axis=2) < 60).nonzero()
+        assert left <= coloured[1].min() <= left + 2
