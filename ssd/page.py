@@ -52,7 +52,6 @@ _environment.filters["shown"] = _shown
 _macros: Any = _environment.get_template("page.html").module
 Part = Callable[..., Markup]
 text: Part = _macros.text
-facts: Part = _macros.facts
 tiles: Part = _macros.tiles
 table: Part = _macros.table
 legend: Part = _macros.legend

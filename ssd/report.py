@@ -114,7 +114,7 @@ def about_run(run: Run) -> list[Markup]:
     with suppress(OSError):
         ended = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime).replace(microsecond=0)
         facts["last record"] = f"{ended}, {ended - datetime.fromisoformat(first['started'])} after the start"
-    parts = [page.facts(facts)]
+    parts = [page.table(("the last start", ""), [(key, str(value)) for key, value in facts.items()])]
     if len(run.starts) > 1:
         head = ("started", "after step", "command")
         parts.append(page.table(head, [[start[key] for key in head] for start in run.starts], "Starts"))
@@ -219,7 +219,8 @@ def _errors(analysis: Analysis) -> list[Markup]:
     kinds = [(kind, analysis.counts[kind], analysis.cost[kind], _MEANING[kind]) for kind in KINDS]
     head = ("kind of error", "how many", "AP50 lost", "what it is")
     parts = [page.table(head, kinds, "Kinds as in TIDE (Bolya et al. 2020); AP50 lost: by these alone")]
-    sizes = [(size, int(row["boxes"]), row["AP"], row["AR_100"]) for size, row in analysis.by_size.items()]
+    of = analysis.numbers
+    sizes = [(size, boxes, of[f"AP_{size}"], of[f"AR_{size}"]) for size, boxes in analysis.sizes.items()]
     parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, divided at 32² and 96² px"))
     axes = page.axes("AP50 lost")
     axes.barh(KINDS[::-1], [analysis.cost[kind] for kind in KINDS[::-1]])
@@ -320,13 +321,13 @@ def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
         return told
     if not len(analysis.detections):
         return [*told, "Nothing was detected."]
-    sizes = {size: row for size, row in analysis.by_size.items() if row["boxes"]}
-    if len(sizes) > 1:
-        worst, *_, best = sorted(sizes, key=lambda size: sizes[size]["AP"])
-        share = sizes[worst]["boxes"] / sum(row["boxes"] for row in sizes.values())
+    aps = {size: analysis.numbers[f"AP_{size}"] for size, boxes in analysis.sizes.items() if boxes}
+    if len(aps) > 1:
+        worst, *_, best = sorted(aps, key=lambda size: aps[size])
+        share = analysis.sizes[worst] / sum(analysis.sizes.values())
         told.append(
-            f"{worst.capitalize()} objects, {share:.0%} of all, are found worst: AP {sizes[worst]['AP']:.3f} "
-            f"against {sizes[best]['AP']:.3f} for {best} ones."
+            f"{worst.capitalize()} objects, {share:.0%} of all, are found worst: AP {aps[worst]:.3f} "
+            f"against {aps[best]:.3f} for {best} ones."
         )
     kind = max(KINDS, key=lambda kind: analysis.cost[kind])
     costs = f"Most AP50, {analysis.cost[kind]:.3f}, is lost to errors of the kind {kind} ({_MEANING[kind]})"

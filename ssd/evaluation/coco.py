@@ -42,9 +42,11 @@ _SETTINGS = {
 }
 NAMES = tuple(_SETTINGS)
 
+SIZES = ("small", "medium", "large")
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_LEVELS = np.linspace(0, 1, 101)
-_AREAS = ("all", "small", "medium", "large")
+AREAS = ("all", *SIZES)
 # Of each in square pixels; both ends belong to the range.
 AREA_RANGES = np.array([(0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2)])
 DETECTIONS_PER_CELL = 100
@@ -186,10 +188,10 @@ def numbers_of(scored: Scored) -> dict[str, float]:
     numbers = {}
     for name, (kind, iou, area, limit) in _SETTINGS.items():
         if kind == "Precision":
-            table = scored.precision[..., _AREAS.index(area)]
+            table = scored.precision[..., AREAS.index(area)]
             part = table if ":" in iou else table[np.isin(IOU_THRESHOLDS, float(iou))]
         else:
-            part = scored.recall[:, :, _AREAS.index(area), RECALL_LIMITS.index(limit)]
+            part = scored.recall[:, :, AREAS.index(area), RECALL_LIMITS.index(limit)]
         counted = part[part > -1]
         numbers[name] = float(counted.mean()) if len(counted) else -1.0
     return numbers
@@ -203,8 +205,16 @@ _SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}, the ids 
 
 def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
     """Check detections and find their images and categories in the annotation file."""
-    source = f"detections {results}" if isinstance(results, str | Path) else "detections"
-    entries = _load(Path(results)) if isinstance(results, str | Path) else results
+    source, entries = "detections", results
+    if isinstance(results, str | Path):
+        source = f"detections {results}"
+        try:
+            entries = json.loads(Path(results).read_bytes())
+        except OSError as error:
+            fix = "name a json file of COCO's results"
+            raise UserError(f"{source} cannot be read ({error.strerror}); {fix}") from error
+        except ValueError as error:
+            raise UserError(f"{source}: not valid JSON, or truncated ({error}); write it again") from error
     if isinstance(entries, list):
         entries = _as_array(entries, source)
     elif not isinstance(entries, np.ndarray) or entries.dtype != RESULT:
@@ -230,19 +240,6 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
                 f"does not list (the first of {np.count_nonzero(positions < 0)} such entries); {fix}"
             )
     return Found(images, categories, boxes_ltwh_px, scores)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"detections {path} cannot be read ({error.strerror}); name a json file of COCO's results"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"detections {path}: not valid JSON, or truncated ({error}); write it again"
-        ) from error
 
 
 def _as_array(entries: list[Any], source: str) -> NDArray[np.void]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask
 
 from ssd.detect import SHOWN_SCORE
-from ssd.evaluation.coco import IOU_THRESHOLDS, Scored, in_both, numbers_of, precision_of
+from ssd.evaluation.coco import IOU_THRESHOLDS, SIZES, Scored, in_both, numbers_of, precision_of
 
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 
@@ -37,7 +37,7 @@ class Analysis:
     names: K, by ascending id. boxes, images: K, annotated boxes of each class (no crowds), and
     images with one. ap, recall: K, COCO's; their means are its AP and AR_100.
     precision: 2×R×K at IoU .5 and .75, over coco.RECALL_LEVELS; means over R are AP50 and AP75 of a class.
-    by_size: of small, medium and large each AP, AR_100 and boxes.
+    numbers: COCO's. sizes: of SIZES, how many annotated boxes have it.
     cost: of each of KINDS, what AP50 would gain if errors of that kind alone were fixed; they don't add up.
     counts: of each of KINDS, how many detections are of it; of missed, how many boxes.
     confusion: (K+1)×(K+1), annotated × detected with a score from SHOWN_SCORE on, at IoU .5; the last row and
@@ -59,7 +59,8 @@ class Analysis:
     ap: NDArray[np.float64]
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
-    by_size: dict[str, dict[str, float]]
+    numbers: dict[str, float]
+    sizes: dict[str, int]
     cost: dict[str, float]
     counts: dict[str, int]
     confusion: NDArray[np.int64]
@@ -76,7 +77,7 @@ def explain(scored: Scored) -> Analysis:
     latter is .5 or more; duplicate, the former is; background, both are below .1; both. The paper leaves the
     order open; this is that of its authors' code.
     """
-    truth, counts, numbers = scored.truth, scored.to_find[0], numbers_of(scored)
+    truth, counts = scored.truth, scored.to_find[0]
     categories = len(scored.annotated.category_ids)
     rows, truths = _boxes(scored)
     with_box = np.unique(np.stack([truth.images, truth.categories])[:, counts], axis=1)
@@ -89,14 +90,8 @@ def explain(scored: Scored) -> Analysis:
         ap=precision.mean(axis=(0, 1)),
         recall=recall.mean(axis=0),
         precision=precision[np.isin(IOU_THRESHOLDS, (0.5, 0.75))],
-        by_size={
-            size: {
-                "AP": numbers[f"AP_{size}"],
-                "AR_100": numbers[f"AR_{size}"],
-                "boxes": float(np.count_nonzero(scored.to_find[area])),
-            }
-            for area, size in enumerate(("small", "medium", "large"), start=1)
-        },
+        numbers=numbers_of(scored),
+        sizes=dict(zip(SIZES, scored.to_find[1:].sum(axis=1).tolist(), strict=True)),
         cost=_cost(rows, truths),
         counts={kind: kinds.count(kind) for kind in KINDS},
         confusion=_confusion(rows, truths, categories),
