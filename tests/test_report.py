@@ -3,17 +3,17 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from scripts import report as script
-from ssd.cli import as_yaml
-from ssd.config import DataConfig, ReportConfig, TrainConfig
+from ssd.config import ReportConfig, TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, coco_numbers
 from ssd.report import read_run
@@ -21,9 +21,26 @@ from tests.data.coco_folder import CocoFolder
 
 pytestmark = pytest.mark.unit
 
-IMAGES, STEP = 8, 40
+IMAGES = 8
 HOSTILE = ("<script>alert(1)</script>", '" onload="alert(1)', "$\\frac{a}$ & {{ 7 * 7 }}")
 TIMES = "2026-11-24 12:00:00", "2026-11-24 12:30:00"
+
+
+def leave_run(folder: Path, evaluations: Sequence[dict[str, Any]], losses: int = 4, **keys: Any) -> Path:
+    """Leave a run's config and metrics: `losses` records, then evaluations. keys: with dots."""
+    folder.mkdir(parents=True)
+    config = OmegaConf.structured(TrainConfig(name=folder.name))
+    for key, value in keys.items():
+        OmegaConf.update(config, key, value)
+    OmegaConf.save(config, folder / "config.yaml")
+    same = ("loss_localization", "loss_confidence", "learning_rate", "images_per_second", "data_wait")
+    records = [
+        {"step": 5 * k + 5, "epoch": 0, "loss": 9 - k / losses} | dict.fromkeys(same, 1e-3)
+        for k in range(losses)
+    ]
+    lines = [f"{json.dumps(record)}\n" for record in [*records, *evaluations]]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
 
 
 def make_run(folder: Path, names: tuple[str, ...], detect: bool = True) -> Path:
@@ -39,22 +56,14 @@ def make_run(folder: Path, names: tuple[str, ...], detect: bool = True) -> Path:
         found.append((image, 1, [100, 150, 30, 30], 0.2 + 0.05 * image))
     data.write()
     detections = np.array(found if detect else [], RESULT)
-    run = folder / "run"
-    run.mkdir()
-    np.save(run / f"detections_{STEP:08d}.npy", detections)
+    numbers = coco_numbers(data.annotation_file, detections)
     both = {"images": str(data.image_folder), "annotations": str(data.annotation_file)}
-    paths = {f"{split}_{what}": path for split in ("train", "val") for what, path in both.items()}
-    config = TrainConfig(name="a run", seed=17, data=DataConfig(**paths))
-    (run / "config.yaml").write_text(as_yaml(config))
-    trained = ("loss", "loss_localization", "loss_confidence")
-    trained += ("learning_rate", "images_per_second", "data_wait")
-    records = [
-        {"step": step} | dict.fromkeys(trained, None if step == 20 else 0.5) for step in range(5, STEP, 5)
-    ]
-    scored = coco_numbers(data.annotation_file, detections)
-    records += [{"step": step, "epoch": 0} | scored for step in (STEP // 2, STEP)]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    (run / "metrics.jsonl").write_text(lines + '{"step": 4')  # as a killed process leaves it
+    paths = {f"data.{split}_{what}": path for split in ("train", "val") for what, path in both.items()}
+    evaluations = [{"step": step, "epoch": 0} | numbers for step in (20, 40)]
+    run = leave_run(folder / "run", evaluations, **paths)
+    np.save(run / "detections_00000020.npy", detections)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4')  # as a killed process leaves it
     facts = {"command": "train.py experiment=coco_8x128 name=run seed=17", "images": "8 with 24 boxes"}
     starts = [{"started": time, "after step": 20 * k} | facts for k, time in enumerate(TIMES)]
     (run / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts) + '{"star')
