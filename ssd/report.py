@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ssd import page
-from ssd.boxes import BOXES_PER_CELL, MAP_SIZES, SCALES_PX, cxcywh_to_ltrb, default_boxes, match, pairwise_iou
+from ssd.boxes import BOXES_PER_CELL, MAP_SIZES, SCALES_PX, default_boxes, match
 from ssd.detect import SHOWN_SCORE
 from ssd.evaluation.coco import NAMES, RECALL_LEVELS
 from ssd.evaluation.errors import KINDS, Analysis
@@ -166,22 +166,17 @@ def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> l
     """
     boxes = default_boxes()
     claims = torch.zeros(len(boxes), dtype=torch.int64)
-    below = 0  # objects that no default box overlaps enough
     for boxes_ltrb in map(torch.from_numpy, sample):
         claims += match(boxes_ltrb, torch.ones(len(boxes_ltrb)), boxes)[1]
-        below += int((pairwise_iou(boxes_ltrb, cxcywh_to_ltrb(boxes)).amax(dim=1) <= 0.5).sum())
     rows = []
     maps = claims.split([each * size**2 for each, size in zip(BOXES_PER_CELL, MAP_SIZES, strict=True)])
     for of_map, size, side_px, per_cell in zip(maps, MAP_SIZES, SCALES_PX, BOXES_PER_CELL, strict=False):
         shapes = [*of_map.view(per_cell, -1).sum(dim=1).tolist(), None, None][:6]
         never = float((of_map == 0).double().mean())
         rows.append((f"{size}×{size}, {side_px} px", *shapes, int(of_map.sum()), never))
-    objects = sum(map(len, sample))
     words = (
-        f"{objects:,} objects of {len(sample):,} training images (of {images:,}), seen whole: {below:,} "
-        f"({below / max(objects, 1):.1%}) overlap no default box by more than IoU 0.5 and are learned by "
-        "their best one alone, unless a random crop enlarges them. Never claimed: the share of a map's "
-        "default boxes that no object matches."
+        f"{sum(map(len, sample)):,} objects of {len(sample):,} training images (of {images:,}), seen whole. "
+        "Never claimed: the share of a map's default boxes that no object matches."
     )
     head = ("map, box side", "1:1", "1:1 larger", "2:1", "1:2", "3:1", "1:3", "all", "never claimed")
     return [page.text(words), page.table(head, rows, "Matches by map and width:height")]

@@ -37,7 +37,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_students_t_is_that_of_the_closed_forms():
+def test_the_statistics_are_those_of_closed_forms_and_of_scipy():
     for t in (0.0, 1e-6, 0.3, 1.0, 2.5, 12.7, 700.0):
         tails = {
             1: 1 - 2 / math.pi * math.atan(t),
@@ -46,9 +46,6 @@ def test_students_t_is_that_of_the_closed_forms():
         }
         for freedom, both in tails.items():
             assert float(chance(t, freedom)) == pytest.approx(both, rel=1e-9, abs=1e-13)
-
-
-def test_intervals_and_welchs_test_are_scipys():
     for count, t in {2: 12.706204736174705, 101: 1.983971518523552}.items():
         values = [float(k) for k in range(count)]
         half = t * stdev(values) / math.sqrt(count)
