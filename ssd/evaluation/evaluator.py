@@ -23,7 +23,6 @@ from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCO
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, Scored, numbers_of, score
-from ssd.evaluation.errors import Analysis
 from ssd.image import draw_boxes, read_picture, side_by_side
 from ssd.runtime import Runtime
 
@@ -173,26 +172,30 @@ def as_results(detections: NDArray[np.void]) -> list[dict[str, Any]]:
 
 
 def example_pictures(
-    paths: Mapping[int, str], analysis: Analysis, categories: Categories
+    paths: Mapping[int, str], scored: Scored, categories: Categories
 ) -> dict[str, Image.Image]:
     """Draw images twice, with their ground truth and with their detections above SHOWN_SCORE.
 
     paths: of the images, by id. Returns the pictures by the name of their image file.
     """
-    labels = np.argsort(categories.ids) + 1  # of analysis.names, which are by ascending id
+    names, labels = scored.annotated.names, np.argsort(categories.ids) + 1  # both by ascending id
+    truth = scored.truth.take(~scored.truth.crowd)
+    found = scored.found.take(np.argsort(-scored.found.scores, kind="stable"))
+    found = found.take(found.scores > SHOWN_SCORE)
     pictures = {}
     for image_id, path in paths.items():
-        truth, found = (rows[rows["image_id"] == image_id] for rows in (analysis.truths, analysis.detections))
-        best_first = found[np.argsort(-found["score"], kind="stable")]
+        here = scored.annotated.image_ids.searchsorted(image_id)
+        annotated, detected = truth.take(truth.images == here), found.take(found.images == here)
+        words = [names[row] for row in annotated.categories]
+        scored_words = [
+            f"{names[row]} {score:.2f}"
+            for row, score in zip(detected.categories, detected.scores, strict=True)
+        ]
         halves = []
-        for rows in (truth[truth["kind"] != "crowd"], best_first[best_first["score"] > SHOWN_SCORE]):
-            picture = read_picture(path, upright=False)
-            boxes_ltrb_px = rows["bbox"] + np.pad(rows["bbox"][:, :2], ((0, 0), (2, 0)))
-            names = [analysis.names[category] for category in rows["category"]]
-            scored = zip(names, rows["score"], strict=True)
-            texts = [name if np.isnan(score) else f"{name} {score:.2f}" for name, score in scored]
-            draw_boxes(picture, boxes_ltrb_px.tolist(), labels[rows["category"]].tolist(), texts)
-            halves.append(picture)
+        for boxes, texts in ((annotated, words), (detected, scored_words)):
+            boxes_ltrb_px = boxes.boxes_ltwh_px + np.pad(boxes.boxes_ltwh_px[:, :2], ((0, 0), (2, 0)))
+            halves.append(read_picture(path, upright=False))
+            draw_boxes(halves[-1], boxes_ltrb_px.tolist(), labels[boxes.categories].tolist(), texts)
         captions = ("ground truth", f"detections above {SHOWN_SCORE}")
         pictures[Path(path).stem] = side_by_side(halves[0], halves[1], captions)
     return pictures

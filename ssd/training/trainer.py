@@ -327,9 +327,8 @@ class Trainer:
         if self._log and result.scored:  # both are rank 0's
             record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             self._log.record("evaluation", record)
-            analysis = explain(result.scored)
-            self._log.analysis(analysis, self.step)
-            pictures = example_pictures(self.task.examples, analysis, self.task.categories)
+            self._log.analysis(explain(result.scored), self.step)
+            pictures = example_pictures(self.task.examples, result.scored, self.task.categories)
             for name, picture in pictures.items():
                 self._log.picture("validation", name, picture, self.step)
             if result.numbers["AP"] > max(self._scores, default=-2.0):

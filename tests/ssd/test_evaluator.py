@@ -18,7 +18,6 @@ from ssd.detect import Detections
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, score
-from ssd.evaluation.errors import explain
 from ssd.evaluation.evaluator import (
     Evaluator,
     as_results,
@@ -218,7 +217,7 @@ def test_an_example_shows_its_own_boxes_and_confident_detections(tmp_path: Path)
     another_images = (6, 9, (10, 20, 30, 30), 0.9)
     scored = score(data.annotation_file, np.array([shown, not_confident, another_images], RESULT))
     paths = {5: str(data.image_folder / "5.png")}
-    picture = example_pictures(paths, explain(scored), Categories((9, 7), ("cup", "bird")))["5"]
+    picture = example_pictures(paths, scored, Categories((9, 7), ("cup", "bird")))["5"]
     for begin, left in ((0, 29), (106, 49)):
         half = np.asarray(picture)[22:, begin : begin + 100]
         coloured = (np.abs(half.astype(int) - class_colour(1)).sum(axis=2) < 60).nonzero()
