@@ -146,9 +146,8 @@ def curves(configs: Configs) -> list[Markup]:
     for key in ("loss", "learning_rate", "AP", "AP50"):
         axes = page.axes("step")
         for name, run in [(name, run) for name, runs in configs.items() for run in runs]:
-            records, marker = (run.told.evaluations, ".") if key in TESTED else (run.told.training, "")
-            points = report.curve(records, key, POINTS)
-            axes.plot(*points, marker=marker, color=colours[name], linewidth=1.2)
+            records, style = (run.told.evaluations, ".-") if key in TESTED else (run.told.training, "-")
+            axes.plot(*report.curve(records, key, POINTS), style, color=colours[name], linewidth=1.2)
         parts.append(page.plot(axes, key.replace("_", " ")))
     return parts
 

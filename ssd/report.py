@@ -221,8 +221,7 @@ def _errors(analysis: Analysis) -> list[Markup]:
     axes.barh(KINDS[::-1], [analysis.cost[kind] for kind in KINDS[::-1]])
     parts.append(page.plot(axes, "What each kind of error costs"))
     axes = page.axes("score", "share that is right")
-    scores, right, _ = analysis.calibration[analysis.calibration[:, 2] > 0].T
-    axes.plot(scores, right, ".-")
+    axes.plot(*analysis.calibration.T, ".-")
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=0.8)
     return [*parts, page.plot(axes, "Calibration: below the dashed line scores are too high")]
 

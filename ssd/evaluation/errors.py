@@ -19,7 +19,6 @@ from ssd.evaluation.coco import IOU_THRESHOLDS, SIZES, Scored, in_both, numbers_
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # TIDE's t_f and t_b
-SCORE_BINS = 10
 
 BOX = np.dtype(
     [
@@ -43,8 +42,8 @@ class Analysis:
     confusion: (K+1)×(K+1), annotated × detected with a score from SHOWN_SCORE on, at IoU .5; the last row and
     column are background. A box counts once: where it is found, else for the best detection whose only error
     is the class.
-    calibration: SCORE_BINS×3, of detections with a score in each tenth from 0 to 1 the mean score, the share
-    that is right at IoU .5 and the number; 0 where there are none.
+    calibration: of each tenth of the scores from 0 to 1 that has detections a row, their mean score and the
+    share of them that is right at IoU .5.
     detections: rows of BOX, those of Scored. kind: "right", one of KINDS, or "ignored", where it matches a
     crowd. truth: the annotated box concerned, a row of `truths`, or −1. iou: with that box, else the best
     with any.
@@ -199,8 +198,7 @@ def _confusion(rows: NDArray[np.void], truths: NDArray[np.void], background: int
 
 def _calibration(rows: NDArray[np.void]) -> NDArray[np.float64]:
     counted = rows[rows["kind"] != "ignored"]
-    bins = np.clip((counted["score"] * SCORE_BINS).astype(np.int64), 0, SCORE_BINS - 1)
-    number = np.bincount(bins, minlength=SCORE_BINS)
-    scores = np.bincount(bins, counted["score"], SCORE_BINS) / np.maximum(number, 1)
-    right = np.bincount(bins, counted["kind"] == "right", SCORE_BINS) / np.maximum(number, 1)
-    return np.stack([scores, right, number], axis=1)
+    tenths, right = np.minimum(counted["score"] * 10 // 1, 9), counted["kind"] == "right"
+    of_each = [tenths == tenth for tenth in np.unique(tenths)]
+    points = [(counted["score"][inside].mean(), right[inside].mean()) for inside in of_each]
+    return np.array(points).reshape(-1, 2)

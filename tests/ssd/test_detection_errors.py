@@ -146,13 +146,12 @@ def check(file: Path, truth: Entry, results: list[Entry]) -> Analysis:
     assert confusion[:, :-1].sum(axis=0).tolist() == detected
     assert confusion.diagonal().sum() == len([entry for entry in shown if entry["kind"] == "right"])
 
-    for number, (mean, share, count) in enumerate(analysis.calibration.tolist()):
-        inside = [e for e in found if e["kind"] != "ignored" and min(int(e["score"] * 10), 9) == number]
-        assert count == len(inside)
-        right = [entry["kind"] == "right" for entry in inside]
-        assert (mean, share) == pytest.approx(
-            (np.mean([e["score"] for e in inside]), np.mean(right)) if inside else (0, 0)
-        )
+    tenths: dict[int, list[tuple[float, bool]]] = {}
+    for entry in [entry for entry in found if entry["kind"] != "ignored"]:
+        inside = tenths.setdefault(min(int(entry["score"] * 10), 9), [])
+        inside.append((entry["score"], entry["kind"] == "right"))
+    points = [np.mean(tenths[tenth], axis=0) for tenth in sorted(tenths)]
+    assert analysis.calibration == pytest.approx(np.array(points).reshape(-1, 2))
 
     numbers, (ap50, ap75) = coco_numbers(file, results), analysis.precision.mean(axis=1)
     by_class = {"AP": analysis.ap, "AP50": ap50, "AP75": ap75, "AR_100": analysis.recall}
