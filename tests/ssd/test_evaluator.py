@@ -56,23 +56,18 @@ class Oracle(torch.nn.Module):
         return self.offsets.expand(len(images), 4, 8732), logits
 
 
-class ThreeImages:
-    """Ids 1, 2, 3, counted from ZERO, in batches of two and one; an object is on the odd ones."""
+def three_images() -> list[EvaluationBatch]:
+    """Return ids 1, 2, 3, counted from ZERO, in batches of two and one; an object is on the odd ones."""
+    images = torch.zeros(3, 3, 300, 300)
+    images[::2, 0, 0, 0] = 1
+    sizes_px = torch.tensor([[100.0, 50.0]] * 3)
+    ids = [ZERO + image for image in (1, 2, 3)]
+    return [EvaluationBatch(images[at], ids[at], sizes_px[at]) for at in (slice(0, 2), slice(2, 3))]
 
-    def __len__(self) -> int:
-        return 2
 
+class BrokenSecondBatch(list[EvaluationBatch]):
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        for ids in ([1, 2], [3]):
-            images = torch.zeros(len(ids), 3, 300, 300)
-            images[[index for index, image in enumerate(ids) if image % 2], 0, 0, 0] = 1
-            ids = [ZERO + image for image in ids]
-            yield EvaluationBatch(images, ids, torch.tensor([[100.0, 50.0]] * len(ids)))
-
-
-class BrokenSecondBatch(ThreeImages):
-    def __iter__(self) -> Iterator[EvaluationBatch]:
-        yield next(super().__iter__())
+        yield self[0]
         raise UserError("x.jpg can't be read")
 
 
@@ -86,7 +81,7 @@ def evaluator(tmp_path: Path) -> Evaluator:
     }
     (tmp_path / "val.json").write_text(json.dumps(truth))
     return Evaluator(
-        loader=ThreeImages(),
+        loader=three_images(),
         annotation_file=tmp_path / "val.json",
         image_ids=None,
         images=3,
@@ -116,10 +111,9 @@ class OracleOnGpu(Oracle):
 
 
 def test_a_batch_makes_the_host_wait_for_a_gpu_seven_times(evaluator: Evaluator):
-    runtime, ranks, console = SURROUNDINGS
+    runtime = replace(SURROUNDINGS[0], device=GPU)
     with FakeGpu() as gpu:
-        rounds = evaluator.detect(OracleOnGpu(label=2), replace(runtime, device=GPU), ranks, console)
-        rows = [*rounds]
+        rows = [*evaluator.detect(OracleOnGpu(label=2), runtime, *SURROUNDINGS[1:])]
     waits = gpu.waits.total() - 1  # beside the default boxes, which are sent there once
     assert 0 < waits <= 2 * 7, gpu.waits
     here = evaluator.detect(Oracle(label=2), *SURROUNDINGS)
@@ -173,7 +167,7 @@ def test_however_it_ends_the_network_is_in_the_mode_it_came_in(evaluator: Evalua
     network = Oracle(label=2).train(training)
     assert len([*evaluator.detect(network, *SURROUNDINGS)]) == 2
     assert network.training is training
-    broken = replace(evaluator, loader=BrokenSecondBatch())
+    broken = replace(evaluator, loader=BrokenSecondBatch(three_images()))
     with pytest.raises(UserError, match=r"x\.jpg"):
         list(broken.detect(network, *SURROUNDINGS))
     assert network.training is training
