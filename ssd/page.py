@@ -27,7 +27,7 @@ COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#0
 
 _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.35,
+    "axes.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "grid.color": "gray", "grid.alpha": 0.2,
     "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False,  # names may hold $
 }  # fmt: skip
 mpl.rcParams.update(_STYLE)
@@ -52,6 +52,7 @@ _environment.filters["shown"] = _shown
 _macros: Any = _environment.get_template("page.html").module
 Part = Callable[..., Markup]
 text: Part = _macros.text
+facts: Part = _macros.facts
 tiles: Part = _macros.tiles
 table: Part = _macros.table
 legend: Part = _macros.legend

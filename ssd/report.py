@@ -114,7 +114,7 @@ def about_run(run: Run) -> list[Markup]:
     with suppress(OSError):
         ended = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime).replace(microsecond=0)
         facts["last record"] = f"{ended}, {ended - datetime.fromisoformat(first['started'])} after the start"
-    parts = [page.table(("the last start", ""), [(key, str(value)) for key, value in facts.items()])]
+    parts = [page.facts(facts)]
     if len(run.starts) > 1:
         head = ("started", "after step", "command")
         parts.append(page.table(head, [[start[key] for key in head] for start in run.starts], "Starts"))

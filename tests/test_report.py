@@ -93,7 +93,7 @@ def test_a_page_tells_what_the_run_was_and_where_it_fails(tmp_path: Path):
     best = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     for told in (
         f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, the best of 2 evaluations.",
-        "8 with 24 boxes", "differs from the experiment's file| name=run seed=17", f"started| {TIMES[1]}",
+        "8 with 24 boxes", "differs from the experiment's file name=run seed=17", f"started {TIMES[1]}",
         f"{TIMES[0]}| 0| train.py", f"{TIMES[1]}| 20| train.py",
         "AP published", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
         "classification", "the best image", "not found: ", "24 objects of 8 training images (of 8)",
