@@ -162,16 +162,9 @@ def test_random_sets_give_pycocotools_bits(tmp_path: Path, scene: Scene, seed: i
     numbers = coco_numbers(file, results)
     assert numbers == pycocotools_numbers(file, results)
     assert numbers["AR_100"] > 0  # the set is about something
-
-
-def test_image_ids_restrict_what_is_scored_as_in_pycocotools(tmp_path: Path) -> None:
-    draws = np.random.default_rng(0)
-    truth = random_annotations(SCENES["ordinary"], draws)
-    results = random_results(SCENES["ordinary"], truth, draws)
-    file = write(tmp_path, truth)
     some = [image["id"] for image in truth["images"][::3]]
-    numbers = coco_numbers(file, results, image_ids=[*some, some[0]])
-    assert numbers == pycocotools_numbers(file, results, image_ids=some)
+    of_some = coco_numbers(file, results, image_ids=[*some, some[0]])
+    assert of_some == pycocotools_numbers(file, results, image_ids=some)
 
 
 def test_list_file_and_array_give_the_same_numbers_and_so_do_ids_of_any_size(tmp_path: Path) -> None:
@@ -212,21 +205,19 @@ def test_without_detections_what_counts_is_0_and_the_rest_minus_1(
 
 
 @pytest.mark.parametrize(
-    ("change", "same_as"),
+    "change",
     [
-        ({"id": 0}, {}),  # which pycocotools takes for no match
-        ({"area": None}, {}),  # the box's
-        ({"area": ...}, {}),
-        ({"iscrowd": ...}, {}),
-        ({"iscrowd": True}, {"iscrowd": 1}),
+        {"id": 0},  # which pycocotools takes for no match
+        {"area": None},  # the box's
+        {"area": ...},
+        {"iscrowd": ...},
+        {"iscrowd": True},
     ],
 )
-def test_what_an_annotation_may_leave_open(
-    tmp_path: Path, change: dict[str, Any], same_as: dict[str, Any]
-) -> None:
+def test_what_an_annotation_may_leave_open(tmp_path: Path, change: dict[str, Any]) -> None:
     changed = small_truth(**change)
     entry = changed["annotations"][0]
     changed["annotations"] = [{key: value for key, value in entry.items() if value is not ...}]
     numbers = coco_numbers(write(tmp_path, changed), [FOUND])
-    file = write(tmp_path, small_truth(**same_as))
+    file = write(tmp_path, small_truth(iscrowd=int(change == {"iscrowd": True})))
     assert numbers == coco_numbers(file, [FOUND]) == pycocotools_numbers(file, [FOUND])
