@@ -198,9 +198,7 @@ def classes(configs: Configs) -> list[Markup]:
             for run in runs:
                 if run.config.get("data.limit"):
                     raise UserError(f"scored on {run.scored_on}")
-                folder = run.told.folder
-                file = next(folder.glob("detections_*.npy"), folder / "detections_*.npy")
-                scored = score(run.scored_on, np.load(file))
+                scored = score(run.scored_on, np.load(run.told.detections))
                 of_runs.append(scored.precision[..., 0].mean(axis=(0, 1)))
                 names = scored.annotated.names
             aps[config] = np.mean(of_runs, axis=0)

@@ -67,6 +67,11 @@ class Run:
         """The first evaluation of the highest AP, {} where there is none."""
         return max(self.evaluations, key=lambda record: record["AP"], default={})
 
+    @property
+    def detections(self) -> Path:
+        """The file that the best evaluation has left; it may be missing."""
+        return next(self.folder.glob("detections_*.npy"), self.folder / "detections_STEP.npy")
+
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder. A file that isn't there, or a line that was cut short, tells nothing."""

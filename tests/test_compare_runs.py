@@ -203,7 +203,7 @@ def test_ap_by_class_is_that_of_the_detections_beside_each_run():
     assert "class| AP of a and 1 more| c: difference|" in page
     assert f"bird| 1.000| 0.000| bus| {bus / 2:.3f}| −{bus / 2:.3f}|" in page
     assert "Not shown: d: No data left in file." in page
-    assert "Not shown: e: [Errno 2] No such file or directory: 'e/detections_*.npy'." in page
+    assert "Not shown: e: [Errno 2] No such file or directory: 'e/detections_STEP.npy'." in page
     file.unlink()
     assert f"Not shown: c: annotation file {file} cannot be read" in compare("c")
     leave("g", **{"data.limit": 8})
