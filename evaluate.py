@@ -14,7 +14,7 @@ from ssd.console import RunConsole
 from ssd.distributed import open_ranks
 from ssd.evaluation.coco import summary_lines
 from ssd.evaluation.errors import explain
-from ssd.evaluation.evaluator import evaluation_report, write_detections, write_report
+from ssd.evaluation.evaluator import as_results, evaluation_report, write_report
 from ssd.published import load_weights
 from ssd.runtime import set_up
 
@@ -41,7 +41,7 @@ def main(config: EvaluateConfig) -> None:
             return
         write_report(config.out, "out", evaluation_report(config.checkpoint, evaluator, result, runtime))
         if config.detections is not None:
-            write_detections(config.detections, "detections", result.detections)
+            write_report(config.detections, "detections", as_results(result.detections), indent=None)
         if config.report is not None:
             from ssd import page  # here: only they need matplotlib, which takes a second
             from ssd import report as html
@@ -50,7 +50,7 @@ def main(config: EvaluateConfig) -> None:
             about = config.checkpoint, f"{describe(index)}; {runtime.describe()}"
             sections = {"Numbers": [page.tiles(result.numbers)]} | html.failures(analysis, index.paths())
             reached = "AP {AP:.3f} and AP50 {AP50:.3f}.".format(**result.numbers)
-            html.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
+            page.write(config.report, "report", about, [reached, *html.headline(None, analysis)], sections)
 
 
 def check_outputs(config: EvaluateConfig) -> None:

@@ -18,7 +18,7 @@ from ssd.categories import Categories
 from ssd.config import Check, DataConfig, Decoder, OnBadImage, TrainConfig, default_threads
 from ssd.console import RunConsole
 from ssd.distributed import Ranks
-from ssd.evaluation.evaluator import Evaluator, Example
+from ssd.evaluation.evaluator import Evaluator
 from ssd.runtime import Runtime
 from ssd.training.session import Session
 from ssd.training.state import SavedRun, images_per_rank
@@ -97,7 +97,7 @@ def open_evaluation(
     evaluation), and where it has other classes.
     """
     file = data.locate("val_annotations")
-    # Scored is the file as it stands; this cleaning is for the pictures that are shown.
+    # Scored is the file as it stands; this selects its images.
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
     index = _read(data, selection, ranks)
     _refuse(_find_bad(index, data, ranks, console), index, _FIX)
@@ -123,18 +123,15 @@ def describe(index: CocoIndex) -> str:
     return used + (f"; not used: {', '.join(dropped)}" if dropped else "")
 
 
-def pick_examples(index: CocoIndex, count: int) -> list[Example]:
-    """Choose up to `count` images with boxes, evenly over the file, to be shown at each evaluation."""
+def pick_examples(index: CocoIndex, count: int) -> dict[int, str]:
+    """Choose up to `count` images with boxes, evenly over the file, to be shown at each evaluation.
+
+    Returns their paths by id.
+    """
     with_boxes = np.flatnonzero(np.diff(index.box_starts))
     count = min(count, len(with_boxes))
     chosen = np.linspace(0, len(with_boxes) - 1, count).round().astype(np.int64)
-    examples = []
-    for image in with_boxes[chosen].tolist():
-        boxes_ltrb, labels = index.boxes_of(image)
-        boxes_ltrb_px = boxes_ltrb.astype(np.float64) * np.tile(index.sizes_px[image], 2)
-        image_id = int(index.image_ids[image])
-        examples.append(Example(image_id, index.path(image), boxes_ltrb_px, labels.astype(np.int64)))
-    return examples
+    return {int(index.image_ids[image]): index.path(image) for image in with_boxes[chosen].tolist()}
 
 
 def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:

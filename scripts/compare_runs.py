@@ -41,14 +41,12 @@ SHAPING = (
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder tells. config: by full key. scored_on: alike where numbers can be compared."""
+    """A run to compare. config: by full key. scored_on: alike where numbers can be compared."""
 
     name: str
     config: dict[str, Any]
     scored_on: str
-    training: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    detections: Path
+    told: report.Run
 
 
 Configs = dict[str, list[Run]]
@@ -72,7 +70,7 @@ def main(words: Sequence[str]) -> None:
         headline.append(f"Numbers on different sets can't be compared: {', '.join(sets)}.")
     sections["Keys that differ"] = [differing_keys(runs)]
     about = f"runs: {len(runs)}, configs: {len(configs)}"
-    report.write(out, "out", ("Runs compared", about), headline, sections)
+    page.write(out, "out", ("Runs compared", about), headline, sections)
     print(*headline, f"{about}: {out}", sep="\n")
 
 
@@ -101,8 +99,7 @@ def read(folder: Path) -> Run:
         raise UserError(f"{folder} can't be read as a run ({reason}); leave it out") from error
     if limit := config.get("data.limit"):
         scored_on += f" (data.limit={limit})"
-    detections = next(folder.glob("detections_*.npy"), folder / "detections_*.npy")
-    return Run(printable(str(folder)), config, scored_on, told.training, told.evaluations, detections)
+    return Run(printable(str(folder)), config, scored_on, told)
 
 
 def chance(t: Any, freedom: float) -> Any:
@@ -135,10 +132,9 @@ def numbers(runs: Sequence[Run]) -> Markup:
     """Show each run's last numbers and its best."""
     rows = []
     for run in runs:
-        last = run.evaluations[-1] if run.evaluations else {}
-        best = max(run.evaluations, key=lambda record: record["AP"], default={})
-        loss = run.training[-1]["loss"] if run.training else None
-        ends = (last.get("step"), *map(last.get, NAMES[:6]), best.get("AP"), best.get("step"), loss)
+        best, trained = run.told.best, (run.told.training or [{}])[-1]
+        last = (run.told.evaluations or [{}])[-1]
+        ends = (*map(last.get, ("step", *NAMES[:6])), best.get("AP"), best.get("step"), trained.get("loss"))
         rows.append((run.name, run.config.get("seed"), *ends))
     return page.table(("run", "seed", "evaluated after", *NAMES[:6], "best AP", "after", "last loss"), rows)
 
@@ -150,12 +146,8 @@ def curves(configs: Configs) -> list[Markup]:
     for key in ("loss", "learning_rate", "AP", "AP50"):
         axes = page.axes("step")
         for name, run in [(name, run) for name, runs in configs.items() for run in runs]:
-            records = run.evaluations if key in TESTED else run.training
-            points = np.array([(record["step"], record[key]) for record in records], np.float64)
-            if len(points) > POINTS:
-                points = np.array([part.mean(axis=0) for part in np.array_split(points, POINTS)])
-            marker = "." if key in TESTED else ""
-            axes.plot(*points.reshape(-1, 2).T, marker=marker, color=colours[name], linewidth=1.2)
+            records, style = (run.told.evaluations, ".-") if key in TESTED else (run.told.training, "-")
+            axes.plot(*report.curve(records, key, POINTS), style, color=colours[name], linewidth=1.2)
         parts.append(page.plot(axes, key.replace("_", " ")))
     return parts
 
@@ -165,23 +157,23 @@ def seeds(configs: Configs, comparable: bool) -> tuple[list[str], list[Markup]]:
 
     Returns the page's headline besides.
     """
-    lasts: dict[str, list[dict[str, Any]]] = {}
+    lasts: dict[str, dict[Any, dict[str, Any]]] = {}  # of each config the last evaluation of each seed
     for name, runs in configs.items():
-        of_seeds = {run.config.get("seed"): run.evaluations[-1] for run in runs if run.evaluations}
-        lasts[name] = [*of_seeds.values()]
+        evaluated = [run for run in runs if run.told.evaluations]
+        lasts[name] = {run.config.get("seed"): run.told.evaluations[-1] for run in evaluated}
     enough = [name for name in lasts if len(lasts[name]) > 1]
     told, rows = [], []
     for number, name in product(TESTED, enough):
-        first, values = ([last[number] for last in lasts[of]] for of in (enough[0], name))
+        first, values = ([last[number] for last in lasts[of].values()] for of in (enough[0], name))
         mean, (low, high) = fmean(values), interval(values)
         says = f"AP of {name}: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"
-        row = [f"{number} of {name}", len(values), mean, stdev(values), low, high, None, None, ""]
+        tested: tuple[float | str | None, ...] = (None, None, "")
         if comparable and name != enough[0]:
             difference, p = mean - fmean(first), welch(first, values)
             found = "the configs differ" if p < LEVEL else "no difference is shown"
-            row[-3:] = difference, p, found
             says += f"; against {enough[0]} {difference:+.3f}, p = {p:.2g}: {found}"
-        rows.append(row)
+            tested = difference, p, found
+        rows.append((f"{number} of {name}", len(values), mean, stdev(values), low, high, *tested))
         if number == "AP":
             told.append(f"{says}.")
     if few := sum(len(of_seeds) < 3 for of_seeds in lasts.values()):
@@ -206,7 +198,7 @@ def classes(configs: Configs) -> list[Markup]:
             for run in runs:
                 if run.config.get("data.limit"):
                     raise UserError(f"scored on {run.scored_on}")
-                scored = score(run.scored_on, np.load(run.detections))
+                scored = score(run.scored_on, np.load(run.told.detections))
                 of_runs.append(scored.precision[..., 0].mean(axis=(0, 1)))
                 names = scored.annotated.names
             aps[config] = np.mean(of_runs, axis=0)

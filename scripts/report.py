@@ -20,8 +20,9 @@ from ssd import page, report
 from ssd.cli import check_file, parse
 from ssd.cli import run as main_of_cli
 from ssd.config import DataConfig, ReportConfig, TrainConfig
-from ssd.errors import UserError, require
-from ssd.evaluation.errors import Analysis, analyse
+from ssd.errors import require
+from ssd.evaluation.coco import score
+from ssd.evaluation.errors import Analysis, explain
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = 2000  # training images whose default boxes are matched
@@ -36,18 +37,18 @@ def main(config: ReportConfig) -> None:
     check_file(out, "out")
     run, name, published, analysis = report.read_run(folder), folder.name, None, None
     missing: list[str] = []
-    failures: report.Sections = {}
+    failures: page.Sections = {}
     with noting(missing):
         trained = parse(TrainConfig, cast(DictConfig, OmegaConf.load(folder / "config.yaml")))
         name, published = trained.name, published_ap(run, trained.runtime.tf32)
         with noting(missing):  # default boxes can be matched all the same
-            analysis, paths = analyse_best(folder, trained.data)
+            analysis, paths = analyse_best(run, trained.data)
             failures |= report.failures(analysis, paths)
         failures["Default boxes"] = default_boxes(trained.data)
     sections = {"What is missing": [page.text(each) for each in missing]} if missing else {}
     sections |= {"Numbers": report.numbers(run, published), **failures}
     sections |= {"Training": report.training(run), "The run": report.about_run(run)}
-    report.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
+    page.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
 
 
 @contextmanager
@@ -59,17 +60,13 @@ def noting(missing: list[str]) -> Iterator[None]:
         missing.append(str(error))
 
 
-def analyse_best(folder: Path, data: DataConfig) -> tuple[Analysis, dict[int, str]]:
+def analyse_best(run: report.Run, data: DataConfig) -> tuple[Analysis, dict[int, str]]:
     """Analyse what the best evaluation has detected; return that and where the images are."""
-    files = sorted(folder.glob("detections_*.npy"))
-    if not files:
-        fix = f"of a best.pt, python evaluate.py checkpoint={folder} report=FILE.html shows where it fails"
-        raise UserError(f"{folder} has no detections_STEP.npy, which an evaluation leaves; {fix}")
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
     file = data.locate("val_annotations")
     index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
     scored = None if data.limit is None else index.image_ids.tolist()
-    return analyse(file, np.load(files[-1]), scored), index.paths()
+    return explain(score(file, np.load(run.detections), scored)), index.paths()
 
 
 def default_boxes(data: DataConfig) -> list[Markup]:

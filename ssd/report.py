@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,26 +18,22 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ssd import page
-from ssd.boxes import BOXES_PER_CELL, MAP_SIZES, SCALES_PX, cxcywh_to_ltrb, default_boxes, match, pairwise_iou
-from ssd.cli import writing
+from ssd.boxes import BOXES_PER_CELL, MAP_SIZES, SCALES_PX, default_boxes, match
 from ssd.detect import SHOWN_SCORE
 from ssd.evaluation.coco import NAMES, RECALL_LEVELS
 from ssd.evaluation.errors import KINDS, Analysis
 from ssd.image import PictureError, read_picture
 
-Sections = dict[str, list[Markup]]
-
 _GREY = "#94a3b8"
 _TOLD = ("stopped by", "error:", "bad image", "loss or gradient")  # what lines of run.log begin with
 _SHOWN = 50  # of them
 _TRAINING = {
-    "loss": "Loss",
-    "loss_localization": "Its localisation part",
-    "loss_confidence": "Its confidence part",
-    "learning_rate": "Learning rate",
-    "images_per_second": "Images a second",
-    "data_wait": "Share of time spent waiting for data",
+    "Loss and its parts": ("loss", "loss_localization", "loss_confidence"),
+    "Learning rate": ("learning_rate",),
+    "Images a second": ("images_per_second",),
+    "Share of time spent waiting for data": ("data_wait",),
 }
+_SMOOTH = 50  # points of a smoothed curve
 _CURVES = 8  # of precision and recall, those of the most frequent classes
 _CONFUSED = 20  # classes in the confusion matrix, those confused most
 _CARDS = 11  # worst false positives, and as many misses: with the best and the median image 24 pictures
@@ -68,14 +63,14 @@ class Run:
     evaluations: list[dict[str, Any]]
 
     @property
-    def best(self) -> int:
-        """The place of the first evaluation of the highest AP, of which there must be one."""
-        return int(np.argmax([record["AP"] for record in self.evaluations]))
+    def best(self) -> dict[str, Any]:
+        """The first evaluation of the highest AP, {} where there is none."""
+        return max(self.evaluations, key=lambda record: record["AP"], default={})
 
     @property
-    def last_step(self) -> int:
-        """The last step recorded."""
-        return max((record["step"] for record in self.training + self.evaluations), default=0)
+    def detections(self) -> Path:
+        """The file that the best evaluation has left; it may be missing."""
+        return next(self.folder.glob("detections_*.npy"), self.folder / "detections_STEP.npy")
 
 
 def read_run(folder: Path) -> Run:
@@ -96,6 +91,18 @@ def _records(path: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             records.append(json.loads(line))
     return records
+
+
+def curve(records: Sequence[Mapping[str, Any]], key: str, most: int | None = None) -> NDArray[np.float64]:
+    """Return steps and a number at each, 2×N; of more than `most` records means of equally many.
+
+    NaN for null and for COCO's −1 of nothing to count.
+    """
+    points = np.array([(record["step"], record[key]) for record in records], np.float64).reshape(-1, 2)
+    points[points < 0] = np.nan
+    if most is not None and len(points) > most:
+        points = np.array([part.mean(axis=0) for part in np.array_split(points, most)])
+    return points.T
 
 
 # ---- how the run went
@@ -122,25 +129,16 @@ def about_run(run: Run) -> list[Markup]:
     return [*parts, page.table(["line"], [[line] for line in run.told[:_SHOWN]], caption)]
 
 
-def _curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], NDArray[np.float64]]:
-    """Return steps and a number at each; NaN for null and for COCO's −1 of nothing to count."""
-    values = np.array([record[key] for record in records], dtype=np.float64)
-    return [record["step"] for record in records], np.where(values < 0, np.nan, values)
-
-
 def training(run: Run) -> list[Markup]:
     """Plot the records as they are and smoothed, evaluations marked."""
     if not run.training:
         return [page.text("No step was recorded yet; logging.every_steps says how often that is.")]
-    window = np.ones(max(len(run.training) // 25, 1))
-    parts = [page.text("Faint: as recorded; strong: smoothed; dotted: evaluations.")]
-    for key, caption in _TRAINING.items():
+    parts = [page.text("Faint: as recorded; strong: means of equally many; dotted: evaluations.")]
+    for caption, keys in _TRAINING.items():
         axes = page.axes("step")
-        steps, values = _curve(run.training, key)
-        known = np.convolve(np.isfinite(values), window, "same")
-        smooth = np.convolve(np.nan_to_num(values), window, "same") / np.where(known, known, np.nan)
-        axes.plot(steps, values, color=page.COLOURS[0], alpha=0.35, linewidth=0.8)
-        axes.plot(steps, smooth, color=page.COLOURS[0])
+        for key, colour in zip(keys, page.COLOURS, strict=False):
+            axes.plot(*curve(run.training, key), color=colour, alpha=0.35, linewidth=0.8)
+            axes.plot(*curve(run.training, key, _SMOOTH), color=colour, label=key if len(keys) > 1 else None)
         for record in run.evaluations:
             axes.axvline(record["step"], color=_GREY, linewidth=0.7, linestyle=":")
         parts.append(page.plot(axes, caption))
@@ -150,20 +148,20 @@ def training(run: Run) -> list[Markup]:
 def numbers(run: Run, published_ap: float | None) -> list[Markup]:
     """Show COCO's numbers of each evaluation, the best marked, beside the AP published for the experiment."""
     if not run.evaluations:
-        return [page.text(f"No evaluation yet; step {run.last_step} is the last recorded.")]
-    best = run.evaluations[run.best]
-    tiles = {"best, after step": best["step"]} | {name: best[name] for name in NAMES[:6]}
+        return [page.text("No evaluation yet.")]
+    tiles = {"best, after step": run.best["step"]} | {name: run.best[name] for name in NAMES[:6]}
     parts = [page.tiles(tiles if published_ap is None else tiles | {"AP published": published_ap})]
     for caption, names in (("AP", NAMES[:3]), ("AP by size", NAMES[3:6]), ("AR", NAMES[6:9])):
         axes = page.axes("step")
         for name in names:
-            axes.plot(*_curve(run.evaluations, name), ".-", label=name)
+            axes.plot(*curve(run.evaluations, name), ".-", label=name)
         if published_ap is not None and caption == "AP":
             axes.axhline(published_ap, color=_GREY, linestyle="--", label="AP published")
         parts.append(page.plot(axes, caption))
     head = ("step", "epoch", *NAMES)
     rows = [[record[name] for name in head] for record in run.evaluations]
-    return [*parts, page.table(head, rows, "Each evaluation, the best marked", run.best)]
+    best = run.evaluations.index(run.best)
+    return [*parts, page.table(head, rows, "Each evaluation, the best marked", best)]
 
 
 def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> list[Markup]:
@@ -173,23 +171,17 @@ def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> l
     """
     boxes = default_boxes()
     claims = torch.zeros(len(boxes), dtype=torch.int64)
-    below = 0  # objects that no default box overlaps enough
     for boxes_ltrb in map(torch.from_numpy, sample):
         claims += match(boxes_ltrb, torch.ones(len(boxes_ltrb)), boxes)[1]
-        below += int((pairwise_iou(boxes_ltrb, cxcywh_to_ltrb(boxes)).amax(dim=1) <= 0.5).sum())
-    rows, begin = [], 0
-    for size, side_px, per_cell in zip(MAP_SIZES, SCALES_PX, BOXES_PER_CELL, strict=False):
-        of_map = claims[begin : begin + per_cell * size**2].view(per_cell, -1)
-        shapes = [*of_map.sum(dim=1).tolist(), None, None][:6]
+    rows = []
+    maps = claims.split([each * size**2 for each, size in zip(BOXES_PER_CELL, MAP_SIZES, strict=True)])
+    for of_map, size, side_px, per_cell in zip(maps, MAP_SIZES, SCALES_PX, BOXES_PER_CELL, strict=False):
+        shapes = [*of_map.view(per_cell, -1).sum(dim=1).tolist(), None, None][:6]
         never = float((of_map == 0).double().mean())
         rows.append((f"{size}×{size}, {side_px} px", *shapes, int(of_map.sum()), never))
-        begin += of_map.numel()
-    objects = sum(map(len, sample))
     words = (
-        f"{objects:,} objects of {len(sample):,} training images (of {images:,}), seen whole: {below:,} "
-        f"({below / max(objects, 1):.1%}) overlap no default box by more than IoU 0.5 and are learned by "
-        "their best one alone, unless a random crop enlarges them. Never claimed: the share of a map's "
-        "default boxes that no object matches."
+        f"{sum(map(len, sample)):,} objects of {len(sample):,} training images (of {images:,}), seen whole. "
+        "Never claimed: the share of a map's default boxes that no object matches."
     )
     head = ("map, box side", "1:1", "1:1 larger", "2:1", "1:2", "3:1", "1:3", "all", "never claimed")
     return [page.text(words), page.table(head, rows, "Matches by map and width:height")]
@@ -198,25 +190,26 @@ def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> l
 # ---- where it fails
 
 
-def failures(analysis: Analysis, paths: Mapping[int, str]) -> Sections:
+def failures(analysis: Analysis, paths: Mapping[int, str]) -> page.Sections:
     """Show an evaluation by class, by kind of error and in pictures. paths: of the images, by id."""
     return {
         "Classes": _classes(analysis),
-        "Errors": _errors(analysis),
+        "Errors": [*_errors(analysis), _confusion(analysis)],
         "Pictures": _pictures(analysis, paths),
     }
 
 
 def _classes(analysis: Analysis) -> list[Markup]:
-    of_classes = (analysis.ap, analysis.ap50, analysis.ap75, analysis.recall, analysis.boxes, analysis.images)
+    ap50, ap75 = analysis.precision.mean(axis=1)
+    of_classes = (analysis.ap, ap50, ap75, analysis.recall, analysis.boxes, analysis.images)
     head = ("class", "AP", "AP50", "AP75", "recall", "boxes", "images")
     parts = [page.table(head, [*zip(analysis.names, *of_classes, strict=True)])]
     drawn = [k for k in np.argsort(-analysis.boxes, kind="stable")[:_CURVES] if analysis.boxes[k]]
     some = f", the {_CURVES} most frequent classes" if np.count_nonzero(analysis.boxes) > _CURVES else ""
-    for at, threshold in enumerate((0.5, 0.75)):
+    for precision, threshold in zip(analysis.precision, (0.5, 0.75), strict=True):
         axes = page.axes("recall", "precision")
         for k in drawn:
-            axes.plot(RECALL_LEVELS, analysis.precision[at, :, k], label=analysis.names[k][:24])
+            axes.plot(RECALL_LEVELS, precision[:, k], label=analysis.names[k][:24])
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03))
         parts.append(page.plot(axes, f"Precision by recall at IoU {threshold}{some}"))
     return parts
@@ -226,16 +219,19 @@ def _errors(analysis: Analysis) -> list[Markup]:
     kinds = [(kind, analysis.counts[kind], analysis.cost[kind], _MEANING[kind]) for kind in KINDS]
     head = ("kind of error", "how many", "AP50 lost", "what it is")
     parts = [page.table(head, kinds, "Kinds as in TIDE (Bolya et al. 2020); AP50 lost: by these alone")]
-    sizes = [(size, int(row["boxes"]), row["AP"], row["AR_100"]) for size, row in analysis.by_size.items()]
+    of = analysis.numbers
+    sizes = [(size, boxes, of[f"AP_{size}"], of[f"AR_{size}"]) for size, boxes in analysis.sizes.items()]
     parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, divided at 32² and 96² px"))
     axes = page.axes("AP50 lost")
-    axes.barh(KINDS[::-1], [analysis.cost[kind] for kind in KINDS[::-1]], color=page.COLOURS[0])
+    axes.barh(KINDS[::-1], [analysis.cost[kind] for kind in KINDS[::-1]])
     parts.append(page.plot(axes, "What each kind of error costs"))
     axes = page.axes("score", "share that is right")
+    axes.plot(*analysis.calibration.T, ".-")
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=0.8)
-    scores, right, _ = analysis.calibration[analysis.calibration[:, 2] > 0].T
-    axes.plot(scores, right, ".-")
-    parts.append(page.plot(axes, "Calibration: below the dashed line scores are too high"))
+    return [*parts, page.plot(axes, "Calibration: below the dashed line scores are too high")]
+
+
+def _confusion(analysis: Analysis) -> Markup:
     names, matrix = [*analysis.names, "background"], analysis.confusion
     confused = (matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal())[:-1]
     kept = [*np.sort(np.argsort(-confused, kind="stable")[:_CONFUSED]), len(names) - 1]
@@ -244,7 +240,7 @@ def _errors(analysis: Analysis) -> list[Markup]:
     rows = [(name, *row) for name, row in zip(names, matrix, strict=True)]
     shades = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     caption = f"Confusion of scores from {SHOWN_SCORE}: rows annotated, columns detected{some}"
-    return [*parts, page.table(("", *names), rows, caption, shades=shades)]
+    return page.table(("", *names), rows, caption, shades=shades)
 
 
 def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
@@ -264,16 +260,18 @@ def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
 
 def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, list[float]]]:
     """Choose up to 24 times an image, by id; say why, and for which box. Of a kind each image comes once."""
-    found, truths = analysis.detections, analysis.truths[~analysis.truths["crowd"]]
-    name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
+    found, truths = analysis.detections, analysis.truths[analysis.truths["kind"] != "crowd"]
+    errors, lost = found[np.isin(found["kind"], KINDS)], truths[truths["kind"] != "found"]
+    surest = errors[np.argsort(-errors["score"], kind="stable")]
+    largest = lost[np.argsort(-lost["bbox"][:, 2:].prod(axis=1), kind="stable")]
     chosen: list[tuple[int, str, list[float]]] = []
-    for rows, key in ((found[np.isin(found["kind"], KINDS)], "score"), (truths[~truths["found"]], "area")):
-        rows = rows[np.argsort(-rows[key], kind="stable")]
+    for rows in (surest, largest):
         _, first = np.unique(rows["image_id"], return_index=True)
         for row in rows[np.sort(first)[:_CARDS]]:
-            name, (width, height) = name_of[int(row["category_id"])], row["bbox"][2:]
-            missed = f"not found: {name}, {width:.0f}×{height:.0f} px"
-            reason = missed if key == "area" else f"{row['kind']}: {name} {row['score']:.2f}"
+            name, (width, height) = analysis.names[row["category"]], row["bbox"][2:]
+            reason = f"{row['kind']}: {name} {row['score']:.2f}"
+            if rows is largest:
+                reason = f"not found: {name}, {width:.0f}×{height:.0f} px"
             chosen.append((int(row["image_id"]), reason, row["bbox"].tolist()))
     shown = found[(found["score"] >= SHOWN_SCORE) & (found["kind"] != "ignored")]
     is_right = shown["kind"] == "right"
@@ -296,45 +294,39 @@ def _card(analysis: Analysis, image_id: int, subject: list[float], path: str) ->
     width, height = picture.size
     picture.thumbnail((_CARD_PX, _CARD_PX))
     picture.save(file := BytesIO(), "JPEG", quality=80)
-    name_of = dict(zip(analysis.category_ids.tolist(), analysis.names, strict=True))
     truths, found = (rows[rows["image_id"] == image_id] for rows in (analysis.truths, analysis.detections))
     boxes = []
     for row in [*truths, *found[np.argsort(found["score"], kind="stable")][-_CARD_BOXES:]]:
-        detected = "score" in row.dtype.names
-        kind = str(row["kind"]) if detected else "missed" if row["missed"] else "annotated"
-        name, bbox = name_of[int(row["category_id"])], row["bbox"].tolist()
-        box = {"ltwh": row["bbox"].round(1).tolist(), "kind": kind, "name": name, "subject": bbox == subject}
-        box["note"] = f"{name} {kind}, IoU {row['iou' if detected else 'best_iou']:.2f}"
-        boxes.append(box | {"score": float(row["score"]) if detected else None})
+        name, kind = analysis.names[row["category"]], str(row["kind"])
+        kind = "annotated" if kind in ("found", "mistaken", "crowd") else kind
+        box = {"ltwh": row["bbox"].round(1).tolist(), "kind": kind, "name": name}
+        box["score"] = None if np.isnan(row["score"]) else float(row["score"])
+        box["note"] = f"{name} {kind}, IoU {row['iou']:.2f}"
+        boxes.append(box | {"subject": row["bbox"].tolist() == subject})
     jpeg = base64.b64encode(file.getvalue()).decode()
     return {"name": Path(path).name, "width": width, "height": height, "jpeg": jpeg, "boxes": boxes}
-
-
-# ---- the finding, and the page
 
 
 def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
     """Say in up to three sentences, from the numbers, what was reached, what is hard and what costs most."""
     told = []
-    if run and run.evaluations:
-        scores, best = [record["AP"] for record in run.evaluations], run.evaluations[run.best]
-        rises = "the highest and the last" if run.best + 1 == len(scores) else f"{scores[-1]:.3f} at the last"
-        rises = f"{rises} of {len(scores)} evaluations" if len(scores) > 1 else "the only evaluation"
-        reached = f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step {best['step']}"
-        told.append(f"{reached}, {rises}.")
+    if run and run.best:
+        count = len(run.evaluations)
+        reached = "AP {AP:.3f} and AP50 {AP50:.3f} after step {step}".format(**run.best)
+        told.append(f"{reached}, the {f'best of {count} evaluations' if count > 1 else 'only evaluation'}.")
     elif run:
-        told.append(f"No evaluation yet: step {run.last_step} is the last recorded.")
+        told.append("No evaluation yet.")
     if analysis is None:
         return told
     if not len(analysis.detections):
         return [*told, "Nothing was detected."]
-    sizes = {size: row for size, row in analysis.by_size.items() if row["boxes"]}
-    if len(sizes) > 1:
-        worst, *_, best_size = sorted(sizes, key=lambda size: sizes[size]["AP"])
-        share = sizes[worst]["boxes"] / sum(row["boxes"] for row in sizes.values())
+    aps = {size: analysis.numbers[f"AP_{size}"] for size, boxes in analysis.sizes.items() if boxes}
+    if len(aps) > 1:
+        worst, *_, best = sorted(aps, key=lambda size: aps[size])
+        share = analysis.sizes[worst] / sum(analysis.sizes.values())
         told.append(
-            f"{worst.capitalize()} objects, {share:.0%} of all, are found worst: AP {sizes[worst]['AP']:.3f} "
-            f"against {sizes[best_size]['AP']:.3f} for {best_size} ones."
+            f"{worst.capitalize()} objects, {share:.0%} of all, are found worst: AP {aps[worst]:.3f} "
+            f"against {aps[best]:.3f} for {best} ones."
         )
     kind = max(KINDS, key=lambda kind: analysis.cost[kind])
     costs = f"Most AP50, {analysis.cost[kind]:.3f}, is lost to errors of the kind {kind} ({_MEANING[kind]})"
@@ -343,12 +335,3 @@ def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
         hardest = annotated[analysis.ap[annotated].argmin()]
         costs += f"; the hardest class is {analysis.names[hardest]}, AP {analysis.ap[hardest]:.3f}"
     return [*told, costs + "."]
-
-
-def write(given: str, key: str, about: tuple[str, str], finding: Sequence[str], sections: Sections) -> None:
-    """Write a page, whole or not at all, to the file that a key gave. Raises UserError where that fails."""
-    path = Path(given)
-    with writing(path, key):
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another may be at work on it
-        temporary.write_text(page.page(*about, finding, sections), encoding="utf-8", errors="replace")
-        temporary.replace(path)

@@ -11,40 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from scripts.compare_runs import chance, interval, main, welch
-from ssd.config import TrainConfig
 from ssd.errors import UserError
 from ssd.evaluation.coco import NAMES, RESULT, coco_numbers
 from tests.data.coco_folder import DOCUMENT
+from tests.test_report import leave_run, words_of
 
 pytestmark = pytest.mark.unit
 
 
-def leave_run(name: str, aps: Sequence[float] = (0.1, 0.2), losses: int = 4, **keys: Any) -> Path:
-    """Leave what compare_runs reads of a run: `losses` records, then evaluations. keys: with dots."""
-    folder = Path(name)
-    folder.mkdir(parents=True)
-    config = OmegaConf.structured(TrainConfig(name=folder.name))
-    for key, value in ({"data.path": "coco"} | keys).items():
-        OmegaConf.update(config, key, value)
-    OmegaConf.save(config, folder / "config.yaml")
-    train = [
-        {"step": 5 * k + 5, "epoch": 0, "loss": 9 - k / losses, "learning_rate": 1e-3} for k in range(losses)
-    ]
+def leave(name: str, aps: Sequence[float] = (0.1, 0.2), losses: int = 4, **keys: Any) -> Path:
+    """Leave what compare_runs reads of a run."""
     scored = [{"step": 100 * k, "epoch": k} | dict.fromkeys(NAMES, ap) for k, ap in enumerate(aps, start=1)]
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in [*train, *scored]))
-    return folder
+    return leave_run(Path(name), scored, losses, **({"data.path": "coco"} | keys))
 
 
 def compare(*words: str) -> str:
-    """Write compare.html and return it as a reader sees it: words, cells parted by |."""
     main(words)
-    page = Path("compare.html").read_text(encoding="utf-8")
-    body = re.sub(r"(?s)<style.*?</style>|<script.*?</script>|<svg.*?</svg>", "", page)
-    words_alone = re.sub(r"<[^>]*>", " ", re.sub("</t[dh]>", "|", body))
-    return unescape(re.sub(r"\s+", " ", re.sub(r"\s*\|", "|", words_alone)))
+    return words_of(Path("compare.html"))
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +37,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_students_t_is_that_of_the_closed_forms():
+def test_the_statistics_are_those_of_closed_forms_and_of_scipy():
     for t in (0.0, 1e-6, 0.3, 1.0, 2.5, 12.7, 700.0):
         tails = {
             1: 1 - 2 / math.pi * math.atan(t),
@@ -61,9 +46,6 @@ def test_students_t_is_that_of_the_closed_forms():
         }
         for freedom, both in tails.items():
             assert float(chance(t, freedom)) == pytest.approx(both, rel=1e-9, abs=1e-13)
-
-
-def test_intervals_and_welchs_test_are_scipys():
     for count, t in {2: 12.706204736174705, 101: 1.983971518523552}.items():
         values = [float(k) for k in range(count)]
         half = t * stdev(values) / math.sqrt(count)
@@ -81,9 +63,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_config_and_tested_against_ot
 ):
     for seed, ap in enumerate((0.478, 0.489, 0.482)):
         unshaping = {"data.threads": seed + 1, "data.cache": f"cache{seed}"}
-        leave_run(f"runs/a{seed}", (0.3, ap), seed=seed, **unshaping)
+        leave(f"runs/a{seed}", (0.3, ap), seed=seed, **unshaping)
     for seed, ap in enumerate((0.501, 0.497, 0.512, 0.493)):
-        leave_run(f"runs/b{seed}", (0.6, ap), seed=seed, **{"optimizer.learning_rate": 5e-4})
+        leave(f"runs/b{seed}", (0.6, ap), seed=seed, **{"optimizer.learning_rate": 5e-4})
     page = compare("runs")
     assert "runs: 7, configs: 2" in page
     headline = (
@@ -104,9 +86,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_config_and_tested_against_ot
 
 
 def test_a_key_of_another_version_is_shown():
-    config = leave_run("b", seed=1) / "config.yaml"
+    config = leave("b", seed=1) / "config.yaml"
     config.write_text(config.read_text() + "new: {key: 1}\n")
-    assert "a| a| 0| no such key| b| b| 1| 1|" in compare(str(leave_run("a", seed=0)), "b")
+    assert "a| a| 0| no such key| b| b| 1| 1|" in compare(str(leave("a", seed=0)), "b")
 
 
 @pytest.mark.parametrize(
@@ -124,16 +106,16 @@ def test_a_key_of_another_version_is_shown():
 )
 def test_what_keeps_numbers_from_being_compared_is_said(left: dict[str, dict[str, Any]], said: str):
     for name, keys in left.items():
-        leave_run(name, **keys)
+        leave(name, **keys)
     assert said in compare(*left)
 
 
 def test_configs_on_another_set_or_without_a_spread_are_not_said_to_differ():
     for seed in (0, 1):
-        leave_run(f"a{seed}", (0.2 + seed / 100,), seed=seed)
-        leave_run(f"b{seed}", (0.9 + seed / 100,), seed=seed, **{"data.path": "other"})
-        leave_run(f"c{seed}", (0.0,), seed=seed, **{"optimizer.momentum": 0.5})
-        leave_run(f"d{seed}", (0.0,), seed=seed, **{"optimizer.momentum": 0.6})
+        leave(f"a{seed}", (0.2 + seed / 100,), seed=seed)
+        leave(f"b{seed}", (0.9 + seed / 100,), seed=seed, **{"data.path": "other"})
+        leave(f"c{seed}", (0.0,), seed=seed, **{"optimizer.momentum": 0.5})
+        leave(f"d{seed}", (0.0,), seed=seed, **{"optimizer.momentum": 0.6})
     page = compare("a0", "a1", "b0", "b1")
     assert "; against" not in page
     assert "Classes" not in page
@@ -143,7 +125,7 @@ def test_configs_on_another_set_or_without_a_spread_are_not_said_to_differ():
 
 def test_a_folder_stands_for_the_runs_in_it_and_none_counts_twice():
     for number in (10, 9, 2, 0):
-        leave_run(f"sweep/{number}", seed=number)
+        leave(f"sweep/{number}", seed=number)
     Path("sweep/no_run").mkdir()
     page = compare("sweep/2", "sweep", "./sweep/2/")
     assert "runs: 4, configs: 1" in page
@@ -162,20 +144,17 @@ def test_a_folder_stands_for_the_runs_in_it_and_none_counts_twice():
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(file: str, content: bytes | None, said: str):
-    run = leave_run("a")
+    run = leave("a")
     (run / file).unlink()
     if content is not None:
         (run / file).write_bytes(content)
     with pytest.raises(UserError, match=said) as raised:
         compare("a")
     assert "\n" not in str(raised.value)
-
-
-def test_no_runs_and_no_file_to_write_are_refused():
     with pytest.raises(UserError, match="RUN=null: give the folders of runs"):
         main(["out=other.html"])
     with pytest.raises(UserError, match="out=a names the folder"):
-        main([str(leave_run("a")), "out=a"])
+        main(["a", "out=a"])
 
 
 @pytest.mark.parametrize("losses", [0, 4])
@@ -183,7 +162,7 @@ def test_no_runs_and_no_file_to_write_are_refused():
 def test_runs_that_were_cut_short_or_not_finite_are_shown(aps: tuple[float, ...], losses: int):
     lasts = ["", '{"step": 7, "lo', '{"step": 7, "loss": null, "learning_rate": 0.001}\n']
     for number, last in enumerate(lasts):
-        folder = leave_run(f"runs/{number}", aps, losses, seed=number)
+        folder = leave(f"runs/{number}", aps, losses, seed=number)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(last)
     page = compare("runs")
@@ -191,25 +170,20 @@ def test_runs_that_were_cut_short_or_not_finite_are_shown(aps: tuple[float, ...]
     assert ("AP of runs/0 and 2 more| 3| 0.200| 0.000| 0.200| 0.200|" in page) == bool(aps)
 
 
-def test_names_are_shown_as_they_are():
-    name = "<b>$x_1$ & “q”<script>alert(1)"
-    leave_run(name)
-    leave_run("b", **{"data.path": "<i>set"})
-    assert f"{name}|" in compare(name, "b")
-    page = Path("compare.html").read_text(encoding="utf-8")
-    assert not re.search(r"<b>\$|<script>alert|<i>", page)
-
-
-def test_thirty_runs_have_a_legend_beside_the_plots_and_a_short_headline():
-    for number in range(30):
+def test_thirty_runs_have_a_legend_beside_the_plots_and_names_are_shown_as_they_are():
+    names = ["<b>$x_1$ & “q”<script>alert(1)", *(f"run {number}" for number in range(29))]
+    for number, name in enumerate(names):
         losses = 500 if number == 3 else 2
-        leave_run(f"runs/{number}", losses=losses, **{"optimizer.learning_rate": 1e-3 + number})
-    assert "there is none: 30 of 30 configs." in compare("runs")
+        leave(name, losses=losses, **{"optimizer.learning_rate": 1e-3 + number, "data.path": "<i>set"})
+    words = compare(*names)
+    assert "there is none: 30 of 30 configs." in words
+    assert f"{names[0]}|" in words
     html = Path("compare.html").read_text(encoding="utf-8")
+    assert not re.search(r"<b>\$|<script>alert|<i>", html)
     legend = re.search(r'(?s)<p class="legend">.*?</p>', html)
     assert legend
-    assert re.findall(r"<span .*?>(.*?)</span>", legend[0]) == [f"runs/{number}" for number in range(30)]
-    assert not any("runs/" in svg for svg in re.findall(r"(?s)<svg.*?</svg>", html))
+    assert [unescape(name) for name in re.findall(r"<span .*?>(.*?)</span>", legend[0])] == names
+    assert not any("run" in svg for svg in re.findall(r"(?s)<svg.*?</svg>", html))
 
 
 def test_ap_by_class_is_that_of_the_detections_beside_each_run():
@@ -219,18 +193,18 @@ def test_ap_by_class_is_that_of_the_detections_beside_each_run():
     found = [(30, 7, (20, 10, 100, 50), 0.9), (30, 90, (0, 0, 200, 80), 0.8)]
     for seed, (name, rows) in enumerate({"a": found, "b": found[:1], "c": found[:1], "d": found}.items()):
         momentum = {"c": 0.5, "d": 0.6}.get(name, 0.9)
-        run = leave_run(name, seed=seed, **{"optimizer.momentum": momentum})
+        run = leave(name, seed=seed, **{"optimizer.momentum": momentum})
         np.save(run / "detections_00000200.npy", np.array(rows, RESULT))
     Path("d/detections_00000200.npy").write_bytes(b"")
-    leave_run("e", **{"optimizer.momentum": 0.7})
+    leave("e", **{"optimizer.momentum": 0.7})
     page = compare("a", "b", "c", "d", "e")
     bus = 2 * coco_numbers(file, np.array(found, RESULT))["AP"] - 1
     assert 0 < bus < 1
     assert "class| AP of a and 1 more| c: difference|" in page
     assert f"bird| 1.000| 0.000| bus| {bus / 2:.3f}| −{bus / 2:.3f}|" in page
     assert "Not shown: d: No data left in file." in page
-    assert "Not shown: e: [Errno 2] No such file or directory: 'e/detections_*.npy'." in page
+    assert "Not shown: e: [Errno 2] No such file or directory: 'e/detections_STEP.npy'." in page
     file.unlink()
     assert f"Not shown: c: annotation file {file} cannot be read" in compare("c")
-    leave_run("g", **{"data.limit": 8})
+    leave("g", **{"data.limit": 8})
     assert "Not shown: g: scored on" in compare("g")

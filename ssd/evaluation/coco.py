@@ -7,7 +7,7 @@ A cell is one category on one image: detections are matched to the annotated box
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +42,12 @@ _SETTINGS = {
 }
 NAMES = tuple(_SETTINGS)
 
+SIZES = ("small", "medium", "large")
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_LEVELS = np.linspace(0, 1, 101)
-# All, small, medium and large, in square pixels; both ends belong to the range.
+AREAS = ("all", *SIZES)
+# Of each in square pixels; both ends belong to the range.
 AREA_RANGES = np.array([(0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2)])
 DETECTIONS_PER_CELL = 100
 # Best detections of each cell that count for a recall; precision counts all of them.
@@ -97,9 +100,9 @@ class Found(NamedTuple):
 class Scored(NamedTuple):
     """Detections matched and counted; the numbers are means over its tables.
 
-    truth: in the file's order. found: as given. counted: D, rows of `found`, by cell and falling score, the
-    best 100 of each cell; the others count for nothing.
-    matched: A×T×D int32, the row of `truth` that each counted detection matches, −1 for none.
+    truth: in the file's order. found: by cell and falling score, equal ones as given, of each cell the best
+    100 alone; the others count for nothing.
+    matched: A×T×D int32, the row of `truth` that each detection matches, −1 for none.
     right, wrong: A×T×D; a detection that is neither counts for nothing there.
     to_find: A×G, boxes that count in an area range.
     precision: T×R×K×A, the best at each recall level or beyond. recall: T×K×A×limits. Both are −1 where a
@@ -109,7 +112,6 @@ class Scored(NamedTuple):
     annotated: GroundTruthFile
     truth: Truth
     found: Found
-    counted: NDArray[np.intp]
     matched: NDArray[np.int32]
     right: NDArray[np.bool_]
     wrong: NDArray[np.bool_]
@@ -124,146 +126,25 @@ def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[
     truth = annotated.truth
     found = _read_results(detections, annotated)
     if image_ids is not None:
-        scored = _scored_images(image_ids, annotated)
-        truth = truth.take(np.isin(truth.images, scored))
-        found = found.take(np.isin(found.images, scored))
-    # By cell and falling score, equal scores as they came; of each cell the best 100 alone.
-    cells = found.cells
-    counted = np.lexsort((-found.scores, cells))
-    ranks = np.arange(len(cells)) - np.searchsorted(cells[counted], cells[counted])
-    counted, ranks = counted[ranks < DETECTIONS_PER_CELL], ranks[ranks < DETECTIONS_PER_CELL]
-    best = found.take(counted)
+        ids = np.array([*image_ids], dtype=np.int64)
+        images = find_positions(ids, annotated.image_ids)
+        if (images < 0).any():
+            unknown = ids[images.argmin()]
+            raise UserError(f"image_ids: {annotated.path} does not list {unknown}; give ids of its `images`")
+        truth = truth.take(np.isin(truth.images, images))
+        found = found.take(np.isin(found.images, images))
+    found = found.take(np.lexsort((-found.scores, found.cells)))
+    ranks = np.arange(len(found.cells)) - np.searchsorted(found.cells, found.cells)  # in its cell
+    found, ranks = found.take(ranks < DETECTIONS_PER_CELL), ranks[ranks < DETECTIONS_PER_CELL]
     to_find = ~(truth.crowd | _outside_area_ranges(truth.areas))
-    matched = _match(truth, best, to_find)
+    matched = _match(truth, found, to_find)
     # A detection counts for nothing where it matches a box that need not be found, or matches none and lies
     # outside the area range itself.
     counts = np.pad(to_find, ((0, 0), (0, 1)))  # the row −1 is no box
     right = np.stack([of_area[rows] for of_area, rows in zip(counts, matched, strict=True)])
-    wrong = (matched < 0) & ~_outside_area_ranges(best.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
-    precision, recall = _tabulate(truth, best, ranks, to_find, right, wrong, len(annotated.category_ids))
-    return Scored(annotated, truth, found, counted, matched, right, wrong, to_find, precision, recall)
+    wrong = (matched < 0) & ~_outside_area_ranges(found.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
 
-
-def numbers_of(scored: Scored) -> dict[str, float]:
-    """Average what was counted: coco_numbers of it."""
-    precision, *precision_by_size = np.moveaxis(scored.precision, -1, 0)  # T×R×K each
-    recall, *recall_by_size = np.moveaxis(scored.recall, 2, 0)  # T×K×limits each
-    averaged = (
-        precision, precision[IOU_THRESHOLDS == 0.5], precision[IOU_THRESHOLDS == 0.75], *precision_by_size,
-        recall[..., 0], recall[..., 1], recall[..., 2], *(by_size[..., 2] for by_size in recall_by_size),
-    )  # fmt: skip
-    counted = [part[part > -1] for part in averaged]
-    return {
-        name: float(part.mean()) if len(part) else -1.0 for name, part in zip(NAMES, counted, strict=True)
-    }
-
-
-def _scored_images(image_ids: Iterable[int], annotated: GroundTruthFile) -> NDArray[np.int64]:
-    """Return the positions of these images in the annotation file."""
-    ids = np.array(list(image_ids), dtype=np.int64)
-    positions = find_positions(ids, annotated.image_ids)
-    if (positions < 0).any():
-        unknown = ids[positions < 0]
-        raise UserError(
-            f"image_ids: {annotated.path} does not list {unknown[0]} (nor {len(unknown) - 1} others); "
-            "give ids of its `images`"
-        )
-    return positions
-
-
-# Detections as they come → columns
-
-_FIELDS = ("image_id", "category_id", "bbox", "score")
-_SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}"
-
-
-def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
-    """Check detections and find their images and categories in the annotation file."""
-    source = f"detections {results}" if isinstance(results, str | Path) else "detections"
-    entries = _load(Path(results)) if isinstance(results, str | Path) else results
-    if isinstance(entries, np.ndarray) and entries.dtype == RESULT:
-        image_ids, category_ids, boxes_ltwh_px, scores = (entries[field] for field in _FIELDS)
-    elif isinstance(entries, list):
-        image_ids, category_ids, boxes_ltwh_px, scores = _columns_of_list(entries, source)
-    else:
-        raise UserError(f"{source}: a {type(entries).__name__}; give {_SHAPE}")
-    finite = np.isfinite(boxes_ltwh_px).all(axis=1) & np.isfinite(scores)
-    if not finite.all():
-        entry = finite.argmin()
-        raise UserError(
-            f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
-            f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
-        )
-    images = _positions(image_ids, annotated.image_ids)
-    categories = _positions(category_ids, annotated.category_ids)
-    for field, ids, positions, fix in (
-        ("image_id", image_ids, images, "give the file that lists these images"),
-        ("category_id", category_ids, categories, "write that file's ids, not the labels 1 to K"),
-    ):
-        if (positions < 0).any():
-            entry = positions.argmin()
-            rounded = ids.dtype.kind != "i" and abs(ids[entry]) >= 2**53
-            raise UserError(
-                f"{source}: entry {entry} has the {field} {ids[entry]}, which {annotated.path} does not "
-                f"list (the first of {np.count_nonzero(positions < 0)} such entries); "
-                + ("give ids of that size as integers" if rounded else fix)
-            )
-    return Found(images, categories, boxes_ltwh_px, scores)
-
-
-def _positions(ids: NDArray[Any], known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each id stands among the known ones, −1 where it doesn't; a float may be rounded."""
-    positions = find_positions(ids, known_ids)
-    return positions if ids.dtype.kind == "i" else np.where(np.abs(ids) < 2**53, positions, -1)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"detections {path} cannot be read ({error.strerror}); name a json file of COCO's results"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"detections {path}: not valid JSON, or truncated ({error}); write it again"
-        ) from error
-
-
-def _columns_of_list(entries: list[Any], source: str) -> list[NDArray[Any]]:
-    if not entries:
-        return [np.empty(0, RESULT)[field] for field in _FIELDS]
-    columns = _columns(entries)
-    if columns is None:
-        number = next((n for n, entry in enumerate(entries) if _columns([entry]) is None), 0)
-        raise UserError(f"{source}: entry {number} is {entries[number]!r:.200}; give {_SHAPE}")
-    return columns
-
-
-def _columns(entries: list[Any]) -> list[NDArray[Any]] | None:
-    """Return the fields of results, None where one is missing or not as many numbers as it should be."""
-    try:
-        columns = [np.array([entry[field] for entry in entries]) for field in _FIELDS]
-    except (KeyError, TypeError, ValueError):  # a field is missing, an entry is no object, a box is ragged
-        return None
-    if [column.shape[1:] for column in columns if column.dtype.kind in "fiu"] != [(), (), (4,), ()]:
-        return None
-    return [*columns[:2], *(column.astype(np.float64) for column in columns[2:])]
-
-
-# Columns → precision and recall
-
-
-def _tabulate(  # noqa: PLR0913 - all that precision and recall are made of
-    truth: Truth,
-    found: Found,
-    ranks: NDArray[np.int64],
-    to_find: NDArray[np.bool_],
-    right: NDArray[np.bool_],
-    wrong: NDArray[np.bool_],
-    categories: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Count: precision and recall as in Scored. found: by cell. ranks: of each detection in its cell."""
+    categories = len(annotated.category_ids)
     precision = np.full((len(IOU_THRESHOLDS), len(RECALL_LEVELS), categories, len(AREA_RANGES)), -1.0)
     recall = np.full((len(IOU_THRESHOLDS), categories, len(AREA_RANGES), len(RECALL_LIMITS)), -1.0)
     starts = np.searchsorted(found.categories, np.arange(categories + 1))
@@ -276,7 +157,110 @@ def _tabulate(  # noqa: PLR0913 - all that precision and recall are made of
                 recall[:, category, area, column] = hits[:, ranks[rows] < limit].sum(axis=1) / boxes[category]
             order = np.argsort(-found.scores[rows], kind="stable")
             precision[:, :, category, area] = precision_of(hits[:, order], misses[:, order], boxes[category])
-    return precision, recall
+    return Scored(annotated, truth, found, matched, right, wrong, to_find, precision, recall)
+
+
+def numbers_of(scored: Scored) -> dict[str, float]:
+    """Average what was counted: coco_numbers of it."""
+    numbers = {}
+    for name, (kind, iou, area, limit) in _SETTINGS.items():
+        if kind == "Precision":
+            table = scored.precision[..., AREAS.index(area)]
+            part = table if ":" in iou else table[np.isin(IOU_THRESHOLDS, float(iou))]
+        else:
+            part = scored.recall[:, :, AREAS.index(area), RECALL_LIMITS.index(limit)]
+        counted = part[part > -1]
+        numbers[name] = float(counted.mean()) if len(counted) else -1.0
+    return numbers
+
+
+# Detections as they come → columns
+
+_FIELDS = RESULT.names or ()
+_SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}, the ids whole numbers"
+
+
+def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
+    """Check detections and find their images and categories in the annotation file."""
+    source, entries = "detections", results
+    if isinstance(results, str | Path):
+        source = f"detections {results}"
+        try:
+            entries = json.loads(Path(results).read_bytes())
+        except OSError as error:
+            fix = "name a json file of COCO's results"
+            raise UserError(f"{source} cannot be read ({error.strerror}); {fix}") from error
+        except ValueError as error:
+            raise UserError(f"{source}: not valid JSON, or truncated ({error}); write it again") from error
+    if isinstance(entries, list):
+        entries = _as_array(entries, source)
+    elif not isinstance(entries, np.ndarray) or entries.dtype != RESULT:
+        raise UserError(f"{source}: a {type(entries).__name__}; give {_SHAPE}")
+    boxes_ltwh_px, scores = entries["bbox"], entries["score"]
+    finite = np.isfinite(boxes_ltwh_px).all(axis=1) & np.isfinite(scores)
+    if not finite.all():
+        entry = finite.argmin()
+        raise UserError(
+            f"{source}: entry {entry} has the bbox {boxes_ltwh_px[entry].tolist()} and the score "
+            f"{scores[entry]}, which must be finite; look for NaN in the model's weights"
+        )
+    images = find_positions(entries["image_id"], annotated.image_ids)
+    categories = find_positions(entries["category_id"], annotated.category_ids)
+    for field, positions, fix in (
+        ("image_id", images, "give the file that lists these images"),
+        ("category_id", categories, "write that file's ids, not the labels 1 to K"),
+    ):
+        if (positions < 0).any():
+            entry = positions.argmin()
+            raise UserError(
+                f"{source}: entry {entry} has the {field} {entries[field][entry]}, which {annotated.path} "
+                f"does not list (the first of {np.count_nonzero(positions < 0)} such entries); {fix}"
+            )
+    return Found(images, categories, boxes_ltwh_px, scores)
+
+
+def _as_array(entries: list[Any], source: str) -> NDArray[np.void]:
+    """Turn COCO's results into an array of RESULT. Raises UserError naming the first that is none."""
+    if not entries:
+        return np.empty(0, RESULT)
+    columns = _columns(entries)
+    if columns is None:
+        number = next((n for n, entry in enumerate(entries) if _columns([entry]) is None), 0)
+        raise UserError(f"{source}: entry {number} is {entries[number]!r:.200}; give {_SHAPE}")
+    return np.rec.fromarrays(columns, RESULT)
+
+
+def _columns(entries: list[Any]) -> list[NDArray[Any]] | None:
+    """Return the fields of results, None where one is missing or not as many numbers as it should be."""
+    try:
+        columns = [np.array([entry[field] for entry in entries]) for field in _FIELDS]
+    except (KeyError, TypeError, ValueError):  # a field is missing, an entry is no object, a box is ragged
+        return None
+    for field, column in zip(_FIELDS, columns, strict=True):
+        wanted = RESULT[field]
+        if column.dtype.kind not in "fiu" or column.shape[1:] != wanted.shape:
+            return None
+        # An id may be 42.0, but beyond 2**53 a float doesn't tell it from its neighbours.
+        is_id = wanted.kind == "i"
+        if is_id and column.dtype.kind == "f" and ((column != column.round()) | (abs(column) >= 2**53)).any():
+            return None
+    return columns
+
+
+# Matching
+
+
+def in_both(
+    first: NDArray[np.int64], other: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Yield for each value that both have, ascending, where it stands in the one and where in the other."""
+    common = np.intersect1d(first, other)
+    places = []
+    for values in (first, other):
+        order = np.argsort(values, kind="stable")
+        ranges = np.searchsorted(values, (common, common + 1), sorter=order).T
+        places.append([order[start:end] for start, end in ranges.tolist()])
+    yield from zip(*places, strict=True)
 
 
 def _match(truth: Truth, found: Found, to_find: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -285,19 +269,13 @@ def _match(truth: Truth, found: Found, to_find: NDArray[np.bool_]) -> NDArray[np
     found: by cell, a cell's detections best first. to_find: A×G.
     """
     matched = np.full((len(AREA_RANGES), len(IOU_THRESHOLDS), len(found.scores)), -1, dtype=np.int32)
-    by_cell = np.argsort(truth.cells, kind="stable")
-    box_cells, row_cells = truth.cells[by_cell], found.cells
-    cells = np.intersect1d(box_cells, row_cells)
-    box_ranges = np.searchsorted(box_cells, (cells, cells + 1)).T
-    row_ranges = np.searchsorted(row_cells, (cells, cells + 1)).T
-    for box_range, row_range in zip(box_ranges, row_ranges, strict=True):
-        boxes, rows = by_cell[slice(*box_range)], slice(*row_range)
+    for rows, boxes in in_both(found.cells, truth.cells):
         crowd = truth.crowd[boxes]
         ious = mask.iou(found.boxes_ltwh_px[rows], truth.boxes_ltwh_px[boxes], crowd)
-        near = np.flatnonzero((ious >= IOU_THRESHOLDS[0]).any(axis=1))  # the others match nothing
-        if len(near):
+        near = (ious >= IOU_THRESHOLDS[0]).any(axis=1)  # the others match nothing
+        if near.any():
             choices = _match_cell(ious[near], crowd, to_find[:, boxes])
-            matched[:, :, rows.start + near] = np.append(boxes, -1)[choices]
+            matched[:, :, rows[near]] = np.append(boxes, -1)[choices]
     return matched
 
 

@@ -1,7 +1,7 @@
 """How is a network evaluated? Every image once, on any number of ranks; then numbers, a report, pictures."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from ssd.detect import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, SHOWN_SCO
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 from ssd.evaluation.coco import RESULT, Scored, numbers_of, score
-from ssd.image import captioned, draw_boxes, grid
+from ssd.image import captioned, draw_boxes, grid, read_picture
 from ssd.runtime import Runtime
 
 
@@ -42,11 +42,8 @@ class Evaluation:
     @property
     def notes(self) -> list[str]:
         """Say what a reader of the numbers should know."""
-        if max(self.numbers.values()) <= 0 and not len(self.detections):
-            return [
-                "No detection scored above 0.05, so every number is 0 (early in training it is like that)."
-            ]
-        return []
+        none = f"No detection scored above {SCORE_THRESHOLD}, so every number is 0 (early in training)."
+        return [] if len(self.detections) or max(self.numbers.values()) > 0 else [none]
 
 
 @dataclass(frozen=True)
@@ -160,60 +157,51 @@ def evaluation_report(
     }
 
 
-def write_report(given: str, key: str, report: dict[str, Any]) -> None:
-    """Write a report as json to the file that a key gave. Raises UserError where that fails."""
-    path = Path(given)
-    with writing(path, key):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_detections(given: str, key: str, detections: NDArray[np.void]) -> None:
-    """Write an array of RESULT as COCO's results, to the bit, to the file that a key gave.
+def write_report(given: str, key: str, report: object, indent: int | None = 2) -> None:
+    """Write a report as json to the file that a key gave, which check_file has found good.
 
     Raises UserError where that fails.
     """
-    fields = RESULT.names or ()
-    columns = (detections[field].tolist() for field in fields)
-    entries = [json.dumps(dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
     path = Path(given)
     with writing(path, key):
-        path.write_text("[" + ",\n".join(entries) + "]\n", encoding="utf-8")
+        path.write_text(json.dumps(report, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Example:
-    """A validation image to be shown. boxes_ltrb_px: G×4 ground truth, labels: G, from 1."""
-
-    image_id: int
-    path: str
-    boxes_ltrb_px: NDArray[np.float64]
-    labels: NDArray[np.int64]
+def as_results(detections: NDArray[np.void]) -> list[dict[str, Any]]:
+    """Turn an array of RESULT into COCO's results, to the bit."""
+    fields = RESULT.names or ()
+    columns = (detections[field].tolist() for field in fields)
+    return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def example_pictures(
-    examples: Sequence[Example], detections: NDArray[np.void], categories: Categories
+    paths: Mapping[int, str], scored: Scored, categories: Categories
 ) -> dict[str, Image.Image]:
-    """Draw each example twice, with its ground truth and with its detections above SHOWN_SCORE.
+    """Draw images twice, with their ground truth and with their detections above SHOWN_SCORE.
 
-    detections: an array of RESULT. Returns the pictures by the name of their image file.
+    paths: of the images, by id. Returns the pictures by the name of their image file.
     """
-    label_of = {category_id: label for label, category_id in enumerate(categories.ids, start=1)}
+    names, labels = scored.annotated.names, np.argsort(categories.ids) + 1  # both by ascending id
+    truth = scored.truth.take(~scored.truth.crowd)
+    found = scored.found.take(np.argsort(-scored.found.scores, kind="stable"))
+    found = found.take(found.scores > SHOWN_SCORE)
     pictures = {}
-    for example in examples:
-        of_image = detections[detections["image_id"] == example.image_id]
-        shown = of_image[of_image["score"] > SHOWN_SCORE]
-        left_top, size = shown["bbox"][:, :2], shown["bbox"][:, 2:]
-        boxes_ltrb_px = np.concatenate([left_top, left_top + size], axis=1)
-        labels = [label_of[category_id] for category_id in shown["category_id"].tolist()]
-        scored = zip(labels, shown["score"], strict=True)
-        texts = [f"{categories.name_of(label)} {score:.2f}" for label, score in scored]
-        with Image.open(example.path) as file:
-            truth = file.convert("RGB")
-        found = truth.copy()
-        names = [categories.name_of(int(label)) for label in example.labels]
-        draw_boxes(truth, example.boxes_ltrb_px.tolist(), example.labels.tolist(), names)
-        draw_boxes(found, boxes_ltrb_px.tolist(), labels, texts)
-        halves = [captioned(truth, "ground truth"), captioned(found, f"detections above {SHOWN_SCORE}")]
-        pictures[Path(example.path).stem] = grid(halves, columns=2)
+    for image_id, path in paths.items():
+        here = scored.annotated.image_ids.searchsorted(image_id)
+        annotated, detected = truth.take(truth.images == here), found.take(found.images == here)
+        annotated_words = [names[row] for row in annotated.categories]
+        detected_words = [
+            f"{names[row]} {score:.2f}"
+            for row, score in zip(detected.categories, detected.scores, strict=True)
+        ]
+        halves = []
+        for boxes, words, caption in (
+            (annotated, annotated_words, "ground truth"),
+            (detected, detected_words, f"detections above {SHOWN_SCORE}"),
+        ):
+            boxes_ltrb_px = boxes.boxes_ltwh_px + np.pad(boxes.boxes_ltwh_px[:, :2], ((0, 0), (2, 0)))
+            picture = read_picture(path, upright=False)
+            draw_boxes(picture, boxes_ltrb_px.tolist(), labels[boxes.categories].tolist(), words)
+            halves.append(captioned(picture, caption))
+        pictures[Path(path).stem] = grid(halves, columns=2)
     return pictures

@@ -17,7 +17,7 @@ from ssd.distributed import ANOTHER_RANK_FAILED
 from ssd.errors import UserError
 from ssd.evaluation.coco import summary_lines
 from ssd.evaluation.errors import explain
-from ssd.evaluation.evaluator import Evaluator, Example, example_pictures
+from ssd.evaluation.evaluator import Evaluator, example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
 from ssd.training.guards import FiniteGuard, NonFinitePolicy, check_loss_scale, compare_replicas
@@ -41,14 +41,14 @@ from ssd.training.step import TrainStep, compile_and_share
 class Task:
     """What is learned: training input, how it is scored, which validation images are shown.
 
-    batch_size: images a rank and step. fingerprint: of the cleaned training annotations. excluded: ids of
-    images left out for their bad files.
+    batch_size: images a rank and step. examples: paths by image id. fingerprint: of the cleaned training
+    annotations. excluded: ids of images left out for their bad files.
     """
 
     loader: TrainLoader
     batch_size: int
     evaluator: Evaluator
-    examples: list[Example]
+    examples: dict[int, str]
     categories: Categories
     fingerprint: str
     excluded: list[int]
@@ -328,7 +328,7 @@ class Trainer:
             record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
             self._log.record("evaluation", record)
             self._log.analysis(explain(result.scored), self.step)
-            pictures = example_pictures(self.task.examples, result.detections, self.task.categories)
+            pictures = example_pictures(self.task.examples, result.scored, self.task.categories)
             for name, picture in pictures.items():
                 self._log.picture("validation", name, picture, self.step)
             if result.numbers["AP"] > max(self._scores, default=-2.0):

@@ -17,8 +17,8 @@ from ssd.categories import Categories
 from ssd.config import OnError, TrainConfig
 from ssd.console import RunConsole
 from ssd.errors import UserError
-from ssd.evaluation.coco import RECALL_LEVELS
-from ssd.evaluation.errors import KINDS, Analysis, analyse
+from ssd.evaluation.coco import RECALL_LEVELS, score
+from ssd.evaluation.errors import KINDS, Analysis, explain
 from ssd.training import log
 from ssd.training.log import MetricsFile, RunLog
 from tests.ssd.test_coco_numbers import write
@@ -160,7 +160,7 @@ def start(folder: Path, first_step: int, *, redo: bool = False, **changes: Any) 
 
 
 def evaluated(run_log: RunLog, step: int, found: list[dict[str, Any]], truth: Path) -> Analysis:
-    analysis = analyse(truth, found)
+    analysis = explain(score(truth, found))
     run_log.record("evaluation", {"step": step, "AP": float(step)})
     run_log.analysis(analysis, step)
     return analysis
