@@ -104,12 +104,11 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
             raise UserError(f"{folder}: another process trains there; {fix}") from error
     path = folder / LOCK_FILE
     with lock:
-        held = path.stat()
         try:
-            yield held
+            yield path.stat()
         finally:
             with suppress(OSError):  # it was moved or removed
-                if os.listdir(folder) == [LOCK_FILE] and samestat(held, path.stat()):
+                if os.listdir(folder) == [LOCK_FILE]:
                     path.unlink()  # a start that was refused leaves nothing; who waits for it makes another
 
 
@@ -139,13 +138,9 @@ def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
     All resume from the checkpoint that rank 0 names: without it a run of several machines would train until
     its first restart, and fail there.
     """
-
-    def leave_token() -> str:
-        token = folder / f".seen_by_all_{uuid4().hex}"  # a name that no machine's cache can know
+    token = folder / ranks.on_main(lambda: f".seen_by_all_{uuid4().hex}", TOKEN_TIMEOUT)  # in no cache yet
+    if ranks.is_main:
         token.touch()
-        return str(token)
-
-    token = Path(ranks.on_main(leave_token, TOKEN_TIMEOUT))
     deadline = time.monotonic() + TOKEN_WAIT_S
     while not token.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
