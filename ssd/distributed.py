@@ -47,20 +47,11 @@ class Ranks:
 
     def highest(self, value: int) -> int:
         """Return the highest of all ranks' values, on every rank, without waiting for a device."""
-        return self.begin_highest(value)()
-
-    def begin_highest(self, value: int) -> Callable[[], int]:
-        """Tell the other ranks a value and go on. Calling what is returned waits for the highest of all."""
         if self.world_size == 1:
-            return lambda: value
+            return value
         highest = torch.tensor(value)
-        exchange = dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.cpu_group, async_op=True)
-
-        def wait() -> int:
-            exchange.wait()
-            return int(highest)
-
-        return wait
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.cpu_group)
+        return int(highest)
 
     def on_all(self, work: Callable[[], Value]) -> Value:
         """Do each rank's own work. Raises UserError on every rank where one's raises it, each telling why."""

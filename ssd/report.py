@@ -29,7 +29,8 @@ from ssd.image import PictureError, read_picture
 Sections = dict[str, list[Markup]]
 
 _GREY = "#94a3b8"
-_TOLD = ("stopped by", "error:", "bad image", "loss or gradient")  # what lines of run.log begin with
+# What lines of run.log begin with.
+_TOLD = ("stopped by", "error:", "bad image", "loss or gradient", "weights and momenta")
 _SHOWN = 50  # of them
 _TRAINING = {
     "loss": "Loss",

@@ -2,6 +2,7 @@
 
 import errno
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -226,21 +227,12 @@ def test_loss_scale_and_its_growth_go_on_where_they_were():
     assert scales + [step_of(resumed, each) for each in overflows[3:]] == expected
 
 
-def test_a_saved_run_comes_out_of_its_file_as_it_went_in_and_what_lacks_is_named(tmp_path: Path):
+def test_a_saved_run_comes_out_of_its_file_as_it_went_in(tmp_path: Path):
     run = saved_run()
     write(tmp_path / "x.pt", run.as_plain())
     read = SavedRun.load(tmp_path / "x.pt")
-    assert_same(read.state.pop("model"), run.state["model"])
-    assert read == saved_run(state={key: value for key, value in run.state.items() if key != "model"})
-
-    plain = run.as_plain()
-    del plain["bad_images"], plain["scaler"]
-    del plain["roll_back"], plain["scores"]  # older ones lack these
-    write(tmp_path / "x.pt", plain)
-    with pytest.raises(
-        CheckpointError, match=r"x\.pt lacks bad_images, scaler: it was a best\.pt, or another"
-    ):
-        SavedRun.load(tmp_path / "x.pt")
+    assert_same(read.model, run.model)
+    assert replace(read, model={}) == saved_run(model={})
 
 
 def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_start_over(
@@ -275,31 +267,17 @@ def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_star
     ("given", "message"),
     [
         ({"step": "7"}, r"Expected `int`, got `str` - at `\$\.step`"),
-        ({"config": []}, r"Expected `object`, got `array` - at `\$\.config`"),
+        ({"bad_images": "lacking"}, r"missing required field `bad_images`"),
         ({"categories": {"ids": [1]}}, r"missing required field `names`"),
-        ({"best": 3}, r"got `int` - at `\$\.best`"),
     ],
 )
-def test_a_checkpoint_with_another_kind_of_entry_is_refused_by_it(
+def test_a_checkpoint_that_lacks_an_entry_or_has_another_kind_of_it_is_refused_by_it(
     given: dict[str, Any], message: str, tmp_path: Path
 ):
-    write(tmp_path / "x.pt", saved_run().as_plain() | given)
-    with pytest.raises(CheckpointError, match=rf"x\.pt can't be used \(.*{message}"):
+    plain = saved_run().as_plain() | given
+    write(tmp_path / "x.pt", {key: value for key, value in plain.items() if value != "lacking"})
+    with pytest.raises(CheckpointError, match=rf"x\.pt can't be resumed from \(.*{message}.*best\.pt, or"):
         SavedRun.load(tmp_path / "x.pt")
-
-
-@pytest.mark.parametrize(
-    "momentum",
-    [torch.ones(()), torch.ones(2, 2, device="meta"), torch.ones(2, 2).to_sparse(), "x"],
-    ids=["no dimension", "meta", "sparse", "text"],
-)
-def test_momenta_that_cannot_be_a_parameters_are_not_put_back(momentum: Any):
-    state = train_state()
-    step_of(state)
-    saved = deepcopy(state.collect())
-    saved["optimizer"]["state"][0]["momentum_buffer"] = momentum
-    with pytest.raises((AttributeError, RuntimeError)):
-        state.restore(saved)
 
 
 def test_momenta_take_the_layout_of_their_parameter():

@@ -320,7 +320,7 @@ def poisoned_trainer(config: TrainConfig, session: Session, steps: set[int]) -> 
 @pytest.mark.parametrize(
     ("policy", "poisoned", "message"),
     [
-        ("stop", {1}, r"step after 1, which was not taken .*image ids \d+, \d+; "),
+        ("stop", {1}, r"step after 1, which was not taken .*first image ids \d+, \d+; "),
         ("skip", {0, 1}, r"2 such steps are more than training\.nonfinite_limit=1"),
         ("rollback", {0}, r"rollback: there is no checkpoint yet that was due; .*checkpoint\.every_steps"),
     ],
@@ -372,7 +372,8 @@ def test_rolling_back_takes_the_newest_checkpoints_weights_and_goes_on(
     before, after = checkpoints(session)
     assert (before["step"], after["step"]) == (2, 4)
     assert same(before, after)
-    assert "weights and momenta are those after step 2 again; going on (1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "going on (1 such steps so far)\nweights and momenta are those after step 2 again" in told
 
 
 def test_rolling_back_ends_the_same_whatever_a_signal_saved_between(
@@ -526,18 +527,13 @@ with open(folder + "/report.html", "a") as page:
     ("script", "told"),
     [
         (SCRIPT, ""),
-        (
-            "raise SystemExit('it broke')",
-            r"wasn't made, exit status 1 \(.*report.log\): it broke\n",
-        ),
-        (None, "report.html wasn't made, exit status 2 .*No such file or directory"),
+        ("raise SystemExit('it broke')", r"wasn't made, exit status 1; \S+report\.log says why\n"),
     ],
 )
 def test_a_report_is_made_beside_training_and_its_failure_ends_nothing(
-    script: str | None, told: str, demo: Path, session: Session, monkeypatch: Any, tmp_path: Path, capsys: Any
+    script: str, told: str, demo: Path, session: Session, monkeypatch: Any, tmp_path: Path, capsys: Any
 ):
-    if script:
-        (tmp_path / "script.py").write_text(script)
+    (tmp_path / "script.py").write_text(script)
     monkeypatch.setattr(log, "REPORT_SCRIPT", tmp_path / "script.py")
     trainer = open_trainer(config(demo, TWO_EPOCHS, "logging.report=true"), session)
     trainer.fit()
