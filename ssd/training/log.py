@@ -199,6 +199,7 @@ class ReportMaker:
         folder = self._session.folder
         if not self._wanted or self._is_working():
             return
+        self.close()
         quoted = str(folder).replace('"', '\\"')  # for Hydra
         command = ["nice", "-n", "10", sys.executable, str(REPORT_SCRIPT), f'run="{quoted}"']
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -209,15 +210,7 @@ class ReportMaker:
             self._session.console.say(f"report.html can't be made: {error}")
 
     def _is_working(self) -> bool:
-        """Tell whether it is being made; say so once where that has failed."""
-        status = self._process.poll() if self._process else 0
-        if status is None:
-            return True
-        self._process = None
-        if status:
-            path = self._session.folder / "report.log"
-            self._session.console.say(f"report.html wasn't made, exit status {status}; {path} says why")
-        return False
+        return self._process is not None and self._process.poll() is None
 
     def finish(self) -> None:
         """Make it once more, of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT_S."""
@@ -229,11 +222,16 @@ class ReportMaker:
             time.sleep(0.1)
 
     def close(self) -> None:
-        """End what is still being made."""
-        if self._process:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
+        """End what is still being made; tell where it has failed."""
+        process, self._process = self._process, None
+        if process and process.poll() is None:
+            process.terminate()
+            process.wait()
+        elif process and process.returncode:
+            path = self._session.folder / "report.log"
+            self._session.console.say(
+                f"report.html wasn't made, exit status {process.returncode}; {path} says why"
+            )
 
 
 def cut_records(path: Path, first_step: int, redo_evaluation: bool = False) -> None:
