@@ -81,8 +81,9 @@ class Trainer:
         self.report = ReportMaker(session, self.ranks.is_main and config.logging.report)
         self.log: RunLog | None = None  # rank 0's, while training
         self.step = 0
-        self.known_bad: set[int] = set()  # ids of images replaced while training
+        self._known_bad: set[int] = set()  # ids of images replaced while training
         self._scores: list[float] = []  # AP of each evaluation
+        self._may_roll_back = config.training.on_nonfinite is OnNonfinite.rollback
         self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
 
@@ -121,7 +122,7 @@ class Trainer:
         self.step = self.saver.step = saved.step
         self.saver.best = saved.best
         self.nonfinite.count = saved.nonfinite_steps
-        self.known_bad = set(saved.bad_images)
+        self._known_bad = set(saved.bad_images)
         self._scores = saved.scores
         self._roll_back_due = saved.roll_back and self._may_roll_back
         self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
@@ -247,10 +248,6 @@ class Trainer:
         """Tell whether a step's checkpoint is one to roll back to: due however the run is stopped or ends."""
         return self._may_roll_back and self._saves_after(step)
 
-    @property
-    def _may_roll_back(self) -> bool:
-        return self.config.training.on_nonfinite is OnNonfinite.rollback
-
     def _record(self) -> None:
         """Read the losses off the device, which is where training waits for it, check and record them."""
         self._check_health()
@@ -286,9 +283,9 @@ class Trainer:
         self.saver.check()
         for bad_images in self.ranks.gather(self.task.loader.bad_images()):
             for image_id, reason in bad_images.items():
-                if image_id not in self.known_bad:
+                if image_id not in self._known_bad:
                     self.console.say(f"bad image, its place in the batch is taken by another: {reason}")
-                    self.known_bad.add(image_id)
+                    self._known_bad.add(image_id)
 
     def _roll_back(self) -> None:
         """Take back what was learned since the newest checkpoint that was due, on all ranks.
@@ -353,7 +350,7 @@ class Trainer:
                 fingerprint=self.task.fingerprint,
                 categories=self.task.categories,
                 excluded_images=self.task.excluded,
-                bad_images=sorted(self.known_bad),
+                bad_images=sorted(self._known_bad),
                 nonfinite_steps=self.nonfinite.count,
                 versions=package_versions(),
                 numbers=numbers,

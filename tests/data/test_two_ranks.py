@@ -19,7 +19,7 @@ import data.loader
 from data.build import open_training
 from data.demo import generate
 from ssd.batches import TrainBatch
-from ssd.checkpoint import saved_steps
+from ssd.checkpoint import load_run, saved_steps
 from ssd.config import (
     Backbone,
     DataConfig,
@@ -101,7 +101,8 @@ def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
             "excluded": task.excluded,
             "turned bad": turning_bad["image_id"],
             "met": [*task.loader.bad_images()],
-            "known": [*trainer.known_bad],
+            "known": load_run(saved_steps(folder / "run" / "checkpoints")[-1])["bad_images"],
+            "told": (folder / "run" / "run.log").read_text(),
         }
 
 
@@ -128,6 +129,7 @@ def test_two_ranks_share_one_quarantine_and_refuse_other_annotations(tmp_path: P
         assert rank["excluded"] == [bad["id"]]
         assert rank["fingerprint"] == ranks[0]["fingerprint"]
         assert rank["known"] == [rank["turned bad"]]
+        assert rank["told"].count("its place in the batch is taken by another: ") == 1
     assert ranks[0]["refusals"][2].startswith("another rank can't go on")
     assert "missing.json: it cannot be read" in ranks[1]["refusals"][2]
     assert [rank["met"] for rank in ranks] == [[], [ranks[0]["turned bad"]]]

@@ -238,11 +238,8 @@ def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_star
     assert load_newest(session) is None
     folder = session.folder / "checkpoints"
     write(folder / "best.pt", {key: saved_run().as_plain()[key] for key in DETECTOR})
-    with pytest.raises(
-        CheckpointError, match=r"is good: .*best\.pt is alone, .*Put a good step_\*\.pt there"
-    ):
+    with pytest.raises(CheckpointError, match=r"best\.pt is alone, .*Put a good step_\*\.pt there"):
         load_newest(session)
-    assert [path.name for path in folder.iterdir()] == ["best.pt"]
     for step in (2, 4):
         write(step_file(folder, step), saved_run(step=step).as_plain())
     step_file(folder, 4).write_bytes(b"")
@@ -251,9 +248,9 @@ def test_the_newest_good_checkpoint_is_taken_and_a_run_without_one_does_not_star
     assert saved.step == 2
     assert "it is kept as step_00000004.pt.broken" in capsys.readouterr().out
     step_file(folder, 2).write_bytes(b"")
-    for _ in range(2):  # not the second time either
-        with pytest.raises(CheckpointError, match=r"no checkpoint of the run is good: .*step_00000002\.pt"):
-            load_newest(session)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of the run is good: .*step_00000002\.pt"):
+        load_newest(session)
+    assert step_file(folder, 2).exists()
     monkeypatch.setattr("ssd.checkpoint.RETRY_WAITS_S", ())
     monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(CheckpointError, match=r"\(Input/output error\); try again"):

@@ -262,17 +262,6 @@ def test_an_image_that_turns_bad_stops_the_run_with_a_checkpoint_to_go_on_from(
     assert same(checkpoints(session)[-1], uninterrupted[0])
 
 
-def test_an_image_that_turns_bad_is_named_replaced_and_remembered(
-    demo: Path, session: Session, capsys: pytest.CaptureFixture[str]
-):
-    trainer = open_trainer(config(demo, "data.on_bad_image=quarantine"), session)
-    path = second_picture(trainer, 1)
-    with cut_short(path):
-        trainer.fit()
-    assert capsys.readouterr().out.count(f"its place in the batch is taken by another: {path}") == 1
-    assert len(checkpoints(session)[-1]["bad_images"]) == 1
-
-
 def test_quarantined_images_are_as_if_the_annotation_file_lacked_them(
     demo: Path, session: Session, tmp_path: Path
 ):
@@ -422,24 +411,20 @@ def test_a_signal_saves_the_step_and_says_which(
     assert capsys.readouterr().out.count(f"stopped by {number.name} {told}") == 1
 
 
-def test_a_signal_in_an_evaluation_does_not_name_a_step_that_is_not_on_disk(
+def test_a_signal_in_an_evaluation_leaves_the_step_before_it(
     demo: Path, session: Session, monkeypatch: pytest.MonkeyPatch
 ):
-    disk, detect = FullDisk(monkeypatch), Evaluator.detect
+    detect = Evaluator.detect
 
-    def room_and_a_signal(*arguments: Any) -> Iterator[Any]:
+    def signalled(*arguments: Any) -> Iterator[Any]:
         for rows in detect(*arguments):
-            disk.full = False
             signal.raise_signal(signal.SIGTERM)
             yield rows
 
-    monkeypatch.setattr(Evaluator, "detect", room_and_a_signal)
-    trainer = open_trainer(
-        config(demo, GOING_ON, "checkpoint.every_steps=null schedule.max_steps=4"), session
-    )
+    monkeypatch.setattr(Evaluator, "detect", signalled)
     with pytest.raises(Preempted):
-        trainer.fit()
-    assert steps_saved(session) == [preempted(session)["step"]] == [4]
+        open_trainer(config(demo, "schedule.max_steps=4"), session).fit()
+    assert (preempted(session)["step"], checkpoints(session)[-1]["numbers"]) == (4, None)
 
 
 def test_an_overridden_key_counts_from_the_next_step_on(demo: Path, session: Session):
