@@ -379,10 +379,10 @@ def start_or_resume(
     trainer = Trainer(config, network, task, session)
     trainer.resume(saved)
     if trainer.finished:
-        keys = ("a larger training.patience lets", "larger schedule.epochs or schedule.max_steps let")
         session.console.say(
             f"the run in {session.folder} is finished: {trainer.step} of {trainer.last_step} steps are done. "
-            f"A new name=… starts another; {keys[trainer.step >= trainer.last_step]} this one go on"
+            "A new name=… starts another; this one goes on with larger schedule.epochs, schedule.max_steps "
+            "or training.patience"
         )
     else:
         session.console.say(f"resuming {config.name!r} after step {trainer.step}")
