@@ -27,10 +27,6 @@ from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_
 
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
-WRITTEN = (
-    *("checkpoints", "nonfinite", "pictures", "*.tfevents.*", "metrics.jsonl", "starts.jsonl"),
-    *("run.log", "detections_*.npy", "report.html*", "report.log", "config.yaml"),
-)
 ANEW_TIMEOUT = timedelta(minutes=10)  # gigabytes on a slow file system
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
 TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
@@ -113,23 +109,19 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
 
 
 def begin_anew(folder: Path) -> None:
-    """Remove from a run's folder what a run under resume.never has left there, and nothing else.
+    """Remove what a run under resume.never has left in its folder, if such a run has, and nothing else.
 
-    config.yaml, which says that it was such a run, goes last: if this is cut short, the next start ends it.
-    Raises UserError where a file can't be removed.
+    What the new one replaces stays until then: metrics and TensorBoard's events are cut as on a resume, here
+    after step 0. Raises UserError where a file can't be removed.
     """
     config = folder / "config.yaml"
     with writing(folder, "hydra.run.dir"):
-        if not config.exists() or "\n  never: true\n" not in config.read_text(
-            encoding="utf-8", errors="replace"
-        ):
-            return
-        for pattern in WRITTEN:  # config.yaml is its last
-            for path in folder.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        if config.exists() and "\n  never: true\n" in config.read_text(encoding="utf-8", errors="replace"):
+            for name in ("run.log", "starts.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("nonfinite", "pictures", "checkpoints"):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:

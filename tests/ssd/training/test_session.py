@@ -57,7 +57,8 @@ def test_a_run_begins_anew_over_what_such_a_run_has_left_and_over_nothing_else(
     if was_never is not None:
         earlier = replace(config, resume=ResumeConfig(never=was_never))
         (tmp_path / "config.yaml").write_text(as_yaml(earlier))
-    left = ("checkpoints/best.pt", "pictures/step_0/a.jpg", "metrics.jsonl", "events.out.tfevents.1", "mine")
+    gone = ("checkpoints/best.pt", "pictures/step_0/a.jpg", "run.log")
+    left = (*gone, "metrics.jsonl", "checkpoints.txt")
     for path in left:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -65,7 +66,8 @@ def test_a_run_begins_anew_over_what_such_a_run_has_left_and_over_nothing_else(
     before = {*tmp_path.rglob("*"), tmp_path / ".lock"}
     with open_session(replace(config, resume=ResumeConfig(never=never)), tmp_path):
         pass
-    assert {*tmp_path.rglob("*")} == ({tmp_path / ".lock", tmp_path / "mine"} if anew else before)
+    kept = {tmp_path / name for name in (".lock", "config.yaml", "metrics.jsonl", "checkpoints.txt")}
+    assert {*tmp_path.rglob("*")} == (kept if anew else before)
 
 
 class TwoMachines(Ranks):
