@@ -95,8 +95,7 @@ class NonFinitePolicy:
         )
         images = loader.contents(step)
         share = len(images) // self._ranks.world_size
-        shares = [images[rank * share : (rank + 1) * share] for rank in culprits]
-        ids = [str(image["image_id"]) for share_of_rank in shares for image in share_of_rank]
+        ids = [str(image["image_id"]) for rank in culprits for image in images[rank * share :][:share]]
         written = self._write_down(step, losses, images) if self._ranks.is_main else ""
         message = (
             f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
