@@ -125,11 +125,11 @@ def measure_training(config: BenchmarkConfig, folder: Path) -> Figures:
 
 def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
     """Return seconds of the trainer's step and of a bare one, and how fast the loader is alone."""
-    batch, step = next(batches), trainer.train_step
+    batch, step, agreed = next(batches), trainer.train_step, trainer.agreed(batches)
 
     def ours(count: int) -> None:
         for _ in range(count):
-            trainer.take_step(batches)
+            trainer.take_step(next(agreed))
 
     def bare(count: int) -> None:
         for _ in range(count):
@@ -187,10 +187,11 @@ def count_launches(step: Callable[[], object], device: torch.device) -> Figures:
 def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
     """Return how much longer steps take while a checkpoint is written, and how long its copy takes."""
     copies_s: list[float] = []
+    agreed = trainer.agreed(batches)
 
     def plain(count: int) -> None:
         for _ in range(count):
-            trainer.take_step(batches)
+            trainer.take_step(next(agreed))
 
     def beside_a_save(count: int) -> None:
         start = time.perf_counter()

@@ -50,7 +50,7 @@ class Ranks:
         return self.begin_highest(value)()
 
     def begin_highest(self, value: int) -> Callable[[], int]:
-        """Tell the other ranks a value and go on. Calling what is returned waits for the highest of all."""
+        """Begin to tell the other ranks a value; what is returned waits for the highest of all ranks' values."""
         if self.world_size == 1:
             return lambda: value
         highest = torch.tensor(value)

@@ -25,7 +25,8 @@ from ssd.evaluation.errors import KINDS, Analysis
 from ssd.image import PictureError, read_picture
 
 _GREY = "#94a3b8"
-_TOLD = ("stopped by", "error:", "bad image", "loss or gradient")  # what lines of run.log begin with
+# What lines of run.log begin with.
+_TOLD = ("stopped by", "error:", "bad image", "loss or gradient", "weights and momenta")
 _SHOWN = 50  # of them
 _TRAINING = {
     "Loss and its parts": ("loss", "loss_localization", "loss_confidence"),

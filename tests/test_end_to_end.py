@@ -23,11 +23,12 @@ def test_a_run_leaves_what_it_promises(bench: Bench):
     assert 0.49 < best / last < 0.51  # no momenta
     (events,) = folder.glob("events.out.tfevents.*")
     assert b"config/text_summary" in events.read_bytes()
-    command, commit, machine, versions, *told = (folder / "run.log").read_text().splitlines()
+    command, *told = (folder / "run.log").read_text().splitlines()
+    started = json.loads((folder / "starts.jsonl").read_text())
+    assert command == f"{started['started']} {started['command']}"
     assert "train.py name=" in command
-    assert re.fullmatch(r"commit ([0-9a-f]{40}(-dirty)?|unknown)", commit)
-    assert machine.startswith("machine ")
-    assert "torch " in versions
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", started["commit"])
+    assert "torch " in started["versions"]
     assert told == (bench.folder / f"{folder.name}.txt").read_text().splitlines()
     assert "backbone: resnet18" in (folder / "config.yaml").read_text()
     assert (folder / "pictures" / "step_00000000" / "first_training_batch.jpg").exists()

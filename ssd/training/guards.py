@@ -20,15 +20,12 @@ from ssd.batches import TrainLoader
 from ssd.config import OnNonfinite, TrainingConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
-from ssd.training.optimizer import Schedule
 
 # Far below what fp16 training needs; reached only when gradients overflow step after step.
 SMALLEST_LOSS_SCALE = 2.0**-10
 NAMED_IMAGES = 8  # in a message; the file beside it has them all
 GRACE = timedelta(seconds=5)  # between the stacks and the end: every rank gets to print its own
 
-# Odd, so that multiplying by it loses no bit: rows that swap change the sum.
-_MIXER = 0x9E3779B97F4A7C15 - 2**64
 _STANDARD_ERROR = 2
 
 
@@ -78,7 +75,7 @@ class NonFinitePolicy:
         self._config, self._folder, self._ranks = config, folder, ranks
         self.count = 0
 
-    def check(self, guard: FiniteGuard, loader: TrainLoader, schedule: Schedule) -> str | None:
+    def check(self, guard: FiniteGuard, loader: TrainLoader) -> str | None:
         """Return a line about what any rank met since the last check, None if nothing; every rank calls this.
 
         What the first bad step consisted of is left in the run's folder. Raises UserError on all ranks where
@@ -98,13 +95,11 @@ class NonFinitePolicy:
         )
         images = loader.contents(step)
         share = len(images) // self._ranks.world_size
-        shares = [images[rank * share : (rank + 1) * share] for rank in culprits]
-        ids = [str(image["image_id"]) for share_of_rank in shares for image in share_of_rank]
-        named = ", ".join(ids[:NAMED_IMAGES]) + (", …" if len(ids) > NAMED_IMAGES else "")
+        ids = [str(image["image_id"]) for rank in culprits for image in images[rank * share :][:share]]
         written = self._write_down(step, losses, images) if self._ranks.is_main else ""
         message = (
-            f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; image ids "
-            f"{named}{written}); learning rate {schedule(step, step // loader.steps_per_epoch):.3e}"
+            f"loss or gradient not finite in the step after {step}, which was not taken ({losses}; "
+            f"first image ids {', '.join(ids[:NAMED_IMAGES])}{written})"
         )
         fix = "Look at these boxes, or give a lower optimizer.learning_rate or more schedule.warmup_steps"
         if self._config.on_nonfinite is OnNonfinite.stop:
@@ -140,27 +135,21 @@ def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
     BatchNorm's statistics differ by design, each rank's being of its own images (RECIPE 9). It waits for the
     device.
     """
-    checksums = {}
+    differing = None
     for name, parameter in network.named_parameters():
-        checksums[name] = checksum(parameter)
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            checksums[f"{name} (momentum)"] = checksum(momentum)
-    of_ranks = ranks.gather(torch.stack([*checksums.values()]).tolist())
-    for name, values in zip(checksums, zip(*of_ranks, strict=True), strict=True):
-        differing = [str(rank) for rank, value in enumerate(values) if value != values[0]]
-        if differing:
-            raise UserError(
-                f"the replicas are out of sync: {name} of rank {', '.join(differing)} differs from rank 0's. "
-                "A GPU, memory or network is faulty; replace it, then start again from the newest checkpoint"
-            )
-
-
-def checksum(tensor: Tensor) -> Tensor:
-    """Return a 64-bit sum over the bits of a float32 tensor and their positions, on its device."""
-    bits = tensor.detach().contiguous().view(torch.int32).flatten().long()
-    positions = torch.arange(1, len(bits) + 1, device=bits.device)
-    return ((bits + positions) * (_MIXER + 2 * positions)).sum()
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        for own, what in ((parameter.detach(), name), (momentum, f"{name} (momentum)")):
+            if own is not None:
+                main = own.clone(memory_format=torch.contiguous_format)
+                ranks.take_main([main])
+                if differing is None and not torch.equal(own.view(torch.int32), main.view(torch.int32)):
+                    differing = what
+    told = [f"{name} of rank {rank}" for rank, name in enumerate(ranks.gather(differing)) if name]
+    if told:
+        raise UserError(
+            f"the replicas are out of sync: {', '.join(told)} differs from rank 0's. "
+            "A GPU, memory or network is faulty; replace it, then start again from the newest checkpoint"
+        )
 
 
 class Watchdog:

@@ -1,5 +1,6 @@
 """What a run leaves to look at, from metrics.jsonl to report.html, and the meters of what is recorded."""
 
+import errno
 import json
 import math
 import os
@@ -30,8 +31,8 @@ from ssd.cli import as_plain, as_yaml, by_full_key, writing
 from ssd.config import OnError, TrainConfig
 from ssd.console import RunConsole
 from ssd.errors import UserError
-from ssd.evaluation.coco import NAMES, RECALL_LEVELS
-from ssd.evaluation.errors import Analysis
+from ssd.evaluation.coco import NAMES, RECALL_LEVELS, Scored
+from ssd.evaluation.errors import explain
 from ssd.image import draw_boxes, grid, outline
 from ssd.training.session import Session
 
@@ -39,69 +40,62 @@ REPORT_SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
 REPORT_TIMEOUT_S = 600.0  # of the last report; COCO's takes a minute
 SHOWN_CLASSES = 100  # in TensorBoard: more can't be looked at
 SCORE_EDGES = np.linspace(0, 1, 51)
-SAME_BOX_PX = 0.25  # far above the rounding, and far below what a picture could show apart
 
 
 class RunLog:
     """The records of one run in its folder; rank 0 alone has one. It goes on after `first_step` steps.
 
-    redo_evaluation: that step's evaluation will be done again. on_error: what a record that can't be written
-    does: raise UserError, or say so and write metrics as soon as that is possible; pictures and TensorBoard's
-    events are lost then.
+    redo_evaluation: that step's evaluation will be done again, as the records after that step will be: what
+    metrics.jsonl and TensorBoard hold of them is cut off. A record that can't be written is a UserError or,
+    with checkpoint.on_error=continue, told and lost.
     """
 
     def __init__(
-        self, folder: Path, first_step: int, redo_evaluation: bool, on_error: OnError, console: RunConsole
+        self, folder: Path, config: TrainConfig, first_step: int, redo_evaluation: bool, console: RunConsole
     ) -> None:
-        self._folder, self._first_step, self._on_error, self._console = folder, first_step, on_error, console
-        # From then on the first writer of this start has TensorBoard forget what was recorded before.
-        self._purge: int | None = first_step + 1 - redo_evaluation
-        self._board: SummaryWriter | None = None
+        self._folder, self._config, self._first_step, self._console = folder, config, first_step, console
         with writing(folder, "hydra.run.dir"):
-            self._metrics = MetricsFile(folder / "metrics.jsonl", first_step, redo_evaluation)
+            cut_records(folder / "metrics.jsonl", first_step, redo_evaluation)
+            self._board = SummaryWriter(str(folder), purge_step=first_step + 1 - redo_evaluation)
 
-    def start(self, config: TrainConfig, facts: Mapping[str, str]) -> None:
+    def start(self, facts: Mapping[str, str]) -> None:
         """Write how the run is started, to run.log and starts.jsonl, and the config that it goes on with.
 
-        facts: more for starts.jsonl, the rows of the start-up table. A config that differs from the last
-        start's is a text in TensorBoard too; by the first's keys TensorBoard filters runs, and shows the last
-        of each number beside them.
+        facts: more for starts.jsonl, the rows of the start-up table. The config is a text in TensorBoard too;
+        by its keys that filters runs, and shows the last of each number beside them.
         """
-        when, command = f"{datetime.now():%F %T}", shlex.join(sys.argv)
         versions = {"Python": platform.python_version()} | package_versions()
-        code = {
+        known = {
+            "started": f"{datetime.now():%F %T}",
+            "after step": self._first_step,
+            "command": shlex.join(sys.argv),
+            "seed": self._config.seed,
             "commit": _commit(),
             "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
             "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         }
-        known = {"started": when, "after step": self._first_step, "command": command, "seed": config.seed}
+        text = as_yaml(self._config)
         with writing(self._folder, "hydra.run.dir"):
-            lines = [f"{key} {value}" for key, value in code.items()]
-            self._console.copy_to(self._folder / "run.log", f"{when} {command}", *lines)
+            self._console.copy_to(self._folder / "run.log", f"{known['started']} {known['command']}")
             with (self._folder / "starts.jsonl").open("a", encoding="utf-8") as file:
-                print(json.dumps({**known, **code, **facts}), file=file)
-        path, text = self._folder / "config.yaml", as_yaml(config)
-        numbers = {f"evaluation/{name}": 0.0 for name in NAMES}
-        with self._writing():
-            is_new = not path.exists() or path.read_bytes() != text.encode()
-            path.write_text(text, encoding="utf-8")
-            if is_new:
-                with self._tensorboard() as board:
-                    board.add_text("config", f"```yaml\n{text}```", self._first_step)
-                    keys = {
-                        key: value if isinstance(value, bool | int | float | str) else str(value)
-                        for key, value in by_full_key(as_plain(config)).items()
-                    }
-                    names, values, _ = hparams(keys, numbers)  # the third: the run is over
-                    for summary in (names, values):
-                        board._get_file_writer().add_summary(summary)
-                    board.flush()
+                print(json.dumps({**known, **facts}), file=file)
+            (self._folder / "config.yaml").write_text(text, encoding="utf-8")
+        with self._writing() as board:
+            board.add_text("config", f"```yaml\n{text}```", self._first_step)
+            keys = {
+                key: value if isinstance(value, bool | int | float | str) else str(value)
+                for key, value in by_full_key(as_plain(self._config)).items()
+            }
+            names, values, _ = hparams(keys, {f"evaluation/{name}": 0.0 for name in NAMES})
+            for summary in (names, values):  # the third would be: the run is over
+                board._get_file_writer().add_summary(summary)
+            board.flush()
 
     def record(self, group: str, record: dict[str, Any]) -> None:
         """Write a record with its `step`; in TensorBoard each other value is a scalar named group/key."""
         with self._writing():
-            self._metrics.write(record)
-        with self._writing(), self._tensorboard() as board:
+            append_record(self._folder / "metrics.jsonl", record)
+        with self._writing() as board:
             for key, value in record.items():
                 if key != "step":
                     board.add_scalar(f"{group}/{key}", value, record["step"])
@@ -112,7 +106,7 @@ class RunLog:
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path, quality=90, subsampling=0)  # subsampled colours would bleed out of thin lines
-        with self._writing(), self._tensorboard() as board:
+        with self._writing() as board:
             board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
 
     def detections(self, detections: NDArray[np.void], step: int) -> None:
@@ -126,10 +120,18 @@ class RunLog:
             for other in {*self._folder.glob("detections_*.npy")} - {path}:
                 other.unlink()
 
-    def analysis(self, analysis: Analysis, step: int) -> None:
-        """Show in TensorBoard where detections fail; of many classes those with the most boxes."""
+    def analysis(self, scored: Scored, step: int) -> None:
+        """Show in TensorBoard where detections fail; of many classes those with the most boxes.
+
+        Nothing that goes wrong in explaining them ends the run: it is told.
+        """
+        try:
+            analysis = explain(scored)
+        except Exception as error:
+            self._console.say(f"the errors after step {step} can't be analysed for TensorBoard: {error!r}")
+            return
         classes = np.argsort(-analysis.boxes, kind="stable")[:SHOWN_CLASSES]
-        with self._writing(), self._tensorboard() as board:
+        with self._writing() as board:
             for row in classes[analysis.boxes[classes] > 0].tolist():
                 name, boxes = analysis.names[row], analysis.boxes[row]
                 board.add_scalar(f"class_AP/{name}", analysis.ap[row], step)
@@ -145,27 +147,20 @@ class RunLog:
                 board.add_histogram("scores", analysis.detections["score"], step, bins=SCORE_EDGES)
 
     def close(self) -> None:
-        """Flush and close everything."""
-        self._metrics.close()
-        if self._board is not None:
-            with self._writing():
-                self._board.close()
+        """Write what is still to be written, and close."""
+        with self._writing() as board:
+            board.close()
 
     @contextmanager
-    def _tensorboard(self) -> Iterator[SummaryWriter]:
-        """Give TensorBoard's writer; one that fails, maybe in its own thread, is replaced the next time."""
-        board, self._board = self._board, None
-        board, self._purge = board or SummaryWriter(str(self._folder), purge_step=self._purge), None
-        yield board
-        self._board = board
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[SummaryWriter]:
+        """Give TensorBoard's writer; do as checkpoint.on_error says where what is written inside fails."""
         try:
-            yield
+            yield self._board
         except OSError as error:
+            # Its file's writer may have failed, in a thread of its own: the next event opens another file.
+            self._board.all_writers = None
             message = f"{self._folder}: records can't be written ({error.strerror or error})"
-            if self._on_error is OnError["fail"]:
+            if self._config.checkpoint.on_error is OnError["fail"]:
                 raise UserError(f"{message}; make room, or give checkpoint.on_error=continue") from error
             self._console.say(f"{message}; training goes on (checkpoint.on_error=continue)")
 
@@ -189,106 +184,89 @@ def last_evaluation(folder: Path) -> dict[str, float]:
 
 
 class ReportMaker:
-    """Makes report.html in a process beside training, one at a time; rank 0 alone has one.
+    """Makes report.html in a process beside training, one at a time, where it is wanted.
 
-    It takes no GPU, gives way to every other process and prints to report.log. A failure is told and ends
+    That takes no GPU, gives way to every other process and prints to report.log. A failure is told and ends
     nothing.
     """
 
-    def __init__(self, folder: Path, console: RunConsole) -> None:
-        self._folder, self._console = folder, console
+    def __init__(self, session: Session, wanted: bool) -> None:
+        self._session, self._wanted = session, wanted
         self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
         """Begin to make it, unless that is going on."""
-        if self.is_working():
+        folder = self._session.folder
+        if not self._wanted or self._is_working():
             return
-        quoted = str(self._folder).replace('"', '\\"')  # for Hydra
+        self.close()
+        quoted = str(folder).replace('"', '\\"')  # for Hydra
         command = ["nice", "-n", "10", sys.executable, str(REPORT_SCRIPT), f'run="{quoted}"']
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         try:
-            with (self._folder / "report.log").open("wb") as log:
+            with (folder / "report.log").open("wb") as log:
                 self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         except OSError as error:
-            self._console.say(f"report.html can't be made: {error}")
+            self._session.console.say(f"report.html can't be made: {error}")
 
-    def is_working(self) -> bool:
-        """Tell whether it is being made; say so once where that has failed."""
-        status = self._process.poll() if self._process else 0
-        if status:
-            path = self._folder / "report.log"
-            reason = path.read_text(errors="replace").strip().rpartition("\n")[2] if path.exists() else ""
-            self._console.say(f"report.html wasn't made, exit status {status} ({path}): {reason}")
-        if status is not None:
-            self._process = None
-        return self._process is not None
+    def _is_working(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
-    def finish(self, session: Session) -> None:
+    def finish(self) -> None:
         """Make it once more, of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT_S."""
         self.close()
         self.begin()
         deadline = time.monotonic() + REPORT_TIMEOUT_S
-        while self.is_working() and not session.signals.received and time.monotonic() < deadline:
-            session.watchdog.alive()
+        while self._is_working() and not self._session.signals.received and time.monotonic() < deadline:
+            self._session.watchdog.alive()
             time.sleep(0.1)
 
     def close(self) -> None:
-        """End what is still being made."""
-        if self._process:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
+        """End what is still being made; tell where it has failed."""
+        process, self._process = self._process, None
+        if process and process.poll() is None:
+            process.terminate()
+            process.wait()
+        elif process and process.returncode:
+            path = self._session.folder / "report.log"
+            self._session.console.say(
+                f"report.html wasn't made, exit status {process.returncode}; {path} says why"
+            )
 
 
-class MetricsFile:
-    """metrics.jsonl: one json object a record, in the order of steps, also after a resume."""
+def cut_records(path: Path, first_step: int, redo_evaluation: bool = False) -> None:
+    """Cut off metrics.jsonl what will be written again by a run that goes on after `first_step` steps.
 
-    def __init__(self, path: Path, first_step: int, redo_evaluation: bool = False) -> None:
-        """Open the file to go on after `first_step` steps; records that will be written again are cut off.
+    These are records of later steps, that step's evaluation with redo_evaluation, and a last line that a
+    killed process left half written.
+    """
+    if not path.exists():
+        return
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        record = json.loads(line)
+        step = record["step"]
+        if step > first_step or (step == first_step and redo_evaluation and "AP" in record):
+            break
+        size += len(line)
+    os.truncate(path, size)
 
-        These are those of later steps and, with redo_evaluation, that step's evaluation; a last line that a
-        killed process left half written goes too. Raises UserError naming a line before it that is no record.
-        """
-        content = path.read_bytes() if path.exists() else b""
-        self._size = 0
-        for number, line in enumerate(content.splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = json.loads(line)
-                step: int = record["step"]
-                if step > first_step or (step == first_step and redo_evaluation and "AP" in record):
-                    break
-            except (ValueError, KeyError, TypeError) as error:
-                fix = f"is no record of a step ({line[:40]!r}…); correct or remove it"
-                raise UserError(f"{path}: line {number} {fix}") from error
-            self._size += len(line)
-        if self._size < len(content):
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(content[: self._size])
-            temporary.replace(path)
-        self._file = path.open("ab", buffering=0)
-        self._unwritten = b""
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record, with null for NaN and infinity, after those that could not be written before.
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append a record to metrics.jsonl as one line, with null for NaN and infinity.
 
-        Raises OSError where the disk doesn't take it; nothing is lost then, and no half line stays.
-        """
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._unwritten += json.dumps(finite, allow_nan=False).encode() + b"\n"
-        self._file.truncate(self._size)
-        written = self._file.write(self._unwritten)
-        if written != len(self._unwritten):  # the disk took only a part
-            self._file.truncate(self._size)
-            raise OSError(f"{self._file.name}: {written} of {len(self._unwritten)} bytes were written")
-        os.fsync(self._file.fileno())  # a checkpoint that outlives a power cut relies on it
-        self._size += written
-        self._unwritten = b""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    Raises OSError where the disk doesn't take it all; no half line stays then.
+    """
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(line) < len(line):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.fsync(file.fileno())  # a checkpoint that outlives a power cut relies on it
 
 
 class LossMeter:
@@ -345,20 +323,10 @@ def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> I
         matched_px = cxcywh_to_ltrb(boxes[positive]) * IMAGE_SIZE
         outline(picture, matched_px.tolist(), labels[positive].tolist())
         decoded_px = cxcywh_to_ltrb(decode_offsets(offsets, boxes)[positive]) * IMAGE_SIZE
-        truth_px, truth_labels = _distinct(decoded_px, labels[positive])
-        names = [categories.name_of(label) for label in truth_labels.tolist()]
-        draw_boxes(picture, truth_px.tolist(), truth_labels.tolist(), names)
+        # Many default boxes share a ground-truth box; decoded, their copies differ by rounding.
+        truth = torch.cat([decoded_px.round(), labels[positive, None]], dim=1).unique(dim=0).int()
+        truth_labels = truth[:, 4].tolist()
+        names = [categories.name_of(label) for label in truth_labels]
+        draw_boxes(picture, truth[:, :4].tolist(), truth_labels, names)
         pictures.append(picture)
     return grid(pictures)
-
-
-def _distinct(boxes_ltrb_px: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep of boxes K×4 with labels K one of each; many default boxes share a ground-truth box.
-
-    Its decoded copies differ by rounding. They are compared with each other: rounded to a grid, an edge near
-    one of its lines could fall to both sides.
-    """
-    apart_px = (boxes_ltrb_px[:, None] - boxes_ltrb_px).abs().amax(dim=2)  # K×K
-    same = (apart_px < SAME_BOX_PX) & (labels[:, None] == labels)
-    first = ~same.tril(diagonal=-1).any(dim=1)
-    return boxes_ltrb_px[first], labels[first]

@@ -62,18 +62,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
         {"params": list(undecayed.values()), "weight_decay": 0.0},
     ]
     optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
-    fill_missing_momenta(optimizer)
+    # A momentum of zero is at first the same as none, which a first step that is skipped would leave as
+    # uninitialised memory.
+    for parameter in model.parameters() if config.momentum else ():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def fill_missing_momenta(optimizer: SGD) -> None:
-    """Give every parameter that is to have momentum, and has none yet, one of zero.
-
-    At the start that is the same as none; left to a first step that is skipped, it would be uninitialised
-    memory.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
-            state = optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -65,14 +65,12 @@ class CheckpointSaver:
         if lost:
             fix = "move it back, or give another name=…"
             raise CheckpointError(f"{self._session.folder} was moved or removed; {LOST}; {fix}")
-        if failure is None:
-            return
-        self.step = None
-        if final:
-            raise CheckpointError(f"{failure}; {LOST}")
-        if self._config.on_error is OnError["fail"]:
-            raise CheckpointError(f"{failure}; checkpoint.on_error=continue would train on without")
-        self._session.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
+        if failure:
+            self.step = None
+            if final or self._config.on_error is OnError["fail"]:
+                fix = "make room; checkpoint.on_error=continue trains on without all but the last"
+                raise CheckpointError(f"{failure}; {LOST}; {fix}")
+            self._session.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
 
     def close(self) -> None:
         """Let what was begun be finished, whatever ends the run; the rank that wrote says what went wrong."""

@@ -27,10 +27,6 @@ from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_
 
 LOCK_FILE = ".lock"
 LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
-WRITTEN = (
-    *("checkpoints", "nonfinite", "pictures", "*.tfevents.*", "metrics.jsonl", "starts.jsonl"),
-    *("run.log", "detections_*.npy", "report.html*", "report.log", "config.yaml"),
-)
 ANEW_TIMEOUT = timedelta(minutes=10)  # gigabytes on a slow file system
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
 TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
@@ -104,33 +100,28 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
             raise UserError(f"{folder}: another process trains there; {fix}") from error
     path = folder / LOCK_FILE
     with lock:
-        held = path.stat()
         try:
-            yield held
+            yield path.stat()
         finally:
             with suppress(OSError):  # it was moved or removed
-                if os.listdir(folder) == [LOCK_FILE] and samestat(held, path.stat()):
+                if os.listdir(folder) == [LOCK_FILE]:
                     path.unlink()  # a start that was refused leaves nothing; who waits for it makes another
 
 
 def begin_anew(folder: Path) -> None:
-    """Remove from a run's folder what a run under resume.never has left there, and nothing else.
+    """Remove what a run under resume.never has left in its folder, if such a run has, and nothing else.
 
-    config.yaml, which says that it was such a run, goes last: if this is cut short, the next start ends it.
-    Raises UserError where a file can't be removed.
+    What the new one replaces stays until then: metrics and TensorBoard's events are cut as on a resume, here
+    after step 0. Raises UserError where a file can't be removed.
     """
     config = folder / "config.yaml"
     with writing(folder, "hydra.run.dir"):
-        if not config.exists() or "\n  never: true\n" not in config.read_text(
-            encoding="utf-8", errors="replace"
-        ):
-            return
-        for pattern in WRITTEN:  # config.yaml is its last
-            for path in folder.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        if config.exists() and "\n  never: true\n" in config.read_text(encoding="utf-8", errors="replace"):
+            for name in ("run.log", "starts.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("nonfinite", "pictures", "checkpoints"):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
@@ -139,13 +130,9 @@ def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
     All resume from the checkpoint that rank 0 names: without it a run of several machines would train until
     its first restart, and fail there.
     """
-
-    def leave_token() -> str:
-        token = folder / f".seen_by_all_{uuid4().hex}"  # a name that no machine's cache can know
+    token = folder / ranks.on_main(lambda: f".seen_by_all_{uuid4().hex}", TOKEN_TIMEOUT)  # in no cache yet
+    if ranks.is_main:
         token.touch()
-        return str(token)
-
-    token = Path(ranks.on_main(leave_token, TOKEN_TIMEOUT))
     deadline = time.monotonic() + TOKEN_WAIT_S
     while not token.exists() and time.monotonic() < deadline:
         time.sleep(0.1)

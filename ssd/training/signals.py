@@ -9,23 +9,19 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import sys
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
 
 from ssd.distributed import Ranks
-from ssd.errors import UserError
 
 # Those that torchrun passes on by default, and the one that schedulers send a while before the time is up.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PREEMPTED_FILE = "preempted"
 NOTHING_DONE = "before it took a step: nothing was done yet, nothing is lost"
-READING_TIMEOUT = timedelta(minutes=5)
 
 
 class Preempted(SystemExit):
@@ -41,7 +37,6 @@ class StopSignals:
 
     def __init__(self, folder: Path, is_main: bool) -> None:
         self._folder, self._is_main = folder, is_main
-        self._torchrun = _torchrun()  # now: once it has died this process has another parent
         self._noting = False
         self.received = 0
         """Number of the first signal noted, 0 before."""
@@ -52,7 +47,7 @@ class StopSignals:
 
     def leave(self, step: int | None, number: int, saved: str = NOTHING_DONE) -> NoReturn:
         """Leave the file behind and raise Preempted. step: optimizer steps saved, None if not begun."""
-        content = {"step": step, "signal": signal.Signals(number).name, "torchrun": self._torchrun}
+        content = {"step": step, "signal": signal.Signals(number).name}
         if self._is_main:
             path = self._folder / PREEMPTED_FILE
             try:
@@ -84,45 +79,21 @@ class StopSignals:
 
 
 def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
-    """Raise Preempted on all ranks that the torchrun they were preempted under starts again; else forget it.
+    """Raise Preempted on all ranks that torchrun starts again though they were preempted; else forget it.
 
-    torchrun restarts a rank that exits with 75 like one that crashed; any other start is meant to go on. The
-    torchrun that counts is the one of rank 0's host, which may be another rank's after the restart.
-    Raises UserError on all ranks where the file can't be read.
+    torchrun restarts a rank that exits with 75 like one that crashed; any other start is meant to go on, and
+    its first attempt removes the file. Each machine's torchrun counts its own restarts.
     """
     path = folder / PREEMPTED_FILE
-
-    def torchrun_of_file() -> str | None:
-        try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["torchrun"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it isn't ours
-            return None
-        except OSError as error:
-            raise UserError(f"{path} can't be read ({error.strerror}); remove it") from error
-
-    torchrun = _torchrun()
-    left_under = ranks.on_main(torchrun_of_file, READING_TIMEOUT)
-    if any(ranks.gather(torchrun is not None and torchrun == left_under)):
-        raise Preempted
+    restarts = ranks.highest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    if ranks.highest(int(ranks.is_main and path.exists())) and restarts:
+        raise Preempted(f"it was preempted ({path}), which a restart by the same torchrun doesn't change")
     if ranks.is_main:
         path.unlink(missing_ok=True)
 
 
 def end_with_parent() -> None:
     """Have the kernel send SIGTERM when torchrun dies: a rank left behind would disturb the next launch."""
-    if _torchrun() is not None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-def _torchrun() -> str | None:
-    """Name the torchrun that started this process, as no other ever is: by host, process and its start.
-
-    None where none did. Its --rdzv-id won't do, which launch files give every torchrun alike.
-    """
-    if not os.environ.get("TORCHELASTIC_RUN_ID"):
-        return None
-    parent = os.getppid()
-    status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8")
-    start = status.rpartition(")")[2].split()[19]  # starttime of proc(5), in ticks since the host's start
-    return f"{socket.gethostname()} {parent} {start}"

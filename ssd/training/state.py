@@ -1,7 +1,7 @@
 """A run's state: what it begins with, what a checkpoint holds, what must agree on resume (RECIPE 9)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -14,18 +14,16 @@ from torch.optim import SGD
 
 from ssd.categories import COCO, Categories
 from ssd.checkpoint import FORMAT, CheckpointError, load_file, load_run, newest_checkpoint
-from ssd.cli import as_plain
+from ssd.cli import as_plain, by_full_key
 from ssd.config import ModelConfig, TrainConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError, require
 from ssd.model import SSD300
 from ssd.published import load_weights
 from ssd.training.log import LossMeter
-from ssd.training.optimizer import fill_missing_momenta
 from ssd.training.session import Session
 
 CHOOSING_TIMEOUT = timedelta(minutes=10)
-STATE = ("model", "optimizer", "scaler", "ranks")  # a checkpoint's keys that are TrainState's
 # Those that best.pt has: what evaluating, predicting and fine-tuning take, nothing that only resuming does.
 DETECTOR = ("format", "step", "epoch", "config", "categories", "versions", "numbers", "model")
 
@@ -49,9 +47,9 @@ class SavedRun:
     world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.
     excluded_images: ids left out for their bad files. bad_images: ids replaced by others while training.
     nonfinite_steps: how many were not taken. numbers: COCO's 12 of an evaluation after this step, if there
-    was one. best: AP and step of the evaluation that best.pt is of. scores: AP of each evaluation so far.
-    roll_back: whether the next check that is due rolls back, for a step that was not finite. state: what
-    TrainState.collect returned; its keys are the file's.
+    was one. best: AP and step of the evaluation that best.pt is of. model, optimizer, scaler, ranks: what
+    TrainState.collect returns. scores: AP of each evaluation so far. roll_back: whether the next check that
+    is due rolls back, for a step that was not finite. Older checkpoints lack the last two.
     """
 
     step: int
@@ -67,32 +65,27 @@ class SavedRun:
     versions: dict[str, str]
     numbers: dict[str, float] | None
     best: dict[str, Any] | None
-    scores: list[float]
-    roll_back: bool
-    state: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    ranks: list[dict[str, Any]]
+    scores: list[float] = field(default_factory=list)
+    roll_back: bool = False
 
     def as_plain(self) -> dict[str, Any]:
-        """Return the checkpoint as the file holds it, `model` among its keys."""
-        run = {key: value for key, value in vars(self).items() if key != "state"}
-        return run | {"format": FORMAT, "categories": self.categories.as_plain()} | self.state
+        """Return the checkpoint as the file holds it."""
+        return vars(self) | {"format": FORMAT, "categories": self.categories.as_plain()}
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a checkpoint. Raises CheckpointError where it can't be read or lacks a key."""
-        plain = {"roll_back": False, "scores": []} | load_run(path)  # older ones lack them
-        keys = {field.name for field in fields(cls)} - {"state"}
-        missing = sorted({*keys, *STATE} - plain.keys())
-        if missing:
-            raise CheckpointError(
-                f"checkpoint {path} lacks {', '.join(missing)}: it was a best.pt, or another version of this "
-                "trainer wrote it. Go on with that one, or begin another run from its weights: name=… "
-                "model.checkpoint=…"
-            )
-        run = {key: plain[key] for key in keys}
+        """Read a checkpoint. Raises CheckpointError where it can't be read or lacks an entry."""
         try:
-            return msgspec.convert(run | {"state": {key: plain[key] for key in STATE}}, cls)
+            return msgspec.convert(load_run(path), cls)
         except msgspec.ValidationError as error:
-            raise CheckpointError(f"checkpoint {path} can't be used ({error}); give another file") from error
+            raise CheckpointError(
+                f"checkpoint {path} can't be resumed from ({error}): it was a best.pt, or another version of "
+                "this trainer wrote it; begin another run from its weights: name=… model.checkpoint=…"
+            ) from error
 
 
 def load_newest(session: Session, wanted: Callable[[int], bool] = lambda _: True) -> SavedRun | None:
@@ -129,26 +122,20 @@ def check_same_run(config: TrainConfig, fingerprint: str, ranks: Ranks, saved: S
 
     Keys in resume.override may differ.
     """
-    was = _values_that_must_stay(saved.config, saved.fingerprint)
-    now = _values_that_must_stay(as_plain(config), fingerprint)
+    was, now = by_full_key(saved.config), by_full_key(as_plain(config))
+    for values, held in ((was, saved.fingerprint), (now, fingerprint)):
+        values["data.train_annotations"] = f"those of fingerprint {held}"
     if ranks.world_size != saved.world_size:  # the global batch stays, whatever a rank's share was to be
         was["data.batch_size"] = now["data.batch_size"]
-    differing = [key for key in now if was[key] != now[key] and key not in config.resume.override]
+    free = config.resume.override
+    differing = [key for key in MUST_STAY if was.get(key) != now[key] and key not in free]
     if differing:
-        lines = "\n".join(f"  {key}: {was[key]} in the checkpoint, {now[key]} now" for key in differing)
+        lines = "\n".join(f"  {key}: {was.get(key)} in the checkpoint, {now[key]} now" for key in differing)
         raise CheckpointError(
             f"the run {config.name!r} can't go on with other values of what shapes it:\n{lines}\n"
             "give the old values, or name=… to start another run, or, to go on as another run than it was,\n"
             f"'resume.override=[{','.join(differing)}]'"
         )
-
-
-def _values_that_must_stay(config: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    values: dict[str, Any] = {MUST_STAY[0]: f"those of fingerprint {fingerprint}"}
-    for key in MUST_STAY[1:]:
-        section, _, name = key.rpartition(".")
-        values[key] = (config[section] if section else config).get(name)  # older checkpoints may lack it
-    return values
 
 
 def images_per_rank(config: TrainConfig, saved: SavedRun | None, ranks: Ranks) -> int:
@@ -202,15 +189,15 @@ class TrainState:
     def restore_learned(self, state: dict[str, Any]) -> None:
         """Put weights, momenta and loss scale back; weight decay and momentum are the config's."""
         self.network.load_state_dict(state["model"])
-        # Into memory laid out like the parameter's, which the fused step relies on: a checkpoint of another
-        # runtime.channels_last has other strides.
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        self.optimizer.state.clear()
-        for index, saved in state["optimizer"]["state"].items():
-            own, momentum = parameters[index], saved["momentum_buffer"]
-            momentum = torch.empty_like(own).copy_(momentum.view(own.shape))
-            self.optimizer.state[own]["momentum_buffer"] = momentum
-        fill_missing_momenta(self.optimizer)  # saved under optimizer.momentum=0 there were none
+        # Into the memory that is there, which is laid out as the fused step needs it: a checkpoint of another
+        # runtime.channels_last has other strides. Without optimizer.momentum there is none, now or then.
+        saved = state["optimizer"]["state"]
+        parameters = (each for group in self.optimizer.param_groups for each in group["params"])
+        for index, parameter in enumerate(parameters):
+            own = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if own is not None:
+                momentum = saved.get(index, {}).get("momentum_buffer")
+                own.zero_() if momentum is None else own.copy_(momentum)
         if state["scaler"]:  # empty where it was saved without fp16
             self.scaler.load_state_dict(state["scaler"])
 

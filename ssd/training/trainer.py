@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import IntEnum
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -16,7 +15,6 @@ from ssd.config import OnNonfinite, Precision, TrainConfig
 from ssd.distributed import ANOTHER_RANK_FAILED
 from ssd.errors import UserError
 from ssd.evaluation.coco import summary_lines
-from ssd.evaluation.errors import explain
 from ssd.evaluation.evaluator import Evaluator, example_pictures
 from ssd.loss import MultiBoxLoss
 from ssd.model import SSD300
@@ -54,20 +52,7 @@ class Task:
     excluded: list[int]
 
 
-class Status(IntEnum):
-    """What a rank has to tell before a step. All ranks do what the highest status of any asks for."""
-
-    has_batch = 0
-    got_signal = 1
-    failed = 2
-
-
-class _Taken(NamedTuple):
-    """A batch, or why this rank has none, and a call that waits for the highest status of all ranks."""
-
-    batch: TrainBatch | None
-    error: UserError
-    highest: Callable[[], int]
+FAILED = 1000  # what a rank without a batch tells the others; with one it tells the signal that it got, or 0
 
 
 class Trainer:
@@ -90,22 +75,28 @@ class Trainer:
         self.train_step = TrainStep(model, optimizer, scaler, self.guard, runtime, MultiBoxLoss())
         self.global_batch = task.batch_size * self.ranks.world_size
         self.schedule = build_schedule(config.optimizer, config.schedule, self.global_batch)
+        self.steps_per_epoch = task.loader.steps_per_epoch
         self.saver = CheckpointSaver(config.checkpoint, session, self._rolls_back_to)
         self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
+        self.report = ReportMaker(session, self.ranks.is_main and config.logging.report)
+        self.log: RunLog | None = None  # rank 0's, while training
         self.step = 0
         self._known_bad: set[int] = set()  # ids of images replaced while training
         self._scores: list[float] = []  # AP of each evaluation
+        self._may_roll_back = config.training.on_nonfinite is OnNonfinite.rollback
         self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
         self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
-        self._ahead: _Taken | None = None  # for the next step, where that is taken already
-        self._log: RunLog | None = None  # rank 0's, while training
-        self._report: ReportMaker | None = None  # rank 0's, with logging.report
 
     @property
     def last_step(self) -> int:
         """Optimizer steps at which the run ends."""
-        steps = self.config.schedule.epochs * self.task.loader.steps_per_epoch
+        steps = self.config.schedule.epochs * self.steps_per_epoch
         return min(steps, self.config.schedule.max_steps or steps)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last step done."""
+        return max(self.step - 1, 0) // self.steps_per_epoch
 
     @property
     def out_of_patience(self) -> bool:
@@ -122,8 +113,8 @@ class Trainer:
     def resume(self, saved: SavedRun) -> None:
         """Go on where a checkpoint of this run was written."""
         try:
-            self.state.restore(saved.state)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            self.state.restore(vars(saved))
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"the run's checkpoint after step {saved.step} holds another state ({reason}); move it away"
@@ -144,18 +135,11 @@ class Trainer:
         checkpoint can't be written (CheckpointError) or its loss or gradients were not finite.
         """
         if self.finished:
-            keys = ("a larger training.patience lets", "larger schedule.epochs or schedule.max_steps let")
-            done = f"{self.step} of {self.last_step} steps are done"
-            self.console.say(
-                f"the run in {self.session.folder} is finished: {done}. "
-                f"A new name=… starts another; {keys[self.step >= self.last_step]} this one go on"
-            )
             return
         if self.ranks.is_main:
-            on_error, folder = self.config.checkpoint.on_error, self.session.folder
-            self._log = RunLog(folder, self.step, self._evaluation_missing, on_error, self.console)
-            self._log.start(self.config, facts or {})
-            self._report = ReportMaker(folder, self.console) if self.config.logging.report else None
+            folder = self.session.folder
+            self.log = RunLog(folder, self.config, self.step, self._evaluation_missing, self.console)
+            self.log.start(facts or {})
         try:
             self.network.train()
             self.console.start(self.step, self.last_step)
@@ -163,36 +147,61 @@ class Trainer:
             self.session.watchdog.alive()
             if self._evaluation_missing:
                 self._evaluate()
-            batches = self.task.loader.batches(self.step)
+            batches = self.agreed(self.task.loader.batches(self.step))
             self.stopwatch.restart()
             while self.step < self.last_step and not self.out_of_patience:
-                self.take_step(batches)
+                self.take_step(next(batches))
                 self._do_what_is_due()
             self.saver.check(final=True)
             if self.step < self.last_step:
                 patience, best = self.config.training.patience, max(self._scores)
                 self.console.say(f"ended by training.patience={patience}: none of so many beat AP {best:.3f}")
-            if self._report:
-                self._report.finish(self.session)
+            self.report.finish()
         finally:
-            if self._report:
-                self._report.close()
+            self.report.close()
             self.saver.close()
-            if self._log:
-                self._log.close()
+            if self.log:
+                self.log.close()
 
-    def take_step(self, batches: Iterator[TrainBatch]) -> None:
-        """Take the next step on the next batch.
+    def agreed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
+        """Yield this rank's batches as long as all ranks have one; else save and raise on all ranks.
 
-        Where there are several ranks the batch after it is taken before the step is launched: what they have
-        to tell each other about it travels meanwhile. A signal that comes meanwhile counts a step later.
+        With several ranks, the next batch is taken before the step on this one is launched, so that what the
+        ranks tell each other about it travels meanwhile. A signal that comes meanwhile counts one step later.
         """
-        batch = self._agreed_batch(self._ahead or self._take(batches))
-        ahead = self.ranks.world_size > 1 and self.step + 1 < self.last_step
-        self._ahead = self._take(batches) if ahead else None
-        if self._log and self.step == 0:
-            self._log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
-        epoch = self.step // self.task.loader.steps_per_epoch
+        ahead = None
+        while True:
+            batch, error, highest = ahead or self._take(batches)
+            told = highest()
+            if batch is None or told == FAILED:
+                self._save_unless_saved()
+                raise error
+            if told:
+                self._leave(told)
+            takes_ahead = self.ranks.world_size > 1 and self.step + 1 < self.last_step
+            ahead = self._take(batches) if takes_ahead else None
+            yield batch
+
+    def _take(self, batches: Iterator[TrainBatch]) -> tuple[TrainBatch | None, UserError, Callable[[], int]]:
+        """Take a batch, and begin to tell the other ranks over a CPU group: no device is waited for.
+
+        Returns the batch, or None and why this rank has none, and a call that waits for the highest told by any
+        rank: FAILED, the number of a signal, or 0.
+        """
+        batch, error = None, UserError(ANOTHER_RANK_FAILED)
+        try:
+            with self.stopwatch.waiting():
+                batch = next(batches)
+        except UserError as own_error:
+            error = own_error
+        told = FAILED if batch is None else self.session.signals.received
+        return batch, error, self.ranks.begin_highest(told)
+
+    def take_step(self, batch: TrainBatch) -> None:
+        """Take the next step."""
+        if self.log and self.step == 0:
+            self.log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
+        epoch = self.step // self.steps_per_epoch
         self.learning_rate = self.schedule(self.step, epoch)
         self.meter.add(*self.train_step(batch, self.step, self.learning_rate))
         self.step += 1
@@ -200,30 +209,8 @@ class Trainer:
         self.session.watchdog.alive()
         self.console.advance(self.step, epoch)
 
-    def _take(self, batches: Iterator[TrainBatch]) -> _Taken:
-        """Take this rank's next batch and tell the other ranks, over a CPU group: no device is waited for."""
-        batch, error = None, UserError(ANOTHER_RANK_FAILED)
-        try:
-            with self.stopwatch.waiting():
-                batch = next(batches)
-        except UserError as own_error:
-            error = own_error
-        status = Status.got_signal if self.session.signals.received else Status.has_batch
-        return _Taken(batch, error, self.ranks.begin_highest(Status.failed if batch is None else status))
-
-    def _agreed_batch(self, taken: _Taken) -> TrainBatch:
-        """Return the batch taken if every rank has one and none had got a signal. Else all save and raise."""
-        highest = taken.highest()
-        if highest == Status.got_signal:
-            self._leave()
-        if taken.batch is None or highest == Status.failed:
-            self._save_unless_saved()
-            raise taken.error
-        return taken.batch
-
-    def _leave(self) -> NoReturn:
+    def _leave(self, number: int) -> NoReturn:
         """Save this step and raise Preempted; every rank calls this once any of them got a signal."""
-        number = self.ranks.highest(self.session.signals.received)
         if not self.step:
             self.session.signals.leave(0, number)
         self._save_unless_saved()
@@ -251,6 +238,29 @@ class Trainer:
             self._evaluate()
             self.stopwatch.restart()
 
+    def _record_is_due(self) -> bool:
+        return self.step % self.config.logging.every_steps == 0 or self.step == self.last_step
+
+    def _save_is_due(self) -> bool:
+        return self._saves_after(self.step) or self.step == self.last_step
+
+    def _evaluation_is_due(self) -> bool:
+        last = self.step == self.config.schedule.epochs * self.steps_per_epoch
+        return last or self._evaluates_after(self.step)
+
+    def _evaluates_after(self, step: int) -> bool:
+        epochs, position = divmod(step, self.steps_per_epoch)
+        return step > 0 and position == 0 and self.config.evaluation.due(epochs - 1)
+
+    def _saves_after(self, step: int) -> bool:
+        """Before an evaluation too: whatever happens in it, no step is lost."""
+        due = self.config.checkpoint.due(step, self.steps_per_epoch)
+        return step > 0 and (due or self._evaluates_after(step))
+
+    def _rolls_back_to(self, step: int) -> bool:
+        """Tell whether a step's checkpoint is one to roll back to: due however the run is stopped or ends."""
+        return self._may_roll_back and self._saves_after(step)
+
     def _record(self) -> None:
         """Read the losses off the device, which is where training waits for it, check and record them."""
         self._check_health()
@@ -259,7 +269,7 @@ class Trainer:
         seconds, waited = self.stopwatch.read()
         record = {
             "step": self.step,
-            "epoch": self._epoch_of_last_step(),
+            "epoch": self.epoch,
             "loss": localization + confidence,
             "loss_localization": localization,
             "loss_confidence": confidence,
@@ -267,8 +277,8 @@ class Trainer:
             "images_per_second": self.global_batch / seconds,
             "data_wait": waited,
         }
-        if self._log:
-            self._log.record("train", record)
+        if self.log:
+            self.log.record("train", record)
         self.console.figures(self.step, record, seconds * (self.last_step - self.step))
         if self.step % self.config.logging.every_steps == 0:  # else a longer run's record spans this step too
             self.meter.sums.zero_()
@@ -276,15 +286,12 @@ class Trainer:
 
     def _check_health(self) -> None:
         """Tell all ranks what went wrong on any since the last time, and do what the config says about it."""
-        nonfinite = self.nonfinite.check(self.guard, self.task.loader, self.schedule)
-        told = [nonfinite] if nonfinite else []
-        self._roll_back_due |= self._may_roll_back and nonfinite is not None
+        if told := self.nonfinite.check(self.guard, self.task.loader):
+            self.console.say(f"{told}; going on ({self.nonfinite.count} such steps so far)")
+            self._roll_back_due = self._may_roll_back
         # A save that only a signal or an error asks for leaves it to the check that would have come anyhow.
         if self._roll_back_due and (self._record_is_due() or self._save_is_due()):
-            told.append(f"weights and momenta are those after step {self._roll_back()} again")
-            self._roll_back_due = False
-        if told:
-            self.console.say(f"{'; '.join(told)}; going on ({self.nonfinite.count} such steps so far)")
+            self._roll_back()
         check_loss_scale(self.state.scaler)
         self.saver.check()
         for bad_images in self.ranks.gather(self.task.loader.bad_images()):
@@ -293,8 +300,8 @@ class Trainer:
                     self.console.say(f"bad image, its place in the batch is taken by another: {reason}")
                     self._known_bad.add(image_id)
 
-    def _roll_back(self) -> int:
-        """Take back what was learned since the newest checkpoint that was due, on all ranks; return its step.
+    def _roll_back(self) -> None:
+        """Take back what was learned since the newest checkpoint that was due, on all ranks.
 
         What a signal or an error left doesn't count: a run that had none would end otherwise. The step stays:
         the images between are not seen again, since the same ones would lead to the same end.
@@ -306,8 +313,9 @@ class Trainer:
                 "training.on_nonfinite=rollback: there is no checkpoint yet that was due; give a smaller "
                 "checkpoint.every_steps, a lower optimizer.learning_rate or more schedule.warmup_steps"
             )
-        self.state.restore_learned(saved.state)
-        return saved.step
+        self.state.restore_learned(vars(saved))
+        self._roll_back_due = False
+        self.console.say(f"weights and momenta are those after step {saved.step} again")
 
     def _evaluate(self) -> None:
         """Score the network, show what it finds, and save with the numbers; this step is saved already."""
@@ -320,24 +328,23 @@ class Trainer:
         for found in evaluator.detect(self.network, self.session.runtime, self.ranks, self.console):
             rows.append(found)
             self.session.watchdog.alive(scoring)
-            if self.ranks.highest(self.session.signals.received):
-                self._leave()
+            if number := self.ranks.highest(self.session.signals.received):
+                self._leave(number)
         result = evaluator.score(rows, self.ranks)
         self.saver.check()  # that took a while: is the folder still there?
-        if self._log and result.scored:  # both are rank 0's
-            record = {"step": self.step, "epoch": self._epoch_of_last_step(), **result.numbers}
-            self._log.record("evaluation", record)
-            self._log.analysis(explain(result.scored), self.step)
+        if self.log and result.scored:  # both are rank 0's
+            self.log.record("evaluation", {"step": self.step, "epoch": self.epoch, **result.numbers})
+            self.log.analysis(result.scored, self.step)
             pictures = example_pictures(self.task.examples, result.scored, self.task.categories)
             for name, picture in pictures.items():
-                self._log.picture("validation", name, picture, self.step)
+                self.log.picture("validation", name, picture, self.step)
             if result.numbers["AP"] > max(self._scores, default=-2.0):
-                self._log.detections(result.detections, self.step)
+                self.log.detections(result.detections, self.step)
         self.console.say(f"evaluation after {self.step} steps", *summary_lines(result.numbers), *result.notes)
         self._scores.append(result.numbers["AP"])
         self.save(result.numbers)
-        if self._report and self.step < self.last_step:
-            self._report.begin()
+        if self.step < self.last_step:
+            self.report.begin()
 
     def save(self, numbers: dict[str, float] | None = None) -> None:
         """Copy the state and begin to write it; best.pt too where the evaluation of this step is the best."""
@@ -349,7 +356,7 @@ class Trainer:
         self.saver.save(
             SavedRun(
                 step=self.step,
-                epoch=self._epoch_of_last_step(),
+                epoch=self.epoch,
                 config=as_plain(self.config),
                 world_size=self.ranks.world_size,
                 global_batch=self.global_batch,
@@ -363,36 +370,9 @@ class Trainer:
                 best=best,
                 scores=[*self._scores],
                 roll_back=self._roll_back_due,
-                state=self.state.collect(),
+                **self.state.collect(),
             )
         )
-
-    @property
-    def _may_roll_back(self) -> bool:
-        return self.config.training.on_nonfinite is OnNonfinite.rollback
-
-    def _rolls_back_to(self, step: int) -> bool:
-        """Tell whether a step's checkpoint is one to roll back to: due however the run is stopped or ends."""
-        epochs, position = divmod(step, self.task.loader.steps_per_epoch)
-        evaluated = position == 0 and self.config.evaluation.due(epochs - 1)
-        saved = self.config.checkpoint.due(step, self.task.loader.steps_per_epoch)
-        return self._may_roll_back and step > 0 and (evaluated or saved)
-
-    def _record_is_due(self) -> bool:
-        return self.step % self.config.logging.every_steps == 0 or self.step == self.last_step
-
-    def _evaluation_is_due(self) -> bool:
-        epochs, position = divmod(self.step, self.task.loader.steps_per_epoch)
-        last = epochs == self.config.schedule.epochs
-        return self.step > 0 and position == 0 and (last or self.config.evaluation.due(epochs - 1))
-
-    def _save_is_due(self) -> bool:
-        """Before an evaluation too: whatever happens in it, no step is lost."""
-        due = self.config.checkpoint.due(self.step, self.task.loader.steps_per_epoch)
-        return due or self.step == self.last_step or self._evaluation_is_due()
-
-    def _epoch_of_last_step(self) -> int:
-        return max(self.step - 1, 0) // self.task.loader.steps_per_epoch
 
 
 def start_or_resume(
@@ -411,7 +391,13 @@ def start_or_resume(
     network = blank_network(config.model, task.categories.num_classes, config.seed)
     trainer = Trainer(config, network, task, session)
     trainer.resume(saved)
-    if not trainer.finished:
+    if trainer.finished:
+        session.console.say(
+            f"the run in {session.folder} is finished: {trainer.step} of {trainer.last_step} steps are done. "
+            "A new name=… starts another; this one goes on with larger schedule.epochs, schedule.max_steps "
+            "or training.patience"
+        )
+    else:
         session.console.say(f"resuming {config.name!r} after step {trainer.step}")
     return trainer, f"the run's own checkpoint after step {trainer.step}"
 
@@ -424,7 +410,7 @@ def derived_numbers(trainer: Trainer, origin: str) -> dict[str, str]:
     given = config.data.batch_size
     kept = "" if batch_size == given else f" (the run's; data.batch_size={given} is not used)"
     milestones = ", ".join(map(str, schedule.milestones)) or "none"
-    steps_per_epoch, last_step = trainer.task.loader.steps_per_epoch, trainer.last_step
+    steps_per_epoch, last_step = trainer.steps_per_epoch, trainer.last_step
     return {
         "network": f"SSD300, {config.model.backbone.value}, {parameters / 1e6:.1f} M parameters, "
         f"{trainer.network.num_classes} classes with background",

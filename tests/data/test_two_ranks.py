@@ -20,7 +20,7 @@ import data.loader
 from data.build import open_training
 from data.demo import generate
 from ssd.batches import TrainBatch
-from ssd.checkpoint import saved_steps
+from ssd.checkpoint import load_run, saved_steps
 from ssd.cli import parse
 from ssd.config import TrainConfig
 from ssd.errors import UserError
@@ -91,7 +91,8 @@ def run_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
             "excluded": task.excluded,
             "turned bad": turning_bad["image_id"],
             "met": [*task.loader.bad_images()],
-            "known": [*trainer._known_bad],
+            "known": load_run(saved_steps(folder / "run" / "checkpoints")[-1])["bad_images"],
+            "told": (folder / "run" / "run.log").read_text(),
         }
 
 
@@ -119,6 +120,7 @@ def test_two_ranks_share_one_quarantine_and_refuse_other_annotations(tmp_path: P
         assert rank["excluded"] == [bad["id"]]
         assert rank["fingerprint"] == ranks[0]["fingerprint"]
         assert rank["known"] == [rank["turned bad"]]
+        assert rank["told"].count("its place in the batch is taken by another: ") == 1
     assert ranks[0]["refusals"][2].startswith("another rank can't go on")
     assert "missing.json: it cannot be read" in ranks[1]["refusals"][2]
     assert [rank["met"] for rank in ranks] == [[], [ranks[0]["turned bad"]]]
@@ -138,7 +140,7 @@ def end_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
             raise RuntimeError("nvImageCodec: INTERNAL_ERROR")
         return run_graph(*graph)
 
-    def watched(trainer: Trainer) -> Trainer:
+    def signalled(trainer: Trainer) -> Trainer:
         take, launch = trainer._take, trainer.train_step
 
         def take_noting(batches: Any) -> Any:
@@ -165,7 +167,7 @@ def end_rank(rank: int, port: int, folder: Path) -> dict[str, Any]:
         stopped = replace(failing, folder=folder / "stopped", lock=None)
         stopped.folder.mkdir(exist_ok=True)
         with pytest.raises(Preempted):
-            watched(start_or_resume(ours, None, task, stopped)[0]).fit()
+            signalled(start_or_resume(ours, None, task, stopped)[0]).fit()
     folders = [folder / name for name in ("failing", "stopped", "weight", "images")]
     saved = [[path.name for path in saved_steps(each / "checkpoints")] for each in folders]
     return {"error": str(error.value), "saved": saved, "order": order, "faults": faults}

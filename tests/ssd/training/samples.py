@@ -30,7 +30,10 @@ SAVED: dict[str, Any] = {
     "best": None,
     "scores": [0.25],
     "roll_back": False,
-    "state": {"model": {"weight": torch.ones(2)}, "optimizer": {"state": {}}, "scaler": {}, "ranks": []},
+    "model": {"weight": torch.ones(2)},
+    "optimizer": {"state": {}},
+    "scaler": {},
+    "ranks": [],
 }
 
 

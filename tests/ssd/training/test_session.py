@@ -39,18 +39,26 @@ def test_a_folder_that_was_moved_or_removed_is_lost_though_another_has_its_name(
     assert not replace(session, lock=None, folder=moved).lost_folder()  # ranks but 0 leave it to that one
 
 
-@pytest.mark.parametrize("never", [True, False])
-@pytest.mark.parametrize("was_never", [True, False, None])
-@pytest.mark.parametrize("restarts", ["0", "1"])
+@pytest.mark.parametrize(
+    ("never", "was_never", "restarts", "anew"),
+    [
+        (True, True, "0", True),
+        (True, True, "1", False),
+        (True, False, "0", False),
+        (True, None, "0", False),
+        (False, True, "0", False),
+    ],
+)
 def test_a_run_begins_anew_over_what_such_a_run_has_left_and_over_nothing_else(
-    never: bool, was_never: bool | None, restarts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    never: bool, was_never: bool | None, restarts: str, anew: bool, tmp_path: Path, monkeypatch: Any
 ):
     """Not where torchrun has restarted it."""
     config = TrainConfig("run", runtime=RuntimeConfig(precision=Precision.fp32))
     if was_never is not None:
         earlier = replace(config, resume=ResumeConfig(never=was_never))
         (tmp_path / "config.yaml").write_text(as_yaml(earlier))
-    left = ("checkpoints/best.pt", "pictures/step_0/a.jpg", "metrics.jsonl", "events.out.tfevents.1", "mine")
+    gone = ("checkpoints/best.pt", "pictures/step_0/a.jpg", "run.log")
+    left = (*gone, "metrics.jsonl", "checkpoints.txt")
     for path in left:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -58,8 +66,8 @@ def test_a_run_begins_anew_over_what_such_a_run_has_left_and_over_nothing_else(
     before = {*tmp_path.rglob("*"), tmp_path / ".lock"}
     with open_session(replace(config, resume=ResumeConfig(never=never)), tmp_path):
         pass
-    anew = never and was_never and restarts == "0"
-    assert {*tmp_path.rglob("*")} == ({tmp_path / ".lock", tmp_path / "mine"} if anew else before)
+    kept = {tmp_path / name for name in (".lock", "config.yaml", "metrics.jsonl", "checkpoints.txt")}
+    assert {*tmp_path.rglob("*")} == (kept if anew else before)
 
 
 class TwoMachines(Ranks):

@@ -12,7 +12,6 @@ import torch
 from torch.distributed.run import get_args_parser
 
 from ssd.distributed import Ranks
-from ssd.errors import UserError
 from ssd.training.signals import (
     NOTHING_DONE,
     PREEMPTED_FILE,
@@ -23,13 +22,6 @@ from ssd.training.signals import (
 )
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As if the process that started the tests were torchrun, of the run that README's command names."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    return monkeypatch
 
 
 @pytest.fixture(autouse=True)
@@ -91,59 +83,43 @@ MAIN = Ranks(torch.device("cpu"))
 
 
 class TwoHosts(Ranks):
-    """This rank's view of two ranks on two hosts, where rank 0 read `left` and the other one says `other`."""
+    """The view of one of two ranks, of which the other one tells these numbers."""
 
-    def __init__(self, rank: int, left: str | None, other: bool) -> None:
+    def __init__(self, rank: int, *other: int) -> None:
         super().__init__(torch.device("cpu"), rank=rank, world_size=2)
-        self.left, self.other = left, other
+        self.other = iter(other)
 
-    def on_main(self, *_: object) -> Any:
-        return self.left
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value, self.other]
+    def highest(self, value: int) -> int:
+        return max(value, next(self.other))
 
 
-def torchrun_of(folder: Path) -> str:
-    torchrun: str = json.loads((folder / PREEMPTED_FILE).read_text())["torchrun"]
-    return torchrun
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_workers_that_the_same_torchrun_restarts_leave_again(rank: int, tmp_path: Path):
-    """It counts where it is that of another rank's host, too."""
+@pytest.mark.parametrize(
+    ("restarts", "ranks"),
+    [
+        ("1", MAIN),
+        # Where another host's torchrun counts it; rank 1 learns from rank 0 of the file.
+        ("0", TwoHosts(0, 2, 0)),
+        ("0", TwoHosts(1, 2, 1)),
+    ],
+)
+def test_workers_that_torchrun_restarts_after_a_preemption_leave_again(
+    restarts: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     leave(tmp_path)
-    theirs = TwoHosts(rank, torchrun_of(tmp_path), False)
-    for ranks in (MAIN, theirs, TwoHosts(rank, "of another host", True)):
-        with pytest.raises(Preempted):
-            leave_if_preempted(tmp_path, ranks)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    with pytest.raises(Preempted):
+        leave_if_preempted(tmp_path, ranks)
     assert (tmp_path / PREEMPTED_FILE).exists()
 
 
-def test_any_other_start_goes_on_and_forgets_the_file(tmp_path: Path, under_torchrun: pytest.MonkeyPatch):
+def test_any_other_start_goes_on_and_rank_0_removes_the_file(tmp_path: Path, monkeypatch: Any):
     leave(tmp_path)
-    own, path = torchrun_of(tmp_path), tmp_path / PREEMPTED_FILE
-    host, process, start = own.split()
-    # Of the same run id, its first attempt dead before it could remove the file, or no message of ours.
-    others = (f"{host} {process} {int(start) - 1}", f"{host} {int(process) + 1} {start}", "1")
-    contents = [json.dumps({"torchrun": other}) for other in others]
-    for content in (*contents, "", "{", "[]", '{"step": 7}', '{"torchrun": 1}'):
-        path.write_text(content)
-        leave_if_preempted(tmp_path, TwoHosts(1, "another", False))
-        assert path.exists()  # rank 0 removes it
-        leave_if_preempted(tmp_path, MAIN)
-        assert not path.exists()
-    leave_if_preempted(tmp_path, MAIN)  # there is none
-    under_torchrun.delenv("TORCHELASTIC_RUN_ID")
-    leave(tmp_path)
+    leave_if_preempted(tmp_path, TwoHosts(1, 0, 1))
+    assert (tmp_path / PREEMPTED_FILE).exists()
     leave_if_preempted(tmp_path, MAIN)
-    assert not path.exists()
-
-
-def test_a_folder_of_that_name_stops_the_start_in_one_line(tmp_path: Path):
-    (tmp_path / PREEMPTED_FILE).mkdir()
-    with pytest.raises(UserError, match=r"preempted can't be read \(Is a directory\); remove it"):
-        leave_if_preempted(tmp_path, MAIN)
+    assert not (tmp_path / PREEMPTED_FILE).exists()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    leave_if_preempted(tmp_path, MAIN)  # a rank that crashed
 
 
 def test_where_the_file_cannot_be_written_the_run_still_ends_as_preempted(
