@@ -50,7 +50,7 @@ class Ranks:
         return self.begin_highest(value)()
 
     def begin_highest(self, value: int) -> Callable[[], int]:
-        """Begin to tell the other ranks a value; what is returned waits for the highest of all ranks' values."""
+        """Begin to tell the other ranks a value; the call returned waits for the highest of all ranks."""
         if self.world_size == 1:
             return lambda: value
         highest = torch.tensor(value)

@@ -185,8 +185,8 @@ class Trainer:
     def _take(self, batches: Iterator[TrainBatch]) -> tuple[TrainBatch | None, UserError, Callable[[], int]]:
         """Take a batch, and begin to tell the other ranks over a CPU group: no device is waited for.
 
-        Returns the batch, or None and why this rank has none, and a call that waits for the highest told by any
-        rank: FAILED, the number of a signal, or 0.
+        Returns the batch, or None and why this rank has none, and a call that waits for the highest that any
+        rank told: FAILED, the number of a signal, or 0.
         """
         batch, error = None, UserError(ANOTHER_RANK_FAILED)
         try:
