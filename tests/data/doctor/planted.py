@@ -158,9 +158,6 @@ def plant_files(split: Split) -> None:
     split.file(Kind.undecodable, lambda path: cut(path, 150))
     split.file(Kind.not_an_image, lambda path: path.write_text("<html>404</html>") and None)
     split.file(Kind.unsupported_format, lambda path: save_as(path, "GIF"))
-    split.file(Kind.unsupported_format, lambda path: save_moving(path, "GIF"))
-    split.file(Kind.animated, lambda path: save_moving(path, "PNG"))
-    split.file(Kind.animated, lambda path: save_moving(path, "WEBP"))
     for picture_format in ("JPEG", "PNG", "WEBP"):
         split.file(Kind.exif_rotation, lambda path, kind=picture_format: rotate(path, kind))
     split.file(Kind.exif_unreadable, damage_exif)
@@ -280,13 +277,6 @@ def save_as(path: Path, picture_format: str) -> None:
     with Image.open(path) as picture:
         picture.load()
     picture.save(path, picture_format)
-
-
-def save_moving(path: Path, picture_format: str) -> None:
-    with Image.open(path) as picture:
-        picture.load()
-    other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture.save(path, picture_format, save_all=True, append_images=[other])
 
 
 def rotate(path: Path, picture_format: str = "JPEG") -> None:
