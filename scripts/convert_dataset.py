@@ -10,8 +10,7 @@ Conventions of boxes, categories and splits: data/convert/__init__.py.
 import argparse
 from pathlib import Path
 
-from data.convert import FORMATS, Options, convert
-from data.convert.dataset import LINKS
+from data.convert import FORMATS, LINKS, Options, convert
 from ssd.errors import UserError, printable
 
 
