@@ -73,9 +73,10 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
     fraction = options.val_fraction
     require(0 < fraction < 1, "--val-fraction", fraction, "give a number between 0 and 1")
     formats = formats_in(source)
-    if source_format not in (formats or FORMATS) or not source.exists():
-        looks_like = " or ".join(formats) or "nothing that is there"
-        raise UserError(f"{source} is no {source_format} data set, it looks like {looks_like}; give another")
+    if not source.exists():
+        raise UserError(f"{source} is not there; give the folder that holds the data set")
+    if formats and source_format not in formats:
+        raise UserError(f"{source} looks like {' and '.join(formats)}; give that instead of {source_format}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there and is no empty folder; delete it, or give another one")
     find, (_, write, pattern) = FORMATS[source_format][0], FORMATS[out_format]

@@ -137,12 +137,16 @@ def read_lines(file: Path) -> list[str]:
 
 
 def find_files(folder: Path, *suffixes: str) -> list[str]:
-    """Return the posix paths of a folder's files, sub-folders included and hidden ones not, sorted.
+    """Return the posix paths of a folder's files, sub-folders and links included, hidden ones not, sorted.
 
     suffixes: in lower case; those of the files may be in any case.
     """
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    found = []
+    for above, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = (name for name in files if name.lower().endswith(suffixes) and not name.startswith("."))
+        found += [Path(above, name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
 
 
 def split_by_folder(names: Iterable[str]) -> dict[Split, dict[str, str]]:

@@ -166,12 +166,12 @@ def test_mutated_files_are_converted_or_refused_by_name(
     [
         ("coco empty out --to voc --classes x", "COCO annotations name their categories"),
         ("coco empty out --to voc", "instances_train2017.json: it cannot be read"),
-        ("yolo none out", "none is no yolo data set, it looks like nothing that is there; give another"),
+        ("yolo none out", "none is not there; give the folder"),
         ("yolo yolo out --classes none.txt", "none.txt"),
-        ("coco yolo out", "yolo is no coco data set, it looks like yolo; give another"),
-        ("coco data.yaml out", "data.yaml is no coco data set, it looks like yolo; give another"),
-        ("yolo voc out", "voc is no yolo data set, it looks like voc; give another"),
-        ("voc coco out", "coco is no voc data set, it looks like coco; give another"),
+        ("coco yolo out", "yolo looks like yolo; give that instead of coco"),
+        ("coco data.yaml out", "data.yaml looks like yolo; give that instead of coco"),
+        ("yolo voc out", "voc looks like voc; give that instead of yolo"),
+        ("voc coco out", "coco looks like coco; give that instead of voc"),
     ],
 )
 @pytest.mark.usefixtures("source")

@@ -75,7 +75,6 @@ def test_layout_of_tools_is_found(tmp_path: Path, places: tuple[str, str, str, s
         ("data.yaml", "{train: ./one.txt, val: two.txt, test: two.txt, names: [zebra, ant], roboflow: {}}"),
         ("mine.yml", "{train: one.txt, val: images/two, test: images/two, names: [zebra, ant]}"),
         ("../mine.yaml", "{path: yolo, train: images/one, val: images/two, names: [zebra, ant]}"),
-        ("data.yaml", "{train: one.txt, val: two.txt, test: ../test/images, names: [zebra, ant]}"),
         ("data.yaml", "{train: one.txt, val: two.txt, test: empty, names: [zebra, ant]}"),
     ],
 )  # fmt: skip
@@ -118,13 +117,9 @@ BAD_LINES = {
     "confidence": ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers, neither"),
     "text": ("0 0.5 0.5 wide 0.1", "could not convert string to float: 'wide'; correct"),
     "NaN": ("0 0.5 nan 0.1 0.1", "box .* nan, .* has no area inside the picture"),
-    "class text": ("zebra 0.5 0.5 0.1 0.1", "could not convert string to float: 'zebra'"),
     "class fraction": ("0.5 0.5 0.5 0.1 0.1", "class index 0.5 is none of the names' 0 to 1"),
     "class unknown": ("2 0.5 0.5 0.1 0.1", "class index 2 is none of the names' 0 to 1; correct"),
-    "class negative": ("-1 0.5 0.5 0.1 0.1", "class index -1 is none of"),
     "pixels": ("0 100 50 20 20", "box .* has no area inside the picture"),
-    "outside": ("0 1.5 0.5 0.2 0.2", "box .* has no area inside the picture"),
-    "no width": ("0 0.5 0.5 0 0.2", "box .* has no area inside the picture"),
     "negative": ("0 0.5 0.5 -0.1 0.2", "box .* has no area inside the picture"),
 }
 
@@ -140,11 +135,8 @@ def test_bad_line_is_named_and_nothing_is_written(tmp_path: Path, line: str, mes
 FILES = {  # of one bad file in a folder: its name, its content (None: it is removed) and what is said
     "yaml": ("data.yaml", "{train: [", r"data\.yaml: .*; correct it"),
     "type": ("data.yaml", "{names: [zebra, 3]}", r"Expected `str`, got `int` - at `\$.names.*quote"),
-    "brackets": ("data.yaml", "[" * 100_000, r"data\.yaml: maximum recursion depth exceeded"),
-    "date": ("data.yaml", "{date: 2026-13-01}", r"data\.yaml: month must be in 1..12; correct"),
     "gap": ("data.yaml", "{names: {0: zebra, 2: ant}}", r"indices of `names` are \[0, 2\]; number them 0"),
     "twice": ("data.yaml", "{names: [zebra, zebra]}", "name 1, 'zebra', stands there twice"),
-    "blank": ("data.yaml", "{names: [zebra, '']}", "name 1, '', .*is blank"),
     "newline": ("data.yaml", '{names: [zebra, "a\\nb"]}', "name 1, .* cannot be printed"),
     "place": ("data.yaml", "{names: [zebra], train: images/none}", "images/none of its yaml file is not"),
     "no pictures": ("data.yaml", "{names: [zebra], train: labels}", "no picture of train has annot"),

@@ -194,14 +194,6 @@ def test_ground_truth_scores_one_whole_or_in_part(index: CocoIndex, monkeypatch:
     assert score_truth(index) == (pytest.approx(1, abs=1e-12), 3)
 
 
-def other_last_label(index: CocoIndex) -> CocoIndex:
-    return replace(index, labels=np.append(index.labels[:-1], index.labels[-1] % 3 + 1))
-
-
-def moved_last_box(index: CocoIndex) -> CocoIndex:
-    return replace(index, boxes_ltrb=np.append(index.boxes_ltrb[:-1], index.boxes_ltrb[-1:] * 0.9, axis=0))
-
-
 def lost_last_box(index: CocoIndex) -> CocoIndex:
     box_starts = np.minimum(index.box_starts, len(index.labels) - 1)
     return replace(index, box_starts=box_starts, boxes_ltrb=index.boxes_ltrb[:-1], labels=index.labels[:-1])
@@ -213,11 +205,9 @@ def lost_last_box(index: CocoIndex) -> CocoIndex:
         lambda index: replace(index, labels=index.labels % 3 + 1),
         lambda index: replace(index, image_ids=np.roll(index.image_ids, 1)),
         lambda index: replace(index, sizes_px=index.sizes_px[:, ::-1].copy()),
-        other_last_label,
-        moved_last_box,
         lost_last_box,
     ],
-    ids=["labels", "image ids", "sizes", "one label", "one box moved", "one box lost"],
+    ids=["labels", "image ids", "sizes", "one box lost"],
 )
 def test_what_is_wrong_on_the_way_shows(index: CocoIndex, damage: Callable[[CocoIndex], CocoIndex]) -> None:
     assert score_truth(damage(index))[0] < 0.999
@@ -262,21 +252,12 @@ def test_crowds_alone_have_no_score(root: Path) -> None:
         ({1: "cat"}, {1: "cat", 2: "dog"}, [(Kind.category_missing, "id 2 in val, missing from train")]),
         ({1: "cat"}, {1: "Cat"}, [(Kind.category_renamed, "id 1 is 'cat' in train, 'Cat' in val")]),
         ({1: "cat"}, {0: "cat"}, [(Kind.category_renumbered, "id 1 in train, 0 in val")]),
-        ({1: "cat", 5: "cat"}, {1: "cat"}, []),  # named twice, which is a finding of the file itself
         (
             {1: "cat", 2: "dog"},
             {1: "dog", 2: "cat"},
             [
                 (Kind.category_renumbered, "id 1 in train, 2 in val"),
                 (Kind.category_renumbered, "id 2 in train, 1 in val"),
-            ],
-        ),
-        (
-            {1: "cat", 2: "dog"},
-            {2: "cat"},
-            [
-                (Kind.category_renumbered, "id 1 in train, 2 in val"),
-                (Kind.category_missing, "id 2 in train, missing from val"),
             ],
         ),
         ({}, {}, []),
