@@ -18,8 +18,8 @@ Conventions, the same in both directions:
 - Pictures are linked or copied, never encoded again; their headers say what size they have.
 - A test split comes along where the source has annotations of it.
 - Ids of images and categories do not survive, nor do polygons: `area` is the box's.
-- No library does this (releases of 2026): globox and labelformat take VOC's corners for 0-based and know
-  neither splits nor `difficult`; supervision decodes every picture and forgets `difficult`.
+- No library does this (2026): globox and labelformat take VOC's corners for 0-based and know no splits,
+  supervision forgets `difficult`.
 """
 
 import hashlib
@@ -82,10 +82,9 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
     find, (_, write, pattern) = FORMATS[source_format][0], FORMATS[out_format]
     found = find(source, options.classes_file)
     splits = _read(found, source)
-    pictures = [*chain(*splits.values())]
     names = found.categories
     if names is None:
-        names = sorted({box.category for picture in pictures for box in picture.boxes})
+        names = sorted({box.category for picture in chain(*splits.values()) for box in picture.boxes})
     _check_names(names, options.classes_file or source)
     if "val" not in splits:
         splits |= _split(splits["train"], fraction, options.seed)
@@ -103,12 +102,7 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
             unfinished.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    lines = [f"{source} ({source_format}) → {out} ({out_format})"]
-    for split, members in splits.items():
-        boxes, empty = sum(len(each.boxes) for each in members), sum(not each.boxes for each in members)
-        lines.append(f"{split}: {len(members)} pictures ({empty} without boxes), {boxes} boxes")
-    lines.append(f"categories: {', '.join(f'{place} {name}' for place, name in enumerate(names, start=1))}")
-    return lines + _summary([*found.notes, *(note for picture in pictures for note in picture.notes)])
+    return [f"{source} ({source_format}) → {out} ({out_format})", *_summary(names, splits, found.notes)]
 
 
 def _read(found: Found, source: Path) -> Splits:
@@ -187,11 +181,16 @@ def _place_pictures(splits: Splits, folder: Path, pattern: str, link: str) -> No
                 ) from error
 
 
-def _summary(notes: list[Note]) -> list[str]:
-    """Return a line for each kind of note: how often and where first."""
+def _summary(names: Sequence[str], splits: Splits, notes: list[Note]) -> list[str]:
+    """Return a line for each split, and for each kind of note how often and where first."""
+    lines = []
+    for split, pictures in splits.items():
+        boxes, empty = sum(len(each.boxes) for each in pictures), sum(not each.boxes for each in pictures)
+        lines.append(f"{split}: {len(pictures)} pictures ({empty} without boxes), {boxes} boxes")
+    lines.append(f"categories: {', '.join(f'{place} {name}' for place, name in enumerate(names, start=1))}")
     places: dict[str, list[object]] = {}
-    for what, where in notes:
+    for what, where in chain(notes, *(picture.notes for pictures in splits.values() for picture in pictures)):
         places.setdefault(what, []).append(where)
-    return [
-        f"{len(found)} {what} (first: {found[0]})" if found[0] else what for what, found in places.items()
-    ]
+    for what, found in places.items():
+        lines.append(f"{len(found)} {what} (first: {found[0]})" if found[0] else what)
+    return lines

