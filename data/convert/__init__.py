@@ -25,18 +25,23 @@ Conventions, the same in both directions:
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
-from data.convert.dataset import SPLIT_NAMES, Found, Note, Picture, Splits, find_coco, shown, write_coco
+from rich.console import Console
+from rich.progress import track
+
+from data.convert.dataset import SPLIT_NAMES, Found, Note, Picture, Splits, find_coco, write_coco
 from data.convert.voc import find_voc, write_voc
 from data.convert.yolo import find_yolo, write_yolo
 from ssd.config import formats_in
 from ssd.errors import UserError, require
 
+Item = TypeVar("Item")
 FORMATS = {
     "coco": (find_coco, write_coco, "{}2017"),
     "voc": (find_voc, write_voc, "JPEGImages"),
@@ -116,7 +121,7 @@ def _read(found: Found, source: Path) -> Splits:
         if not readers:
             raise UserError(f"{source}: no picture of {split} has annotations; put them as docs/DATA.md says")
         splits[split] = []
-        for read in shown(readers, f"reading {split}"):
+        for read in _shown(readers, f"reading {split}"):
             try:
                 splits[split].append(read())
             except (UserError, OSError) as error:
@@ -163,7 +168,7 @@ def _place_pictures(splits: Splits, folder: Path, pattern: str, link: str) -> No
     """
     taken: set[str] = set()
     for split, pictures in splits.items():
-        for picture in shown(pictures, f"pictures of {split}"):
+        for picture in _shown(pictures, f"pictures of {split}"):
             target = folder / pattern.format(split) / picture.name
             stem = os.path.splitext(target)[0]
             if stem in taken:
@@ -179,6 +184,12 @@ def _place_pictures(splits: Splits, folder: Path, pattern: str, link: str) -> No
                     f"{picture.file}: --link {link} to {picture.name} failed ({error.strerror}); "
                     "give --link symlink or copy, or make room"
                 ) from error
+
+
+def _shown(items: Sequence[Item], title: str) -> Iterator[Item]:
+    """Pass items on, with a progress bar in a terminal and silently elsewhere."""
+    console = Console(stderr=True)
+    yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _summary(names: Sequence[str], splits: Splits, notes: list[Note]) -> list[str]:

@@ -5,23 +5,20 @@ import math
 import os
 import posixpath
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from data.pictures import UPRIGHT, orientation
 from ssd.annotations import Annotations, read_annotations
 from ssd.config import coco_place
 from ssd.errors import UserError
 
-Item = TypeVar("Item")
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 """What files and folders of a split are called."""
@@ -136,10 +133,10 @@ def read_lines(file: Path) -> list[str]:
         raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
 
 
-def find_files(folder: Path, *suffixes: str) -> list[str]:
+def find_files(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[str]:
     """Return the posix paths of a folder's files, sub-folders and links included, hidden ones not, sorted.
 
-    suffixes: in lower case; those of the files may be in any case.
+    suffixes: in lower case, of pictures by default; those of the files may be in any case.
     """
     found = []
     for above, folders, files in os.walk(folder, followlinks=True):
@@ -163,12 +160,6 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file, and the folder that it is in."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-
-
-def shown(items: Sequence[Item], title: str) -> Iterator[Item]:
-    """Pass items on, with a progress bar in a terminal and silently elsewhere."""
-    console = Console(stderr=True)
-    yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def find_coco(source: Path, classes_file: Path | None) -> Found:

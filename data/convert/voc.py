@@ -12,7 +12,6 @@ from xml.etree.ElementTree import Element, ParseError, fromstring, indent, tostr
 
 from data.convert.dataset import (
     CLASSES_FILE,
-    PICTURE_SUFFIXES,
     SPLIT_NAMES,
     Box,
     Found,
@@ -22,7 +21,6 @@ from data.convert.dataset import (
     find_files,
     open_picture,
     read_lines,
-    shown,
     split_by_folder,
     write_text,
 )
@@ -43,9 +41,9 @@ def find_voc(source: Path, classes_file: Path | None) -> Found:
     if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_lines(classes_file)
-    xmls = {_stem(name): source / name for name in find_files(source, ".xml")}
+    xmls = {_stem(name): source / name for name in find_files(source, (".xml",))}
     pictures: dict[str, list[Path]] = {}
-    for name in find_files(source, *PICTURE_SUFFIXES):
+    for name in find_files(source):
         pictures.setdefault(_stem(name), []).append(source / name)
     found = Found(known, {})
     left_out = set(chain(*pictures.values()))
@@ -71,7 +69,7 @@ def _stem(path: str) -> str:
 
 def _listed(source: Path) -> dict[Split, dict[str, str]]:
     """Return the stems, twice, that ImageSets lists; none where it does not list what to train on."""
-    matches = map(_LIST.fullmatch, find_files(source, ".txt"))
+    matches = map(_LIST.fullmatch, find_files(source, (".txt",)))
     lists = {match[1]: source / match[0] for match in matches if match}
     files = {split: lists[name] for split, names in SPLIT_NAMES.items() for name in names if name in lists}
     if "trainval" in lists and not {"train", "val"} <= files.keys():
@@ -125,7 +123,7 @@ def _number(element: Element, path: str, where: object, default: str = "") -> fl
 
 def write_voc(names: Sequence[str], splits: Splits, folder: Path) -> None:
     """Write Annotations, ImageSets/Main and classes.txt; crowd boxes become difficult ones."""
-    for picture in shown([*chain(*splits.values())], "Annotations"):
+    for picture in chain(*splits.values()):
         content = {
             "folder": "JPEGImages",
             "filename": PurePosixPath(picture.name).name,

@@ -10,7 +10,6 @@ import yaml  # type: ignore[import-untyped]
 
 from data.convert.dataset import (
     CLASSES_FILE,
-    PICTURE_SUFFIXES,
     SPLIT_NAMES,
     Box,
     Found,
@@ -20,7 +19,6 @@ from data.convert.dataset import (
     find_files,
     open_picture,
     read_lines,
-    shown,
     split_by_folder,
     write_text,
 )
@@ -91,7 +89,7 @@ def _find_pictures(source: Path, config: _Config) -> dict[Split, _Pictures]:
         places = {split: file for split, file in lists if (source / file).exists()}
     if "train" not in places:
         base = source / "images" if (source / "images").exists() else source
-        splits = split_by_folder(find_files(base, *PICTURE_SUFFIXES))
+        splits = split_by_folder(find_files(base))
         return {
             split: [(base / path, name.removeprefix("images/")) for path, name in names.items()]
             for split, names in splits.items()
@@ -113,7 +111,7 @@ def _pictures_of(source: Path, config: _Config, split: Split, place: str) -> _Pi
     paths = [os.path.normpath(source / path) for path in (inside, Path(config.path, place))]
     path = Path(next(filter(os.path.exists, paths), paths[0]))
     if path.is_dir():
-        return [(path / name, name) for name in find_files(path, *PICTURE_SUFFIXES)]
+        return [(path / name, name) for name in find_files(path)]
     if not path.exists():
         if split == "test":
             return []
@@ -180,7 +178,7 @@ def write_yolo(names: Sequence[str], splits: Splits, folder: Path) -> None:
     """
     indices = {name: index for index, name in enumerate(names)}
     for split, pictures in splits.items():
-        for picture in shown(pictures, f"labels of {split}"):
+        for picture in pictures:
             lines = []
             for box in picture.boxes:
                 if box.crowd:

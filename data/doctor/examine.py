@@ -102,7 +102,9 @@ def _examine_annotation_file(split: Split, data: DataConfig, console: RunConsole
                 if split is Split.train:  # which refuses a file that leaves it no image with a box
                     select(annotations, source, Selection(min_box_px=data.min_box_px))
                 every = Selection(split.value, crowd_boxes=False, min_box_px=0.0, images_without_boxes=True)
-                findings += _examine_truth(select(annotations, source, every), annotations, report)
+                ap, scored = score_truth(select(annotations, source, every))
+                report.ground_truth_ap, report.ground_truth_images_scored = ap, scored
+                findings += _explain_truth(ap, annotations, str(file))
             except UserError as error:
                 findings.append(Finding(Kind.refused, str(file), str(error)))
     if report.ground_truth_ap is None:
@@ -135,19 +137,14 @@ def _judge_boxes(annotations: Annotations, min_box_px: float) -> tuple[NDArray[n
     return first_fault >= kinds.index(Kind.box_clipped), findings
 
 
-def _examine_truth(index: CocoIndex, annotations: Annotations, report: SplitReport) -> list[Finding]:
-    """Score the ground truth as detections, into the report; say what is below 1.000, and why.
-
-    index: as for score_truth.
-    """
-    ap, scored = score_truth(index)
-    report.ground_truth_ap, report.ground_truth_images_scored = ap, scored
+def _explain_truth(ap: float, annotations: Annotations, file: str) -> list[Finding]:
+    """Say what the AP of the ground truth as detections is below 1.000 for."""
     if ap < 0:
-        return [Finding(Kind.truth_unscored, report.annotation_file, "it has no box that counts")]
+        return [Finding(Kind.truth_unscored, file, "it has no box that counts")]
     findings = [*_lost_truth(annotations)]
     if round(ap, 3) < 1 and not findings:
         detail = f"the ground truth as detections has an AP of {ap:.3f}, not 1.000"
-        findings = [Finding(Kind.truth_unlike, report.annotation_file, detail)]
+        findings = [Finding(Kind.truth_unlike, file, detail)]
     return findings
 
 
