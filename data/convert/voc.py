@@ -41,7 +41,10 @@ def find_voc(source: Path, classes_file: Path | None) -> Found:
     if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_lines(classes_file)
-    xmls = {_stem(name): source / name for name in find_files(source, (".xml",))}
+    xmls: dict[str, Path] = {}
+    for name in find_files(source, (".xml",)):
+        if xmls.setdefault(_stem(name), source / name) != source / name:
+            raise UserError(f"{source / name} is of one picture with {xmls[_stem(name)]}; remove one")
     pictures: dict[str, list[Path]] = {}
     for name in find_files(source):
         pictures.setdefault(_stem(name), []).append(source / name)

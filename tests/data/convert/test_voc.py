@@ -143,6 +143,7 @@ DAMAGE = {
     "no picture": (away("JPEGImages/a.png"), r"a\.xml: its picture is missing .* found none;"),
     "no xml": (away("Annotations/a.xml"), r"No such file .*Annotations/a\.xml"),
     "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), "voc: no picture of train has ann"),
+    "two files": (lambda source: voc_xml(source / "labels/a.xml", DOG), "is of one picture with .*a.xml;"),
     "two pictures": (write("JPEGImages/a.bmp", b""), r"a\.xml: .* found .*a\.bmp and .*a\.png; leave"),
     "bytes": (write("JPEGImages/a.png", b"x"), r"a\.png is no picture that can be read .*; replace"),
     "size": (xml(DOG, size=(100, 200)), r"a\.png has 200×100 .* say \(100\.0, 200\.0\); correct"),
