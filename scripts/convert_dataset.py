@@ -10,26 +10,12 @@ Conventions of boxes, categories and splits: data/convert/__init__.py.
 import argparse
 from pathlib import Path
 
-from data.convert import FORMATS, Options, convert
-from data.convert.dataset import LINKS
+from data.convert import FORMATS, LINKS, Options, convert
 from ssd.errors import UserError, printable
 
 
 def main() -> None:
     """Read the command line, convert, say what was done."""
-    given = parser().parse_args()
-    options = Options(given.val_fraction, given.seed, given.classes, given.link)
-    try:
-        lines = convert(given.source, given.format, given.out, given.to, options)
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(f"interrupted, {given.out} was not made") from None
-    print(printable("\n".join(lines)))
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
     command = argparse.ArgumentParser(description="Convert a data set to the COCO layout, or from it.")
     add = command.add_argument
     add("format", choices=FORMATS, help="what SOURCE is in")
@@ -45,7 +31,15 @@ def parser() -> argparse.ArgumentParser:
         "when SOURCE moves, copy doubles them"
     )
     add("--link", choices=LINKS, default=Options.link, help=link)
-    return command
+    given = command.parse_args()
+    options = Options(given.val_fraction, given.seed, given.classes, given.link)
+    try:
+        lines = convert(given.source, given.format, given.out, given.to, options)
+    except (UserError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted, {given.out} was not made") from None
+    print(printable("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -18,25 +18,39 @@ Conventions, the same in both directions:
 - Pictures are linked or copied, never encoded again; their headers say what size they have.
 - A test split comes along where the source has annotations of it.
 - Ids of images and categories do not survive, nor do polygons: `area` is the box's.
-- No library does this (releases of 2026): globox and labelformat take VOC's corners for 0-based and know
-  neither splits nor `difficult`; supervision decodes every picture and forgets `difficult`.
+- No library does this (2026): globox and labelformat take VOC's corners for 0-based and know no splits,
+  supervision forgets `difficult`.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
-from data.convert.dataset import SPLIT_NAMES, DataSet, Finding, Picture, Split, read_coco, write_coco
-from data.convert.voc import read_voc, write_voc
-from data.convert.yolo import read_yolo, write_yolo
+from rich.console import Console
+from rich.progress import track
+
+from data.convert.dataset import SPLIT_NAMES, Found, Note, Picture, Splits, find_coco, write_coco
+from data.convert.voc import find_voc, write_voc
+from data.convert.yolo import find_yolo, write_yolo
 from ssd.errors import UserError, require
 
-FORMATS = {"coco": (read_coco, write_coco), "voc": (read_voc, write_voc), "yolo": (read_yolo, write_yolo)}
-LISTED_DEFECTS = 20
+Item = TypeVar("Item")
+FORMATS = {
+    "coco": (find_coco, write_coco, "{}2017"),
+    "voc": (find_voc, write_voc, "JPEGImages"),
+    "yolo": (find_yolo, write_yolo, "images/{}"),
+}
+"""What finds the pictures, what writes the annotations, and the folder of a split's pictures."""
+LINKS: dict[str, Callable[[Path, Path], object]]
+LINKS = {"hard": os.link, "symlink": os.symlink, "copy": shutil.copy2}
+"""How a picture gets into the new folder, by the value of --link."""
+LISTED_PROBLEMS = 20
 
 _SIGNS = {
     "coco": ["annotations/instances_train2017.json"],
@@ -54,7 +68,7 @@ class Options:
     """How to convert, where the source leaves it open.
 
     val_fraction, seed: how a set without a validation split is split. classes_file: category names, one a
-    line; None takes what the source has. link: a key of data.convert.dataset.LINKS.
+    line; None takes what the source has. link: a key of LINKS.
     """
 
     val_fraction: float = 0.2
@@ -66,42 +80,43 @@ class Options:
 def convert(source: Path, source_format: str, out: Path, out_format: str, options: Options) -> list[str]:
     """Convert a folder; `out` appears when all of it is there. Return lines that say what was done.
 
-    Everything is read before anything is written. Raises UserError for a source with defects, which are all
-    listed, and for a folder that cannot be written or is not empty.
+    Everything is read before anything is written. Raises UserError for what is wrong with the source, at
+    most one problem of each picture, and for a folder that cannot be written or is not empty.
     """
     source = Path(os.path.abspath(source))
     fraction = options.val_fraction
     require(0 < fraction < 1, "--val-fraction", fraction, "give a number between 0 and 1")
-    found = formats_in(source)
-    if found and source_format not in found:
-        name, sign = next(iter(found.items()))
-        what = f"a {name} data set, as {sign.name} shows"
-        raise UserError(f"{source} is {what}, not {source_format}; give `{name} {source}`")
-    if source_format == out_format:
-        raise UserError(f"{source} is {source_format} already; give another format with --to")
-    if not source.is_dir() and not found:
-        raise UserError(f"{source} is no folder; give the one that holds the data set")
+    formats = formats_in(source)
+    if not source.exists():
+        raise UserError(f"{source} is not there; give the folder that holds the data set")
+    if formats and source_format not in formats:
+        raise UserError(f"{source} looks like {' and '.join(formats)}; give that instead of {source_format}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there and is no empty folder; delete it, or give another one")
-    read, write = FORMATS[source_format][0], FORMATS[out_format][1]
-    data = read(source, options.classes_file)
-    findings = _check(data, source, options.classes_file or source)
-    if "val" not in data.splits:
-        splits = data.splits | _split(data.splits["train"], fraction, options.seed)
-        data = replace(data, splits={split: splits[split] for split in SPLIT_NAMES if split in splits})
+    find, (_, write, pattern) = FORMATS[source_format][0], FORMATS[out_format]
+    found = find(source, options.classes_file)
+    splits = _read(found, source)
+    names = found.categories
+    if names is None:
+        names = sorted({box.category for picture in chain(*splits.values()) for box in picture.boxes})
+    _check_names(names, options.classes_file or source)
+    if "val" not in splits:
+        splits |= _split(splits["train"], fraction, options.seed)
         how = f"--val-fraction {fraction:g} --seed {options.seed}"
-        findings.append(Finding(f"no validation split in the source: dealt by file name with {how}"))
+        found.notes.append((f"no validation split in the source: dealt by file name with {how}", None))
+    splits = {split: splits[split] for split in SPLIT_NAMES if split in splits}
     target = out.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
             unfinished = Path(temporary, target.name)
             unfinished.mkdir()
-            findings += write(data, unfinished, options.link)
+            _place_pictures(splits, unfinished, pattern, options.link)
+            write(names, splits, unfinished)
             unfinished.rename(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
-    return [f"{source} ({source_format}) → {out} ({out_format})", *_summary(data, findings)]
+    return [f"{source} ({source_format}) → {out} ({out_format})", *_summary(names, splits, found.notes)]
 
 
 def formats_in(source: Path) -> dict[str, Path]:
@@ -112,17 +127,30 @@ def formats_in(source: Path) -> dict[str, Path]:
     return {name: file for name, file in found.items() if file}
 
 
-def _check(data: DataSet, source: Path, named_in: Path) -> list[Finding]:
-    """Return all findings. Raises UserError with the defects, or the category name that can't be used."""
-    pictures = [(split, picture) for split, members in data.splits.items() for picture in members]
-    findings = [*data.findings, *(finding for _, picture in pictures for finding in picture.findings)]
-    defects = [f"{finding.where}: {finding.what}" for finding in findings if finding.defect]
-    if len(defects) == 1:
-        raise UserError(defects[0])
-    if defects:
-        what = f"{source}: {len(defects)} problems, nothing was written; the first:"
-        raise UserError("\n  ".join([what, *defects[:LISTED_DEFECTS]]))
-    names = data.categories
+def _read(found: Found, source: Path) -> Splits:
+    """Read all pictures. A test split without annotations, as many sets have one, is left out."""
+    splits: Splits = {}
+    problems = []
+    for split, readers in found.readers.items():
+        if not readers and split == "test":
+            found.notes.append(("test split left out: none of its pictures has annotations", None))
+            continue
+        if not readers:
+            raise UserError(f"{source}: no picture of {split} has annotations; put them as docs/DATA.md says")
+        splits[split] = []
+        for read in _shown(readers, f"reading {split}"):
+            try:
+                splits[split].append(read())
+            except (UserError, OSError) as error:
+                problems.append(str(error))
+    if len(problems) > 1:
+        problems[LISTED_PROBLEMS:] = [f"nothing was written: {len(problems)} pictures have problems"]
+    if problems:
+        raise UserError("\n".join(problems))
+    return splits
+
+
+def _check_names(names: Sequence[str], named_in: Path) -> None:
     if not names:
         raise UserError(f"{named_in}: no category name; write one a line into a file and give --classes FILE")
     for index, name in enumerate(names):
@@ -131,13 +159,9 @@ def _check(data: DataSet, source: Path, named_in: Path) -> list[Finding]:
                 f"{named_in}: category name {index}, {name!r}, stands there twice, is blank, or has a space "
                 "at an end or a character that cannot be printed; rename it"
             )
-    train = {picture.file for picture in data.splits["train"]}
-    what = "pictures are in train and in another split: AP will not tell what was learned"
-    leaks = [picture.file for split, picture in pictures if split != "train" and picture.file in train]
-    return [*findings, *(Finding(what, file) for file in leaks)]
 
 
-def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[Split, list[Picture]]:
+def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> Splits:
     """Put round(val_fraction · N) of N pictures, at least one and not all, into `val`, the rest into `train`.
 
     Each name is hashed with the seed and the lowest hashes are `val`: neither the order of the files nor the
@@ -154,20 +178,47 @@ def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> dict[
     }
 
 
-def _summary(data: DataSet, findings: list[Finding]) -> list[str]:
-    """Return a line for each split, and for each kind of finding how often, by how many px, where first."""
+def _place_pictures(splits: Splits, folder: Path, pattern: str, link: str) -> None:
+    """Put pictures into the folders of their splits under their names, unchanged.
+
+    Raises UserError where that cannot be, and for two that would have one annotation file.
+    """
+    taken: set[str] = set()
+    for split, pictures in splits.items():
+        for picture in _shown(pictures, f"pictures of {split}"):
+            target = folder / pattern.format(split) / picture.name
+            stem = os.path.splitext(target)[0]
+            if stem in taken:
+                raise UserError(f"{picture.file}: another picture is called {picture.stem} too; rename one")
+            taken.add(stem)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                LINKS[link](
+                    picture.file.resolve(), target
+                )  # a hard link to a relative symlink points nowhere
+            except OSError as error:
+                raise UserError(
+                    f"{picture.file}: --link {link} to {picture.name} failed ({error.strerror}); "
+                    "give --link symlink or copy, or make room"
+                ) from error
+
+
+def _shown(items: Sequence[Item], title: str) -> Iterator[Item]:
+    """Pass items on, with a progress bar in a terminal and silently elsewhere."""
+    console = Console(stderr=True)
+    yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _summary(names: Sequence[str], splits: Splits, notes: list[Note]) -> list[str]:
+    """Return a line for each split, and for each kind of note how often and where first."""
     lines = []
-    for split, pictures in data.splits.items():
-        boxes = sum(len(picture.boxes) for picture in pictures)
-        empty = sum(not picture.boxes for picture in pictures)
+    for split, pictures in splits.items():
+        boxes, empty = sum(len(each.boxes) for each in pictures), sum(not each.boxes for each in pictures)
         lines.append(f"{split}: {len(pictures)} pictures ({empty} without boxes), {boxes} boxes")
-    names = (f"{place} {name}" for place, name in enumerate(data.categories, start=1))
-    lines.append(f"categories: {', '.join(names)}")
-    by_kind: dict[str, list[Finding]] = {}
-    for finding in findings:
-        by_kind.setdefault(finding.what, []).append(finding)
-    for what, found in by_kind.items():
-        most_px = max(finding.px for finding in found)
-        by = f", by {most_px:.3g} px at most" if most_px else ""
-        lines.append(f"{len(found)} {what}{by} (first: {found[0].where})" if found[0].where else what)
+    lines.append(f"categories: {', '.join(f'{place} {name}' for place, name in enumerate(names, start=1))}")
+    places: dict[str, list[object]] = {}
+    for what, where in chain(notes, *(picture.notes for pictures in splits.values() for picture in pictures)):
+        places.setdefault(what, []).append(where)
+    for what, found in places.items():
+        lines.append(f"{len(found)} {what} (first: {found[0]})" if found[0] else what)
     return lines

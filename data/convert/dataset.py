@@ -4,37 +4,36 @@ import itertools
 import math
 import os
 import posixpath
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from data.pictures import UPRIGHT, orientation
 from ssd.annotations import Annotations, read_annotations
 from ssd.config import coco_place
 from ssd.errors import UserError
 
-Item = TypeVar("Item")
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 """What files and folders of a split are called."""
+_SPLITS: dict[str, Split] = {
+    f"{name}{year}": split for split, names in SPLIT_NAMES.items() for name in names for year in ("", "2017")
+}
 
 EXACT_DECIMALS = 6
 """Decimals of a pixel that are written to COCO; a smaller difference is float noise."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CLASSES_FILE = "classes.txt"
 """Category names, one a line, in the order of their ids: written, and read where the source has one."""
-LINKS: dict[str, Callable[[Path, Path], object]]
-LINKS = {"hard": os.link, "symlink": os.symlink, "copy": shutil.copy2}
-"""How a picture gets into the new folder, by the value of --link."""
+Splits = dict[Split, list["Picture"]]
+Note = tuple[str, object]
+"""What a conversion met or did, and where first to look; None where that is no single place."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,10 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a conversion met or did, where, and by how many pixels; a defect ends the conversion."""
-
-    what: str
-    where: object = None
-    px: float = 0.0
-    defect: bool = False
-
-
-@dataclass(frozen=True)
 class Picture:
     """A picture: its file, its posix path in the split's folder, what its header says, its boxes.
 
-    Size and boxes are of the pixels as stored, as in training. findings: of the file and its objects.
+    Size and boxes are of the pixels as stored, as in training. notes: of reading and writing it.
     """
 
     file: Path
@@ -69,7 +58,7 @@ class Picture:
     height: int
     channels: int
     boxes: list[Box] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def stem(self) -> str:
@@ -84,52 +73,31 @@ class Picture:
         left, top, width, height = box.ltwh_px
         over_left, over_right = max(-left, 0.0), max(left + width - self.width, 0.0)
         over_top, over_bottom = max(-top, 0.0), max(top + height - self.height, 0.0)
-        over_px = max(over_left, over_right, over_top, over_bottom)
-        if hangs_over := over_px > 10**-EXACT_DECIMALS:
+        if hangs_over := max(over_left, over_right, over_top, over_bottom) > 10**-EXACT_DECIMALS:
             left, top = max(left, 0.0), max(top, 0.0)
             width, height = width - over_left - over_right, height - over_top - over_bottom
-        if not (width > 0 and height > 0):  # as is NaN, the rest of an infinite side
+        if not (width > 0 and height > 0 and all(map(math.isfinite, box.ltwh_px))):
             raise UserError(
-                f"box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
+                f"{where}: box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
                 f"{self.width}×{self.height}; correct or remove it"
             )
         self.boxes.append(Box(box.category, (left, top, width, height), box.crowd))
         if hangs_over:
-            what = "boxes hung over an edge of their picture and were cut there"
-            self.findings.append(Finding(what, where, over_px))
+            self.notes.append(("boxes hung over an edge of their picture and were cut there", where))
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """Category names in the order of their ids; pictures by split. A source may lack `val` and `test`.
+class Found:
+    """What a source holds, before its pictures are read.
 
-    findings: besides those of the pictures.
+    categories: names in the order of their ids; None: those of the boxes, sorted.
+    readers: by split, a call for each picture, which raises UserError or OSError where something is wrong;
+    none where nothing of the split is annotated. A source may lack `val` and `test`.
     """
 
-    categories: Sequence[str]
-    splits: dict[Split, list[Picture]]
-    findings: list[Finding]
-
-
-@contextmanager
-def defects_into(findings: list[Finding], where: object) -> Iterator[None]:
-    """Make a UserError of the block, which it ends, a defect among the findings."""
-    try:
-        yield
-    except UserError as error:
-        what = str(error).removeprefix(f"{where}: ")  # with which a file that can't be read begins
-        findings.append(Finding(what, where, defect=True))
-
-
-@contextmanager
-def unless_test(split: Split, findings: list[Finding]) -> Iterator[None]:
-    """Leave out a test split that the block finds no annotations of, as many sets have one, and say so."""
-    try:
-        yield
-    except UserError as error:
-        if split != "test":
-            raise
-        findings.append(Finding(f"test split left out: {error}"))
+    categories: Sequence[str] | None
+    readers: dict[Split, list[Callable[[], Picture]]]
+    notes: list[Note] = field(default_factory=list)
 
 
 def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = None) -> Picture:
@@ -144,113 +112,78 @@ def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = No
             picture = Picture(file, name, image.width, image.height, len(image.getbands()))
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
         raise UserError(f"{file} is no picture that can be read ({error}); replace or remove it") from error
-    if size_px is not None and size_px != (picture.width, picture.height):
+    if size_px not in (None, (picture.width, picture.height)):
         raise UserError(
-            f"says the picture has {size_px[0]:g}×{size_px[1]:g} pixels, its file has {picture.width}×"
-            f"{picture.height}; correct the size, or put the picture there that the boxes were drawn on"
+            f"{file} has {picture.width}×{picture.height} pixels, its annotations say {size_px}; correct "
+            "them, or put the picture there that the boxes were drawn on"
         )
     if turned:
-        what = "pictures are to be shown turned (EXIF); boxes are taken as unturned"
-        picture.findings.append(Finding(what, file))
+        picture.notes.append(("pictures are to be shown turned (EXIF); boxes are taken as unturned", file))
     return picture
-
-
-def number(text: str, what: str) -> float:
-    """Return a finite number, or raise UserError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{what} {text!r} is no number; correct it")
-    return value
 
 
 def read_lines(file: Path) -> list[str]:
     """Return a text file's lines up to the last that is not blank, without white space at their ends.
 
-    Raises UserError.
+    Raises UserError and OSError.
     """
     try:
-        return [line.strip() for line in read_bytes(file).decode("utf-8-sig").rstrip().splitlines()]
+        return [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
 
 
-def read_bytes(file: Path) -> bytes:
-    """Return a file's content; raise UserError where it cannot be read."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); make it a readable file") from error
+def find_files(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[str]:
+    """Return the posix paths of a folder's files, sub-folders and links included, hidden ones not, sorted.
 
-
-def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Return the posix paths of a folder's files, sub-folders included and hidden ones not, sorted.
-
-    suffixes: in lower case; those of the files may be in any case.
+    suffixes: in lower case, of pictures by default; those of the files may be in any case.
     """
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    found = []
+    for above, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = (name for name in files if name.lower().endswith(suffixes) and not name.startswith("."))
+        found += [Path(above, name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
 
 
-def place_pictures(pictures: Sequence[Picture], folder: Path, link: str) -> None:
-    """Put pictures into a folder under their names, unchanged; raise UserError where that cannot be."""
-    for picture in shown(pictures, f"pictures into {folder.name}"):
-        target = folder / picture.name
-        if os.path.lexists(target):
-            raise UserError(f"{picture.file}: another picture is {picture.name} too; rename or remove one")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            LINKS[link](picture.file.resolve(), target)  # a hard link to a relative symlink points nowhere
-        except OSError as error:
-            raise UserError(
-                f"{picture.file}: --link {link} to {picture.name} failed ({error.strerror}); "
-                f"give --link {'symlink or copy' if link == 'hard' else 'copy'}, or make room"
-            ) from error
+def split_by_folder(names: Iterable[str]) -> dict[Split, dict[str, str]]:
+    """Return the paths whose first folder names a split, each with what follows, else all as `train`."""
+    splits: dict[Split, dict[str, str]] = {}
+    for name in names:
+        folder, _, rest = name.partition("/")
+        if rest and folder.lower() in _SPLITS:
+            splits.setdefault(_SPLITS[folder.lower()], {})[name] = rest
+    return splits if "train" in splits else {"train": {name: name for name in names}}
 
 
-def write_text(file: Path, text: str, picture: Picture | None = None) -> None:
-    """Write a text file; raise UserError where another picture than this one has it."""
-    if file.exists() and picture is not None:
-        raise UserError(
-            f"{picture.file}: another picture has the annotation file {file.name} too; rename one"
-        )
+def write_text(file: Path, text: str) -> None:
+    """Write a text file, and the folder that it is in."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
 
-def shown(items: Sequence[Item], title: str) -> Iterator[Item]:
-    """Pass items on, with a progress bar in a terminal and silently elsewhere."""
-    console = Console(stderr=True)
-    yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)
-
-
-def read_coco(source: Path, classes_file: Path | None) -> DataSet:
-    """Read the folder that `data.path=` names, with the splits it has annotations of.
+def find_coco(source: Path, classes_file: Path | None) -> Found:
+    """Find the pictures of the folder that `data.path=` names, in the splits it has annotations of.
 
     Boxes without area inside their picture have no counterpart elsewhere: left out, and counted.
-    Raises UserError: at the first bad entry of an annotation file, with every bad picture.
+    Raises UserError at the first bad entry of an annotation file.
     """
     if classes_file is not None:
         raise UserError(f"--classes {classes_file}: COCO annotations name their categories; leave it out")
-    splits: dict[Split, list[Picture]] = {}
-    findings: list[Finding] = []
+    contents = {}
     for split in SPLIT_NAMES:
-        file, folder = coco_place(source, f"{split}_annotations"), coco_place(source, f"{split}_images")
-        if not file.exists():
-            if split == "train":
-                raise UserError(f"{file} is missing; give a folder in COCO layout")
-            continue
-        content = read_annotations(file, f"data.{split}_annotations")
-        if split == "train":
-            categories = content.categories
-        categories.check_scored_by(content.categories, file)
-        splits[split] = []
-        for image in shown(range(len(content)), f"reading {split}"):
-            with defects_into(findings, f"{file}: images[{image}] (id {content.image_ids[image]})"):
-                splits[split].append(_read_picture(content, image, folder))
-    return DataSet(categories.names, splits, findings)
+        file = coco_place(source, f"{split}_annotations")
+        if split == "train" or file.exists():
+            contents[split] = read_annotations(file, f"data.{split}_annotations")
+            contents["train"].categories.check_scored_by(contents[split].categories, file)
+    readers: dict[Split, list[Callable[[], Picture]]] = {
+        split: [
+            partial(_read_picture, content, image, coco_place(source, f"{split}_images"))
+            for image in range(len(content))
+        ]
+        for split, content in contents.items()
+    }
+    return Found(contents["train"].categories.names, readers)
 
 
 def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture:
@@ -263,21 +196,18 @@ def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture
         try:
             picture.add(Box(annotations.categories.name_of(label), tuple(ltwh_px), crowd), name)
         except UserError:
-            what = "boxes without area inside their picture are left out"
-            picture.findings.append(Finding(what, name))
+            picture.notes.append(("boxes without area inside their picture are left out", name))
     return picture
 
 
-def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
-    """Write all splits, ids counted from 1 through both, in the order given; `area` is the box's."""
-    category_ids = {name: place for place, name in enumerate(data.categories, start=1)}
+def write_coco(names: Sequence[str], splits: Splits, folder: Path) -> None:
+    """Write the annotation file of each split, ids counted from 1 through all; `area` is the box's."""
+    category_ids = {name: place for place, name in enumerate(names, start=1)}
     categories = [{"id": place, "name": name} for name, place in category_ids.items()]
     image_ids, annotation_ids = itertools.count(1), itertools.count(1)
-    for split, pictures in data.splits.items():
-        place_pictures(pictures, coco_place(folder, f"{split}_images"), link)
+    for split, pictures in splits.items():
         images, annotations = [], []
-        for picture in pictures:
-            image_id = next(image_ids)
+        for picture, image_id in zip(pictures, image_ids, strict=False):
             size = {"width": picture.width, "height": picture.height}
             images.append({"id": image_id, "file_name": picture.name, **size})
             for box in picture.boxes:
@@ -294,4 +224,3 @@ def write_coco(data: DataSet, folder: Path, link: str) -> list[Finding]:
                 )
         document = {"images": images, "annotations": annotations, "categories": categories}
         write_text(coco_place(folder, f"{split}_annotations"), msgspec.json.encode(document).decode())
-    return []

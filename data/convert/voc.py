@@ -2,202 +2,164 @@
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, indent, tostring
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError, fromstring, indent, tostring
 
 from data.convert.dataset import (
     CLASSES_FILE,
-    PICTURE_SUFFIXES,
     SPLIT_NAMES,
     Box,
-    DataSet,
-    Finding,
+    Found,
     Picture,
     Split,
-    defects_into,
+    Splits,
     find_files,
-    number,
     open_picture,
-    place_pictures,
-    read_bytes,
     read_lines,
-    shown,
-    unless_test,
+    split_by_folder,
     write_text,
 )
 from ssd.errors import UserError
 
-_XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
-_PICTURE_FOLDERS = ("jpegimages", "images", "imgs", "img", "pictures", "photos")
-_LAYOUT = (
-    "give the folder that holds Annotations and JPEGImages (of a devkit: VOCdevkit/VOC2012), or annotations "
-    "and images, or xml files beside their pictures"
-)
-_Place = tuple[Path, Path, Path | None]
-"""The folder of a split's xml files, that of its pictures, and the list of its stems, None for all."""
+_FOLDERS = {"annotations", "xmls", "labels", "jpegimages", "images", "imgs"}
+_LIST = re.compile(r"imagesets/(?:main/)?([^/]+)\.txt", re.IGNORECASE)
 
 
-def read_voc(source: Path, classes_file: Path | None) -> DataSet:
-    """Read the devkit's Annotations and JPEGImages, folders called much like them, or xml beside pictures.
+def find_voc(source: Path, classes_file: Path | None) -> Found:
+    """Find xml files and their pictures: the same path but for folders like Annotations and JPEGImages.
 
-    Splits are the lists of ImageSets, else folders train, val or valid, and test, in these folders or around
-    them; else all is one set. Without a validation split the data set has no `val`. classes_file: the
-    categories and their order; else classes.txt of the source, else all names, sorted.
-    Raises UserError where there is nothing to read; what is wrong with single files is among the findings.
+    Splits are the lists of ImageSets, else folders train, val or valid, and test, else all is one set.
+    classes_file: the categories and their order; else classes.txt of the source, else all names, sorted.
     """
+    if len(years := [*source.glob("*/ImageSets")]) == 1:  # it is VOCdevkit
+        source = years[0].parent
     if classes_file is None and (source / CLASSES_FILE).exists():
         classes_file = source / CLASSES_FILE
     known = None if classes_file is None else read_lines(classes_file)
-    findings: list[Finding] = []
-    splits: dict[Split, list[Picture]] = {}
-    for split, (annotations, folder, list_file) in _find_places(source).items():
-        by_stem: dict[str, list[str]] = {}
-        for name in find_files(folder, PICTURE_SUFFIXES):
-            by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
-        with unless_test(split, findings):
-            stems = {os.path.splitext(name)[0] for name in find_files(annotations, (".xml",))}
-            if not by_stem.keys() & stems:
-                raise UserError(f"no xml file of {annotations} has its picture in {folder}; {_LAYOUT}")
-            if list_file is None:
-                what = "pictures without an xml file are left out"
-                alone = sorted(by_stem.keys() - stems)
-                findings += [Finding(what, folder / by_stem[stem][0]) for stem in alone]
-            else:
-                listed = set(filter(None, read_lines(list_file)))
-                if not listed & stems:
-                    raise UserError(
-                        f"{list_file}: none of its pictures has an xml file in {annotations}; correct it"
-                    )
-                stems = listed
-            splits[split] = []
-            for stem in shown(sorted(stems), f"reading {split}"):
-                xml = annotations / f"{stem}.xml"
-                with defects_into(findings, xml):
-                    splits[split].append(_read_picture(xml, folder, by_stem.get(stem, []), known))
-    boxes = [(picture, box) for split in splits.values() for picture in split for box in picture.boxes]
-    findings += [
-        Finding("difficult objects are marked iscrowd", picture.file) for picture, box in boxes if box.crowd
-    ]
-    names = sorted({box.category for _, box in boxes}) if known is None else known
-    return DataSet(names, splits, findings)
+    xmls: dict[str, Path] = {}
+    for name in find_files(source, (".xml",)):
+        if xmls.setdefault(_stem(name), source / name) != source / name:
+            raise UserError(f"{source / name} is of one picture with {xmls[_stem(name)]}; remove one")
+    pictures: dict[str, list[Path]] = {}
+    for name in find_files(source):
+        pictures.setdefault(_stem(name), []).append(source / name)
+    found = Found(known, {})
+    left_out = set(chain(*pictures.values()))
+    for split, names in (_listed(source) or split_by_folder(xmls)).items():
+        readers, is_annotated = [], False
+        for stem, name in sorted(names.items()):
+            xml = xmls.get(stem, source / f"Annotations/{stem}.xml")
+            files = pictures.get(stem) or pictures.get(name, [])
+            readers.append(partial(_read_picture, xml, files, name, known))
+            is_annotated |= stem in xmls and files != []
+            left_out -= set(files)
+        found.readers[split] = [*readers] if is_annotated else []
+    what = "pictures without an xml file, or in no split, are left out"
+    found.notes.extend((what, file) for file in sorted(left_out))
+    return found
 
 
-def _find_places(source: Path) -> dict[Split, _Place]:
-    annotations, pictures = _inside(source, *_XML_FOLDERS), _inside(source, *_PICTURE_FOLDERS)
-    folders = [path for path in source.iterdir() if path.is_dir()]
-    if len(folders) == 1 and source == annotations and _inside(folders[0], *_XML_FOLDERS) != folders[0]:
-        return _find_places(folders[0])  # VOCdevkit
-    sets = _inside(_inside(source, "imagesets"), "main")
-    lists = {} if sets == source else {file.stem: file for file in sets.glob("*.txt")}
-    places: dict[Split, _Place] = {}
-    for split, names in SPLIT_NAMES.items():
-        xmls, folder = _inside(annotations, *names), _inside(pictures, *names)
-        if listed := next((lists[name] for name in names if name in lists), None):
-            places[split] = annotations, pictures, listed
-        elif xmls != annotations:
-            places[split] = _inside(xmls, *_XML_FOLDERS), _inside(folder, *_PICTURE_FOLDERS), None
-    if not {"train", "val"} <= places.keys():
-        train = places.get("train", (annotations, pictures, None))
-        if "trainval" in lists or (train[2] is None and "test" not in places):
-            train = annotations, pictures, lists.get("trainval")
-        places["train"] = train
-        places.pop("val", None)
-    return places
+def _stem(path: str) -> str:
+    """Return a path without suffix and folders of xml files or pictures: one for a picture and its xml."""
+    *folders, name = os.path.splitext(path)[0].split("/")
+    return "/".join([*(folder for folder in folders if folder.lower() not in _FOLDERS), name])
 
 
-def _inside(folder: Path, *names: str) -> Path:
-    """Return the folder in this one that has one of the names, in any case, or else the folder itself."""
-    folders = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
-    return next((folders[name] for name in names if name in folders), folder)
+def _listed(source: Path) -> dict[Split, dict[str, str]]:
+    """Return the stems, twice, that ImageSets lists; none where it does not list what to train on."""
+    matches = map(_LIST.fullmatch, find_files(source, (".txt",)))
+    lists = {match[1]: source / match[0] for match in matches if match}
+    files = {split: lists[name] for split, names in SPLIT_NAMES.items() for name in names if name in lists}
+    if "trainval" in lists and not {"train", "val"} <= files.keys():
+        files["train"] = lists["trainval"]
+        files.pop("val", None)
+    if "train" not in files:
+        return {}
+    return {split: {stem: stem for stem in read_lines(file) if stem} for split, file in files.items()}
 
 
-def _read_picture(xml: Path, folder: Path, names: list[str], known: list[str] | None) -> Picture:
-    """Read an xml file; names: the pictures of its stem, one where all is well.
+def _read_picture(xml: Path, files: list[Path], name: str, known: list[str] | None) -> Picture:
+    """Read an xml file; files: the pictures of its stem, one where all is well.
 
     Its <filename> is not asked: it is often left over from before a renaming.
     """
-    content = read_bytes(xml)
     try:
-        root = fromstring(content)
+        root = fromstring(xml.read_bytes())
     except (ParseError, ValueError, LookupError) as error:  # the latter two: of its encoding
-        raise UserError(f"is broken xml ({error}); export or fetch it again") from error
+        raise UserError(f"{xml} is broken xml ({error}); export or fetch it again") from error
     if root.tag != "annotation":
-        raise UserError(f"begins with <{root.tag}>, a VOC file with <annotation>; remove it")
-    if not names:
-        raise UserError(f"its picture is missing in {folder}; add it, or remove the xml file")
-    if len(names) > 1:
-        raise UserError(f"may belong to {' or '.join(names)}; rename or remove all but one")
-    width, height = (number(root.findtext(f"size/{side}") or "0", side) for side in ("width", "height"))
-    picture = open_picture(folder / names[0], names[0], (width, height) if width or height else None)
-    for place, element in enumerate(root.findall("object"), start=1):
-        where = f"{xml}: object {place}"
-        with defects_into(picture.findings, where):
-            picture.add(_read_object(element, known), where)
+        raise UserError(f"{xml} begins with <{root.tag}>, a VOC file with <annotation>; remove it")
+    if len(files) != 1:
+        found = " and ".join(map(str, files)) or "none"
+        raise UserError(f"{xml}: its picture is missing or there twice, found {found}; leave exactly one")
+    size_px = _number(root, "size/width", xml, "0"), _number(root, "size/height", xml, "0")
+    picture = open_picture(files[0], name + files[0].suffix, size_px if any(size_px) else None)
+    for place, element in enumerate(root.iterfind("object"), start=1):
+        picture.add(_read_object(element, known, f"{xml}: object {place}"), f"{xml}: object {place}")
     return picture
 
 
-def _read_object(element: Element, known: list[str] | None) -> Box:
-    category = _text(element, "name")
-    if known is not None and category not in known:
-        raise UserError(f"the classes file has no {category!r}; correct it, or add a line there")
-    sides = ("xmin", "ymin", "xmax", "ymax")
+def _read_object(element: Element, known: list[str] | None, where: str) -> Box:
+    category = element.findtext("name", "").strip()
+    if not category or (known is not None and category not in known):
+        raise UserError(f"{where}: its name is {category!r}; correct it, or add it to the classes file")
     xmin, ymin, xmax, ymax = (
-        number(_text(element, f"bndbox/{side}"), f"{category}: {side}") for side in sides
+        _number(element, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax")
     )
-    difficult = number(element.findtext("difficult") or "0", f"{category}: difficult")
     # Pixels are counted from 1, and both corners are part of the box.
-    return Box(category, (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1), crowd=difficult != 0)
+    ltwh_px = (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1)
+    return Box(category, ltwh_px, crowd=_number(element, "difficult", where, "0") != 0)
 
 
-def _text(thing: Element, path: str) -> str:
-    text = (thing.findtext(path) or "").strip()
-    if not text:
-        raise UserError(f"<object> has no {path}, or an empty one; fill it")
-    return text
+def _number(element: Element, path: str, where: object, default: str = "") -> float:
+    text = element.findtext(path) or default
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{where}: {path} is {text!r}, which is no number; correct it") from None
 
 
-def write_voc(data: DataSet, folder: Path, link: str) -> list[Finding]:
-    """Write JPEGImages, Annotations, ImageSets/Main and classes.txt; crowd boxes become difficult ones.
-
-    Raises UserError where pictures would share an xml file.
-    """
-    # A file that is in two splits is one picture.
-    of_splits = {name: {picture.file: picture for picture in split} for name, split in data.splits.items()}
-    trainval = of_splits["train"] | of_splits["val"]
-    pictures = [*(trainval | of_splits.get("test", {})).values()]
-    findings = []
-    for picture in shown(pictures, "Annotations"):
-        root = Element("annotation")
-        _fill(root, {"folder": "JPEGImages", "filename": PurePosixPath(picture.name).name})
-        size = {"width": picture.width, "height": picture.height, "depth": picture.channels}
-        _fill(SubElement(root, "size"), size)
-        _fill(root, {"segmented": 0})
+def write_voc(names: Sequence[str], splits: Splits, folder: Path) -> None:
+    """Write Annotations, ImageSets/Main and classes.txt; crowd boxes become difficult ones."""
+    for picture in chain(*splits.values()):
+        content = {
+            "folder": "JPEGImages",
+            "filename": PurePosixPath(picture.name).name,
+            "size": {"width": picture.width, "height": picture.height, "depth": picture.channels},
+            "segmented": 0,
+        }
+        root = _element("annotation", content)
         for box in picture.boxes:
-            element = SubElement(root, "object")
-            flags = {"pose": "Unspecified", "truncated": 0, "difficult": int(box.crowd)}
-            _fill(element, {"name": box.category, **flags})
             left, top, width, height = box.ltwh_px
             xmin, xmax = _nearest_pixels(left, left + width, picture.width)
             ymin, ymax = _nearest_pixels(top, top + height, picture.height)
-            _fill(SubElement(element, "bndbox"), {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax})
+            flags = {"pose": "Unspecified", "truncated": 0, "difficult": int(box.crowd)}
+            corners = {"xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax}
+            root.append(_element("object", {"name": box.category, **flags, "bndbox": corners}))
             if (xmin - 1, ymin - 1, xmax, ymax) != (left, top, left + width, top + height):
-                findings.append(Finding("boxes are rounded to VOC's whole pixels", picture.file))
-            if box.crowd:
-                findings.append(Finding("crowd boxes are marked difficult", picture.file))
+                picture.notes.append(("boxes are rounded to VOC's whole pixels", picture.file))
         indent(root)
-        write_text(folder / f"Annotations/{picture.stem}.xml", tostring(root, encoding="unicode"), picture)
-    place_pictures(pictures, folder / "JPEGImages", link)
-    for name, members in (*data.splits.items(), ("trainval", trainval.values())):
-        stems = "".join(f"{picture.stem}\n" for picture in members)
-        write_text(folder / f"ImageSets/Main/{name}.txt", stems)
-    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.categories))
-    return findings
+        write_text(folder / f"Annotations/{picture.stem}.xml", tostring(root, encoding="unicode"))
+    trainval = [*splits["train"], *splits["val"]]
+    for split, pictures in (*splits.items(), ("trainval", trainval)):
+        stems = "".join(f"{picture.stem}\n" for picture in pictures)
+        write_text(folder / f"ImageSets/Main/{split}.txt", stems)
+    write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in names))
 
 
-def _fill(element: Element, values: Mapping[str, object]) -> None:
-    for tag, value in values.items():
-        SubElement(element, tag).text = str(value)
+def _element(tag: str, content: Any) -> Element:
+    """Return an xml element: content is its text, or what it holds by tag."""
+    element = Element(tag)
+    if isinstance(content, dict):
+        element.extend(_element(*item) for item in content.items())
+    else:
+        element.text = str(content)
+    return element
 
 
 def _nearest_pixels(start: float, end: float, side: int) -> tuple[int, int]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.doctor.findings import Finding, Kind, Severity
-from data.doctor.report import NOTHING, DatasetReport, SplitReport, TruthScore, describe
+from data.doctor.report import DatasetReport, SplitReport, describe
 from data.index import CocoIndex, Selection, Source, select
 from data.pictures import UPRIGHT, inspect_all, orientation
 from ssd.annotations import Annotations, examine_annotations, inside_px
@@ -40,8 +39,6 @@ Of BCCD's pictures, 498 of COCO's and the embedded set's, none of val reached 0.
 of JPEG quality 60, of another size or as PNG all reached 0.99, of those cropped by 2 % a side a fifth.
 """
 
-MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO do not move
-
 
 @dataclass(frozen=True)
 class _Split:
@@ -50,6 +47,7 @@ class _Split:
     paths: N, of its images; "" where the file names none.
     """
 
+    name: str
     report: SplitReport
     annotations: Annotations | None
     paths: list[str]
@@ -62,60 +60,56 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
     Raises UserError for paths that are not given.
     """
     data = config.data
-    workers = data.threads or default_threads()
+    threads = data.threads or default_threads()
     splits = [_examine_annotation_file(split, data, console) for split in config.splits]
-    listed = {os.path.normpath(path) for split in splits for path in split.paths}
-    listed |= {os.path.abspath(split.report.annotation_file) for split in splits}
-    findings = [
-        (split.report.split.value, finding)
-        for split in splits
-        for finding in chain(split.findings, _examine_pictures(split, listed, workers, console))
-    ]
-    doubles = [*_find_doubles(splits)]
-    findings += [*doubles, *_find_copies(splits, {finding.where for _, finding in doubles}, workers, console)]
-    categories = {each.report.split: each.annotations.categories for each in splits if each.annotations}
+    findings: list[tuple[str, Finding]] = []
+    for split in splits:
+        of_pictures = _examine_pictures(split, threads, console)
+        findings += [(split.name, finding) for finding in (*split.findings, *of_pictures)]
+    findings += _compare_pictures(splits, threads, console)
+    categories = {split.name: split.annotations.categories for split in splits if split.annotations}
     if len(categories) == len(Split):
-        between = compare_categories(categories[Split.train], categories[Split.val])
+        between = compare_categories(categories["train"], categories["val"])
         findings += [("both", finding) for finding in between]
-    order = {kind: number for number, kind in enumerate(Kind)}
-    findings.sort(key=lambda each: order[each[1].kind])
-    return DatasetReport([split.report for split in splits], findings)
+    order = [*Kind]
+    findings.sort(key=lambda each: order.index(each[1].kind))
+    return DatasetReport({split.name: split.report for split in splits}, findings)
 
 
 def _examine_annotation_file(split: Split, data: DataSource, console: RunConsole) -> _Split:
-    file = data.locate(f"{split.value}_annotations")
+    name = split.value
+    file = data.locate(f"{name}_annotations")
     # Absolute, so that a picture has one path even if the two splits name its folder differently.
-    folder = Path(os.path.abspath(data.locate(f"{split.value}_images")))
-    source = Source(file, folder, split.value)
-    console.say(f"{split.value}: reading the annotation file")
+    folder = Path(os.path.abspath(data.locate(f"{name}_images")))
+    console.say(f"{name}: reading the annotation file")
     annotations, defects = examine_annotations(file)
     findings = [Finding(Kind[defect.kind], defect.where, defect.detail) for defect in defects]
-    if not annotations:
+    report, paths = SplitReport(str(file), str(folder)), []
+    if annotations:
+        used, of_boxes = _judge_boxes(annotations, data.min_box_px)
+        findings += of_boxes
+        report = describe(annotations, used, str(file), str(folder))
+        findings += [
+            Finding(Kind.category_without_boxes, f"category {category!r}", "no box is used")
+            for category, count in report.boxes_of_class.items()
+            if count == 0
+        ]
+        paths = [os.path.join(folder, each.decode()) if each else "" for each in annotations.file_names]
+        if all(finding.kind.severity is not Severity.error for finding in findings):
+            console.say(f"{name}: scoring the ground truth")
+            source = Source(file, folder, split.value)
+            try:
+                if split is Split.train:  # which refuses a file that leaves it no image with a box
+                    select(annotations, source, Selection(min_box_px=data.min_box_px))
+                every = Selection(split.value, crowd_boxes=False, min_box_px=0.0, images_without_boxes=True)
+                ap, scored = score_truth(select(annotations, source, every))
+                report.ground_truth_ap, report.ground_truth_images_scored = ap, scored
+                findings += _explain_truth(ap, annotations, str(file))
+            except UserError as error:
+                findings.append(Finding(Kind.refused, str(file), str(error)))
+    if report.ground_truth_ap is None:
         findings.append(Finding(Kind.truth_unscored, str(file), "training does not open the file"))
-        return _Split(SplitReport(split, file, folder, NOTHING, None), None, [], findings)
-    used, of_boxes = _judge_boxes(annotations, data.min_box_px)
-    statistics = describe(annotations, used)
-    findings += of_boxes
-    findings += [
-        Finding(Kind.category_without_boxes, f"category {name!r}", "no box is used")
-        for name, count in statistics.boxes_of_class.items()
-        if count == 0
-    ]
-    truth = None
-    if all(finding.kind.severity is not Severity.error for finding in findings):
-        console.say(f"{split.value}: scoring the ground truth")
-        try:
-            if split is Split.train:  # which refuses a file that leaves it no image with a box
-                select(annotations, source, Selection(min_box_px=data.min_box_px))
-            every = Selection(split.value, crowd_boxes=False, min_box_px=0.0, images_without_boxes=True)
-            truth, of_truth = _examine_truth(select(annotations, source, every), annotations)
-            findings += of_truth
-        except UserError as error:
-            findings.append(Finding(Kind.refused, str(file), str(error)))
-    if truth is None:
-        findings.append(Finding(Kind.truth_unscored, str(file), "training does not open the file"))
-    paths = [os.path.join(folder, name.decode()) if name else "" for name in annotations.file_names]
-    return _Split(SplitReport(split, file, folder, statistics, truth), annotations, paths, findings)
+    return _Split(name, report, annotations or None, paths, findings)
 
 
 def _judge_boxes(annotations: Annotations, min_box_px: float) -> tuple[NDArray[np.bool_], list[Finding]]:
@@ -143,29 +137,26 @@ def _judge_boxes(annotations: Annotations, min_box_px: float) -> tuple[NDArray[n
     return first_fault >= kinds.index(Kind.box_clipped), findings
 
 
-def _examine_truth(index: CocoIndex, annotations: Annotations) -> tuple[TruthScore, list[Finding]]:
-    """Score the ground truth as detections; say why it is below 1.000. index: as for score_truth."""
-    where = str(index.source.annotation_file)
-    lost = [*_lost_truth(annotations)]
-    truth = score_truth(index, annotations.images[[box for box, _ in lost]])
-    if truth.ap < 0:
-        return truth, [Finding(Kind.truth_unscored, where, "it has no box that counts")]
-    if round(truth.ap, 3) == 1:
-        return truth, []
-    detail = f"the ground truth as detections has an AP of {truth.ap:.3f}, not 1.000"
-    return truth, [finding for _, finding in lost] or [Finding(Kind.truth_unlike, where, detail)]
+def _explain_truth(ap: float, annotations: Annotations, file: str) -> list[Finding]:
+    """Say what the AP of the ground truth as detections is below 1.000 for."""
+    if ap < 0:
+        return [Finding(Kind.truth_unscored, file, "it has no box that counts")]
+    findings = [*_lost_truth(annotations)]
+    if round(ap, 3) < 1 and not findings:
+        detail = f"the ground truth as detections has an AP of {ap:.3f}, not 1.000"
+        findings = [Finding(Kind.truth_unlike, file, detail)]
+    return findings
 
 
-def score_truth(index: CocoIndex, besides: NDArray[np.int64]) -> TruthScore:
+def score_truth(index: CocoIndex) -> tuple[float, int]:
     """Score ground truth as if a network had found it: the evaluator must give it an AP of 1.000.
 
     It takes the way of detections: the index's relative boxes and labels → pixels and category ids → scores.
     If ids are shifted, sizes exchanged or boxes lost on that way, the number says so before a network is
     blamed. index: every image of the annotation file, without crowd boxes, which an evaluation passes over.
-    besides: images that are scored in any case, of a set too large to be scored whole. Raises UserError.
+    Returns the AP, −1 where no box counts, and how many images were scored. Raises UserError.
     """
     scored = np.linspace(0, len(index) - 1, min(len(index), SCORED_IMAGES)).astype(np.int64)
-    scored = np.union1d(scored, besides)
     found = [
         Detections(torch.tensor(boxes_ltrb), torch.ones(len(labels)), torch.tensor(labels).long())
         for boxes_ltrb, labels in map(index.boxes_of, scored.tolist())
@@ -176,10 +167,10 @@ def score_truth(index: CocoIndex, besides: NDArray[np.int64]) -> TruthScore:
         sizes_px=torch.tensor(index.sizes_px[scored], dtype=torch.float32),
     )
     rows = result_rows(batch, found, index.categories)
-    return TruthScore(coco_numbers(index.source.annotation_file, rows, batch.image_ids)["AP"], len(scored))
+    return coco_numbers(index.source.annotation_file, rows, batch.image_ids)["AP"], len(scored)
 
 
-def _lost_truth(annotations: Annotations) -> Iterator[tuple[int, Finding]]:
+def _lost_truth(annotations: Annotations) -> Iterator[Finding]:
     """Yield each box that can't be found again: clipping changes it too much, or the image has too many."""
     images, counted = annotations.images, ~annotations.crowd
     size = annotations.boxes_ltwh_px[:, 2:]
@@ -189,124 +180,103 @@ def _lost_truth(annotations: Annotations) -> Iterator[tuple[int, Finding]]:
     too_little = kept < IOU_THRESHOLDS[-1]  # the strictest that AP averages over (RECIPE 7)
     for box in np.flatnonzero(too_little & counted).tolist():
         detail = f"only {kept[box]:.0%} of it lies inside the image: {_describe_box(annotations, box)}"
-        yield box, Finding(Kind.truth_lost, annotations.where(box), detail)
+        yield Finding(Kind.truth_lost, annotations.where(box), detail)
     cells = images[counted] * (len(annotations.categories.ids) + 1) + annotations.labels[counted]
     _, first, counts = np.unique(cells, return_index=True, return_counts=True)
     crowded = counts > DETECTIONS_PER_CELL
     for box, count in zip(np.flatnonzero(counted)[first[crowded]].tolist(), counts[crowded], strict=True):
         category = annotations.categories.id_of(annotations.labels[box])
         detail = f"it has {count} boxes of category {category}; at most {DETECTIONS_PER_CELL} are scored"
-        yield box, Finding(Kind.truth_lost, f"image {annotations.image_ids[images[box]]}", detail)
+        yield Finding(Kind.truth_lost, f"image {annotations.image_ids[images[box]]}", detail)
 
 
-def _examine_pictures(
-    split: _Split, listed: set[str], threads: int, console: RunConsole
-) -> Iterator[Finding]:
-    """Yield what is wrong with the image files. listed: normalised paths of files that belong there."""
+def _examine_pictures(split: _Split, threads: int, console: RunConsole) -> Iterator[Finding]:
+    """Yield what is wrong with the image files."""
     folder = split.report.image_folder
-    if not folder.is_dir():
-        yield Finding(Kind.folder_missing, str(folder), "there is no such folder")
+    if not os.path.isdir(folder):
+        yield Finding(Kind.folder_missing, folder, "there is no such folder")
         return
     if split.annotations is None:
         return
     sizes_px = split.annotations.sizes_px
-    yield from _links_out_of(folder, split.paths)
+    inside = os.path.join(os.path.realpath(folder), "")
+    for image, path in enumerate(split.paths):
+        real = os.path.realpath(path)
+        if path and not real.startswith(inside):
+            shown = real.encode(errors="backslashreplace").decode()  # its bytes need not be UTF-8
+            yield Finding(Kind.link_leaves_folder, path, f"images[{image}]: it lies at {shown}")
     # What has no size in the annotation file is an error already, and there is nothing to compare it with.
     images = [image for image, path in enumerate(split.paths) if path and sizes_px[image].all()]
     paths = [split.paths[image] for image in images]
-    with console.counting(len(paths), f"{split.report.split.value}: decoding {len(paths)} pictures") as count:
+    with console.counting(len(paths), f"{split.name}: decoding {len(paths)} pictures") as count:
         defects = inspect_all(paths, sizes_px[images], True, threads, count)
     for number, (image, path) in enumerate(zip(images, paths, strict=True)):
         if defect := defects.get(number):
             yield Finding(Kind[defect.kind], path, f"images[{image}]: {defect.detail}")
         else:
-            yield from _look_beside_pixels(path, f"images[{image}]")
-    found = [
-        os.path.normpath(os.path.join(above, name)) for above, _, names in os.walk(folder) for name in names
-    ]
-    for path in sorted(set(found) - listed):
-        yield Finding(Kind.file_not_listed, _printable(path), "no entry of `images` names it")
+            yield from _look_at_orientation(path, f"images[{image}]")
 
 
-def _find_doubles(splits: list[_Split]) -> Iterator[tuple[str, Finding]]:
-    """Yield each picture whose file holds the very bytes of one before it, in its split or the other."""
-    alike: dict[int, list[tuple[str, str]]] = {}  # by size, so that few files are read
-    for split in splits:
-        for path in filter(os.path.isfile, dict.fromkeys(split.paths)):
-            alike.setdefault(os.path.getsize(path), []).append((split.report.split.value, path))
-    for pictures in alike.values():
-        first: dict[bytes, tuple[str, str]] = {}
-        for split_name, path in pictures if len(pictures) > 1 else ():
-            with suppress(OSError):  # told by those who decode it
-                content = hashlib.blake2b(Path(path).read_bytes()).digest()
-                other_split, other = first.setdefault(content, (split_name, path))
-                if other_split != split_name:
-                    yield "both", Finding(Kind.picture_in_both, path, f"it is {other} of {other_split}")
-                elif other != path:
-                    yield split_name, Finding(Kind.picture_twice, path, f"it is {other}, byte by byte")
-
-
-def _find_copies(
-    splits: list[_Split], told: set[str], threads: int, console: RunConsole
+def _compare_pictures(
+    splits: list[_Split], threads: int, console: RunConsole
 ) -> Iterator[tuple[str, Finding]]:
-    """Yield each validation picture that looks like one of train: encoded anew, or of another size.
+    """Yield pictures whose files are the same, and each of val that looks like one of train.
 
-    told: paths of pictures that are passed over.
+    That is: byte by byte, of any split; or encoded anew, or of another size.
     """
-    paths = {split.report.split: [*filter(os.path.isfile, dict.fromkeys(split.paths))] for split in splits}
-    if len(paths) < len(Split) or not all(paths.values()):
-        return
-    console.say("comparing the pictures of train and val")
+    console.say("comparing the pictures")
+    pictures = [(split.name, path) for split in splits for path in dict.fromkeys(split.paths)]
+    pictures = [(name, path) for name, path in pictures if os.path.isfile(path)]
     with ThreadPoolExecutor(threads) as pool:
-        train, val = (np.stack([*pool.map(_thumbnail, paths[split])]) for split in Split)
+        looks = [*pool.map(_fingerprint, (path for _, path in pictures))]
+    first: dict[bytes, tuple[str, str]] = {}
+    thumbnails: dict[str, dict[str, NDArray[np.float32]]] = {"train": {}, "val": {}}
+    for (name, path), (digest, thumbnail) in zip(pictures, looks, strict=True):
+        other_name, other = first.setdefault(digest, (name, path))
+        if other_name != name:
+            yield "both", Finding(Kind.picture_in_both, path, f"it is {other} of {other_name}")
+        elif other != path:
+            yield name, Finding(Kind.picture_twice, path, f"it is {other}, byte by byte")
+        else:
+            thumbnails[name][path] = thumbnail
+    if not all(thumbnails.values()):
+        return
+    train, val = (np.stack([*each.values()]) for each in thumbnails.values())
+    train_paths, val_paths = ([*each] for each in thumbnails.values())
     for start in range(0, len(val), 256):  # so that little memory is taken
         likeness = val[start : start + 256] @ train.T
-        for path, row in zip(paths[Split.val][start:], likeness, strict=False):
-            if row.max() >= ALIKE and path not in told:
-                detail = f"it looks like {paths[Split.train][row.argmax()]} of train"
+        for path, row in zip(val_paths[start:], likeness, strict=False):
+            if row.max() >= ALIKE:
+                detail = f"it looks like {train_paths[row.argmax()]} of train"
                 yield "both", Finding(Kind.picture_alike, path, detail)
 
 
-def _thumbnail(path: str) -> NDArray[np.float32]:
-    """Return a thumbnail's grey levels with mean 0 and length 1; all 0 of an even or unreadable picture."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+def _fingerprint(path: str) -> tuple[bytes, NDArray[np.float32]]:
+    """Return a file's digest, and grey levels of a thumbnail with mean 0 and length 1.
+
+    These are all 0 of an even or unreadable picture.
+    """
+    digest, thumbnail = os.fsencode(path), np.zeros(THUMBNAIL**2, np.float32)
+    with suppress(Exception):  # Pillow's readers raise almost anything; told by those who decode it
+        content = Path(path).read_bytes()
+        digest = hashlib.blake2b(content).digest()
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as picture:
             picture.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))  # of a JPEG that is enough to decode
             grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    except Exception:  # Pillow's readers raise almost anything; told by those who decode it
-        return np.zeros(THUMBNAIL**2, np.float32)
-    levels = np.asarray(grey, dtype=np.float32).ravel()
-    levels -= levels.mean()
-    length = np.linalg.norm(levels)
-    return levels / length if length > THUMBNAIL else 0 * levels
+        levels = np.asarray(grey, dtype=np.float32).ravel()
+        levels -= levels.mean()
+        if (length := np.linalg.norm(levels)) > THUMBNAIL:
+            thumbnail = levels / length
+    return digest, thumbnail
 
 
-def _links_out_of(folder: Path, paths: list[str]) -> Iterator[Finding]:
-    """Yield every file that lies elsewhere, because it or a folder above it is a link."""
-    real_folder = cache(os.path.realpath)  # slow, and nearly all files lie in one folder
-    inside = os.path.join(real_folder(folder), "")
-    for image, path in enumerate(paths):
-        above, name = os.path.split(path)
-        real = os.path.join(real_folder(above), name)
-        if os.path.islink(real):
-            real = os.path.realpath(real)
-        if path and not real.startswith(inside):
-            detail = f"images[{image}]: it lies at {_printable(real)}"
-            yield Finding(Kind.link_leaves_folder, path, detail)
-
-
-def _look_beside_pixels(path: str, entry: str) -> Iterator[Finding]:
-    """Yield what a picture that training reads holds besides the pixels that training sees."""
+def _look_at_orientation(path: str, entry: str) -> Iterator[Finding]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            moves = picture.format in MOVING_FORMATS and getattr(picture, "is_animated", False)
-            frames = getattr(picture, "n_frames", 1)
             held = orientation(picture)
     except Exception as error:  # Pillow's readers raise almost anything; DALI has decoded the picture
         yield Finding(Kind.exif_unreadable, path, f"{entry}: {error}")
         return
-    if moves:
-        yield Finding(Kind.animated, path, f"{entry}: it has {frames} frames")
     if held != UPRIGHT:
         yield Finding(Kind.exif_rotation, path, f"{entry}: orientation {held} of 1 to 8, where 1 is upright")
 
@@ -342,8 +312,3 @@ def _describe_box(annotations: Annotations, box: int) -> str:
     bbox = ", ".join(f"{value:.10g}" for value in annotations.boxes_ltwh_px[box])
     width, height = annotations.sizes_px[image]
     return f"bbox [{bbox}] in image {annotations.image_ids[image]} of {width}×{height} pixels"
-
-
-def _printable(path: str) -> str:
-    """Return a path of the disk as text that can be written: its bytes need not be UTF-8."""
-    return path.encode(errors="backslashreplace").decode()

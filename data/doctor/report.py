@@ -1,10 +1,8 @@
 """What was found out about a data set: its figures, as json and as a person reads them in the terminal."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from data.doctor.findings import Finding, Severity
 from data.graph import MATCH_IOU
 from ssd.annotations import Annotations, inside_px
 from ssd.boxes import BOXES_PER_CELL, IMAGE_SIZE, MAP_SIZES, SCALES_PX, default_boxes
-from ssd.config import Split
 
 SHOWN_FINDINGS = 5  # of a kind; the json has all
 SHOWN_CLASSES = 20  # those with most boxes
@@ -25,61 +22,36 @@ STYLES = {Severity.error: "bold red", Severity.warning: "yellow", Severity.info:
 SIZE_LIMITS_PX = (0, *SCALES_PX)  # of the default boxes (RECIPE 2); the last class holds all that are larger
 
 
-@dataclass(frozen=True)
-class SizeClass:
-    """Boxes whose side, the root of their area at 300×300 pixels, lies in from_px ≤ side < to_px."""
+@dataclass
+class SplitReport:
+    """What a split holds that training uses, 0 where its annotation file can't be read.
 
-    from_px: float
-    to_px: float
-    boxes: int
-    unmatched: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a split holds that training uses. boxes and the rest count used boxes, crowd ones included.
-
-    boxes_of_class: category name → boxes, in the order of the file.
-    unmatched: boxes that no default box overlaps with an IoU above 0.5; each still claims its best one.
+    boxes and the rest count used boxes, crowd ones included. boxes_of_class: by category name, in the order
+    of the file. sizes: boxes whose side, the root of their area at 300×300 pixels, lies in
+    from_px ≤ side < to_px. unmatched: boxes that no default box overlaps with an IoU above 0.5; each still
+    claims its best one.
+    ground_truth_ap: AP of the ground truth as detections, on so many images; −1 where no box counts, None
+    where it could not be scored.
     """
 
-    images: int
-    images_without_boxes: int
-    boxes: int
-    crowd_boxes: int
-    boxes_of_class: dict[str, int]
-    sizes: list[SizeClass]
-    unmatched: int
-
-
-NOTHING = Statistics(0, 0, 0, 0, {}, [SizeClass(*limits, 0, 0) for limits in pairwise(SIZE_LIMITS_PX)], 0)
-"""The figures of a split whose annotation file can't be read."""
-
-
-@dataclass(frozen=True)
-class TruthScore:
-    """AP of the ground truth as detections, −1 where no box counts, and how many images were scored."""
-
-    ap: float
-    images: int
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What one split holds. truth: None where the ground truth could not be scored."""
-
-    split: Split
-    annotation_file: Path
-    image_folder: Path
-    statistics: Statistics
-    truth: TruthScore | None
+    annotation_file: str
+    image_folder: str
+    images: int = 0
+    images_without_boxes: int = 0
+    boxes: int = 0
+    crowd_boxes: int = 0
+    boxes_of_class: dict[str, int] = field(default_factory=dict)
+    sizes: list[dict[str, int]] = field(default_factory=list)
+    unmatched: int = 0
+    ground_truth_ap: float | None = None
+    ground_truth_images_scored: int | None = None
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The splits, and all findings by kind, each with its split's name, or "both"."""
+    """The splits by name, and all findings by kind, each with its split's name, or "both"."""
 
-    splits: list[SplitReport]
+    splits: dict[str, SplitReport]
     findings: list[tuple[str, Finding]]
 
     @property
@@ -102,16 +74,7 @@ class DatasetReport:
         return {
             "fit": self.is_fit,
             "verdict": self.verdict(),
-            "splits": {
-                report.split.value: {
-                    "annotation_file": str(report.annotation_file),
-                    "image_folder": str(report.image_folder),
-                    **asdict(report.statistics),
-                    "ground_truth_ap": report.truth and report.truth.ap,
-                    "ground_truth_images_scored": report.truth and report.truth.images,
-                }
-                for report in self.splits
-            },
+            "splits": {name: asdict(report) for name, report in self.splits.items()},
             "findings": [
                 {
                     "severity": finding.kind.severity.value,
@@ -127,8 +90,15 @@ class DatasetReport:
 
     def show(self, console: Console) -> None:
         """Print figures, findings by kind and the verdict."""
-        console.print(self._table("data set", self._figures()))
-        console.print(self._table("boxes by class", self._classes()))
+        figures = {name: _figures(report) for name, report in self.splits.items()}
+        console.print(_table("data set", figures, [*dict.fromkeys(chain(*figures.values()))]))
+        classes = {name: report.boxes_of_class for name, report in self.splits.items()}
+        first = next(iter(classes.values()))
+        names = sorted(dict.fromkeys(chain(*classes.values())), key=lambda name: -first.get(name, 0))
+        table = _table("boxes by class", classes, names[:SHOWN_CLASSES])
+        if len(names) > SHOWN_CLASSES:
+            table.add_row(f"and {len(names) - SHOWN_CLASSES} more")
+        console.print(table)
         for kind, group in groupby(self.findings, key=lambda each: each[1].kind):
             findings = [*group]
             severity = Text(kind.severity.value, style=STYLES[kind.severity])
@@ -139,51 +109,40 @@ class DatasetReport:
                 console.print(f"    and {len(findings) - SHOWN_FINDINGS} more")
         console.print(self.verdict(), style="bold green" if self.is_fit else "bold red")
 
-    def _table(self, title: str, rows: Iterable[tuple[str, list[str]]]) -> Table:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column()
-        for report in self.splits:
-            table.add_column(report.split.value, justify="right")
-        for name, values in rows:
-            table.add_row(name, *values)
-        return table
 
-    def _figures(self) -> Iterable[tuple[str, list[str]]]:
-        figures = [report.statistics for report in self.splits]
-        yield "images", [f"{each.images}" for each in figures]
-        yield "images without boxes", [f"{each.images_without_boxes}" for each in figures]
-        yield "classes", [f"{len(each.boxes_of_class)}" for each in figures]
-        yield "boxes used", [f"{each.boxes}" for each in figures]
-        yield "of them crowd", [f"{each.crowd_boxes}" for each in figures]
-        yield (
-            f"no default box above IoU {MATCH_IOU}",
-            [f"{each.unmatched} ({each.unmatched / max(each.boxes, 1):.1%})" for each in figures],
-        )
-        for sizes in zip(*(each.sizes for each in figures), strict=True):
-            yield (
-                f"side {sizes[0].from_px}–{sizes[0].to_px} of {IMAGE_SIZE} px (none)",
-                [f"{size.boxes} ({size.unmatched})" for size in sizes],
+def _figures(report: SplitReport) -> dict[str, object]:
+    truth, scored = report.ground_truth_ap, report.ground_truth_images_scored or 0
+    part = f" (on {scored} images)" if scored < report.images else ""
+    return {
+        "images": report.images,
+        "images without boxes": report.images_without_boxes,
+        "classes": len(report.boxes_of_class),
+        "boxes used": report.boxes,
+        "of them crowd": report.crowd_boxes,
+        f"no default box above IoU {MATCH_IOU}": (
+            f"{report.unmatched} ({report.unmatched / max(report.boxes, 1):.1%})"
+        ),
+        "AP of the ground truth": "–" if truth is None or truth < 0 else f"{truth:.3f}{part}",
+        **{
+            f"side {size['from_px']}–{size['to_px']} of {IMAGE_SIZE} px (none)": (
+                f"{size['boxes']} ({size['unmatched']})"
             )
-        yield "AP of the ground truth", [_shown_truth(report) for report in self.splits]
-
-    def _classes(self) -> Iterable[tuple[str, list[str]]]:
-        counts = [report.statistics.boxes_of_class for report in self.splits]
-        names = sorted(counts[0] | counts[-1], key=lambda name: -counts[0].get(name, 0))
-        for name in names[:SHOWN_CLASSES]:
-            yield name, [f"{each.get(name, '–')}" for each in counts]
-        if len(names) > SHOWN_CLASSES:
-            yield f"and {len(names) - SHOWN_CLASSES} more", []
+            for size in report.sizes
+        },
+    }
 
 
-def _shown_truth(report: SplitReport) -> str:
-    truth = report.truth
-    if truth is None or truth.ap < 0:
-        return "–"
-    part = f" (on {truth.images} images)" if truth.images < report.statistics.images else ""
-    return f"{truth.ap:.3f}{part}"
+def _table(title: str, columns: dict[str, dict[str, Any]], names: list[str]) -> Table:
+    """Return a table of columns, each with its values by the row's name, of the rows named."""
+    table = Table("", title=title, title_justify="left", title_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name in names:
+        table.add_row(name, *(f"{column.get(name, '–')}" for column in columns.values()))
+    return table
 
 
-def describe(annotations: Annotations, used: NDArray[np.bool_]) -> Statistics:
+def describe(annotations: Annotations, used: NDArray[np.bool_], file: str, folder: str) -> SplitReport:
     """Count the boxes that training uses: B. Boxes of two categories with one name are counted together."""
     images, labels = annotations.images[used], annotations.labels[used]
     ltwh_px, sizes_px = annotations.boxes_ltwh_px[used], annotations.sizes_px[images]
@@ -196,16 +155,21 @@ def describe(annotations: Annotations, used: NDArray[np.bool_]) -> Statistics:
         boxes_of_class[name] += count
     unmatched = best_ious(boxes_cxcywh) <= MATCH_IOU
     sides_px = IMAGE_SIZE * np.sqrt(boxes_cxcywh[:, 2:].prod(axis=1))
-    sizes = np.searchsorted(SIZE_LIMITS_PX[1:-1], sides_px, side="right")
-    counts = np.bincount(sizes, minlength=len(SCALES_PX)).tolist()
-    counts_unmatched = np.bincount(sizes[unmatched], minlength=len(SCALES_PX)).tolist()
-    return Statistics(
+    limits_px = (*SIZE_LIMITS_PX[:-1], np.inf)
+    counts, counts_unmatched = (np.histogram(of, limits_px)[0] for of in (sides_px, sides_px[unmatched]))
+    columns = (SIZE_LIMITS_PX[:-1], SIZE_LIMITS_PX[1:], counts.tolist(), counts_unmatched.tolist())
+    return SplitReport(
+        annotation_file=file,
+        image_folder=folder,
         images=len(annotations),
         images_without_boxes=len(annotations) - len(np.unique(images)),
         boxes=len(labels),
         crowd_boxes=int(annotations.crowd[used].sum()),
         boxes_of_class=boxes_of_class,
-        sizes=[*map(SizeClass, SIZE_LIMITS_PX[:-1], SIZE_LIMITS_PX[1:], counts, counts_unmatched)],
+        sizes=[
+            {"from_px": low, "to_px": high, "boxes": boxes, "unmatched": none}
+            for low, high, boxes, none in zip(*columns, strict=True)
+        ],
         unmatched=int(unmatched.sum()),
     )
 
@@ -218,17 +182,15 @@ def best_ious(boxes_cxcywh: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     centers, sizes = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
     best = np.zeros(len(boxes_cxcywh))
-    defaults, start = default_boxes().double().numpy(), 0
-    for cells, shapes in zip(MAP_SIZES, BOXES_PER_CELL, strict=True):
-        grid_cxcywh = defaults[start : start + shapes * cells**2].reshape(shapes, cells, cells, 4)
-        start += shapes * cells**2
-        for shape in grid_cxcywh:
-            xs, ys, size = shape[0, :, 0], shape[:, 0, 1], shape[0, 0, 2:]
-            column = np.searchsorted((xs[:-1] + xs[1:]) / 2, centers[:, 0])
-            row = np.searchsorted((ys[:-1] + ys[1:]) / 2, centers[:, 1])
-            nearest = shape[row, column, :2]
-            right_bottom = np.minimum(centers + sizes / 2, nearest + size / 2)
-            left_top = np.maximum(centers - sizes / 2, nearest - size / 2)
+    maps = default_boxes().double().split([s * c**2 for s, c in zip(BOXES_PER_CELL, MAP_SIZES, strict=True)])
+    for boxes_of_map, shapes, cells in zip(maps, BOXES_PER_CELL, MAP_SIZES, strict=True):
+        grid = boxes_of_map.numpy().reshape(shapes, cells, cells, 4)
+        middles = (grid[0, 0, 1:, 0] + grid[0, 0, :-1, 0]) / 2  # between the centers of the cells
+        column, row = np.searchsorted(middles, centers).T
+        for default in grid[:, row, column]:  # B×4
+            right_bottom = np.minimum(centers + sizes / 2, default[:, :2] + default[:, 2:] / 2)
+            left_top = np.maximum(centers - sizes / 2, default[:, :2] - default[:, 2:] / 2)
             shared = np.maximum(right_bottom - left_top, 0).prod(axis=1)
-            best = np.maximum(best, shared / (sizes.prod(axis=1) + size.prod() - shared))
+            union = sizes.prod(axis=1) + default[:, 2:].prod(axis=1) - shared
+            best = np.maximum(best, shared / union)
     return best

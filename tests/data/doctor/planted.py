@@ -100,12 +100,7 @@ def sound_set(root: Path) -> Path:
             pixels = noise(rng, width, height)
             if number == images - 1:  # even pictures look alike and are none the less sound
                 pixels[:] = 128
-            data.add(1 + number, pixels, boxes)
-            picture = data.image_folder / data.images[-1]["file_name"]
-            data.images[-1]["file_name"] = picture.with_suffix(".jpg").name
-            with Image.open(picture) as opened:
-                opened.save(picture.with_suffix(".jpg"), quality=95)
-            picture.unlink()
+            data.add(1 + number, pixels, boxes, f"{1 + number}.jpg")
         data.write()
         (root / "annotations").mkdir(exist_ok=True)
         data.annotation_file.rename(root / f"annotations/instances_{split}2017.json")
@@ -152,16 +147,11 @@ def plant_files(split: Split) -> None:
     split.file(Kind.missing, dangle)
     split.file(Kind.empty, lambda path: path.write_bytes(b"") and None)
     split.file(Kind.undecodable, lambda path: cut(path, path.stat().st_size // 2))
-    split.file(Kind.undecodable, lambda path: cut(path, -1))
     split.file(Kind.undecodable, lambda path: cut(path, -2))
-    split.file(Kind.undecodable, lambda path: cut(path, 150))
     split.file(Kind.not_an_image, lambda path: path.write_text("<html>404</html>") and None)
     split.file(Kind.unsupported_format, lambda path: save_as(path, "GIF"))
-    split.file(Kind.unsupported_format, lambda path: save_moving(path, "GIF"))
-    split.file(Kind.animated, lambda path: save_moving(path, "PNG"))
-    split.file(Kind.animated, lambda path: save_moving(path, "WEBP"))
-    for picture_format in ("JPEG", "PNG", "WEBP"):
-        split.file(Kind.exif_rotation, lambda path, kind=picture_format: rotate(path, kind))
+    split.file(Kind.exif_rotation, rotate)
+    split.file(Kind.exif_rotation, lambda path: rotate(path, "PNG"))
     split.file(Kind.exif_unreadable, damage_exif)
     split.file(Kind.too_many_pixels, claim_absurd_size)
     split.file(Kind.unreadable, replace_by_folder)
@@ -174,7 +164,6 @@ def plant_files(split: Split) -> None:
 
 def plant_images(split: Split) -> None:
     split.edit_image(Kind.path_leaves_folder, file_name="../outside.jpg")
-    split.edit_image(Kind.path_leaves_folder, file_name="/etc/passwd.jpg")
     same_file = {key: split.document["images"][-3][key] for key in ("file_name", "width", "height")}
     split.edit_image(Kind.file_name_duplicate, **same_file)
     entry = split.copy_image()
@@ -185,8 +174,6 @@ def plant_images(split: Split) -> None:
     split.document["images"].append(entry)
     split.expect(Kind.picture_twice, os.path.abspath(copy))
     split.edit_image(Kind.image_size, width=0)
-    split.edit_image(Kind.image_size, height="240")
-    split.edit_image(Kind.path_leaves_folder, file_name=None)
     entry = split.copy_image()
     del entry["width"]
     split.expect(Kind.field_missing, entry_name("images", len(split.document["images"]), entry["id"]))
@@ -197,19 +184,14 @@ def plant_images(split: Split) -> None:
 def plant_ids(split: Split) -> None:
     split.edit_image(Kind.id_duplicate, id=split.document["images"][0]["id"])
     split.edit_image(Kind.id_type, id="17")
-    split.edit_image(Kind.id_type, id=0.5)
     split.edit_image(Kind.id_range, id=-3)
-    split.edit_image(Kind.id_range, id=2**31 + 7)
     split.edit_image(Kind.id_type, id=2**64 + 7)
-    split.edit_image(Kind.id_type, id=True)
-    split.edit_image(Kind.id_type, id=None)
 
 
 def plant_annotations(split: Split) -> None:
     split.document["images"].append(split.copy_image())
     width = split.document["images"][-1]["width"]
     split.annotate(Kind.box_outside, bbox=[width + 5, 5, 10, 10])
-    split.annotate(Kind.box_outside, bbox=[5, -30, 10, 20])
     split.annotate(Kind.box_clipped, bbox=[width - 10, 5, 10.01, 10])
     split.annotate(Kind.box_inverted, bbox=[20, 20, -10, 10])
     split.annotate(Kind.box_empty, bbox=[20, 20, 0, 10])
@@ -217,17 +199,11 @@ def plant_annotations(split: Split) -> None:
     split.annotate(Kind.box_small, bbox=[-9.5, 5, 10, 10])
     split.annotate(Kind.box_numbers, bbox=[1, 1, 5, 10**400])
     split.annotate(Kind.box_numbers, bbox=[1, 2, 3])
-    split.annotate(Kind.box_numbers, bbox=[1, 2, "3", 4])
-    split.annotate(Kind.box_numbers, bbox=None)
     split.annotate(Kind.field_missing, without="bbox")
-    split.annotate(Kind.field_missing, without="category_id")
     split.annotate(Kind.field_type, iscrowd="yes")
-    split.annotate(Kind.field_type, area="large")
     split.annotate(Kind.unknown_image, image_id=987_654)
     split.annotate(Kind.unknown_category, category_id=987_654)
     split.annotate(Kind.id_type, image_id="1")
-    split.annotate(Kind.id_type, id="5000")
-    split.annotate(Kind.id_type, id=1.5)
     split.annotate(Kind.annotation_id_duplicate, id=split.annotate()["id"])
     split.annotate(Kind.box_twice, bbox=split.annotate()["bbox"])
     split.document["annotations"].append(7)
@@ -276,13 +252,6 @@ def save_as(path: Path, picture_format: str) -> None:
     with Image.open(path) as picture:
         picture.load()
     picture.save(path, picture_format)
-
-
-def save_moving(path: Path, picture_format: str) -> None:
-    with Image.open(path) as picture:
-        picture.load()
-    other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture.save(path, picture_format, save_all=True, append_images=[other])
 
 
 def rotate(path: Path, picture_format: str = "JPEG") -> None:

@@ -3,37 +3,33 @@
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from data.doctor.report import DatasetReport, SplitReport, Statistics, TruthScore, best_ious, describe
+from data.doctor.report import DatasetReport, SplitReport, best_ious, describe
 from ssd.annotations import read_annotations
 from ssd.boxes import cxcywh_to_ltrb, default_boxes, pairwise_iou
-from ssd.config import Split
 
 pytestmark = pytest.mark.unit
 
 
-def statistics_of(
+def figures_of(
     boxes_ltwh_px: list[tuple[float, ...]], file: Path, crowd: tuple[int, ...] = ()
-) -> Statistics:
-    """Statistics of boxes of a cat and a dog by turns, two an image of 300×300 pixels; there are no eels."""
-    numbers = range(max(len(boxes_ltwh_px), 1))
+) -> SplitReport:
+    """Figures of boxes of a cat and a dog by turns, two an image of 300×300 pixels; there are no eels."""
     boxes = [
         {"id": n, "image_id": n // 2, "category_id": 1 + n % 2, "bbox": box, "iscrowd": int(n in crowd)}
         for n, box in enumerate(boxes_ltwh_px)
     ]
-    document = {
-        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 300, "height": 300} for n in numbers],
-        "categories": [{"id": 1 + n, "name": name} for n, name in enumerate(("cat", "dog", "eel"))],
-        "annotations": boxes,
-    }
-    file.write_text(json.dumps(document))
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 300, "height": 300} for n in range(5)]
+    categories = [{"id": 1 + n, "name": name} for n, name in enumerate(("cat", "dog", "eel"))]
+    file.write_text(json.dumps({"images": images, "categories": categories, "annotations": boxes}))
     annotations = read_annotations(file, "data.train_annotations")
-    return describe(annotations, np.ones(len(boxes), dtype=np.bool_))
+    return describe(annotations, np.ones(len(boxes), dtype=np.bool_), str(file), "")
 
 
 def test_best_iou_is_that_over_all_default_boxes() -> None:
@@ -50,35 +46,26 @@ def test_best_iou_is_that_over_all_default_boxes() -> None:
 
 def test_figures_count_what_they_say(tmp_path: Path) -> None:
     boxes_ltwh_px = [(0, 0, 300, 300), (0, 0, 4, 4), (10, 10, 21, 21), (5, 5, 100, 3), (0, 0, 20, 20)]
-    figures = statistics_of(boxes_ltwh_px, tmp_path / "a.json", crowd=(1, 4))
+    figures = figures_of(boxes_ltwh_px, tmp_path / "a.json", crowd=(1, 4))
     assert (figures.images, figures.images_without_boxes) == (5, 2)
     assert (figures.boxes, figures.crowd_boxes) == (5, 2)
     assert figures.boxes_of_class == {"cat": 3, "dog": 2, "eel": 0}
-    assert [size.boxes for size in figures.sizes] == [3, 1, 0, 0, 0, 0, 1]
-    assert figures.unmatched == sum(size.unmatched for size in figures.sizes) == 2  # 4×4 and 100×3
-
-
-def test_only_the_part_inside_the_image_counts(tmp_path: Path) -> None:
-    assert statistics_of([(-200, -200, 204, 204)], tmp_path / "a.json").sizes[0].boxes == 1
-
-
-def test_no_boxes_have_figures_too(tmp_path: Path) -> None:
-    figures = statistics_of([], tmp_path / "a.json")
-    assert (figures.boxes, figures.unmatched, figures.images_without_boxes) == (0, 0, 1)
+    assert [size["boxes"] for size in figures.sizes] == [3, 1, 0, 0, 0, 0, 1]
+    assert figures.unmatched == sum(size["unmatched"] for size in figures.sizes) == 2  # 4×4 and 100×3
+    inside = figures_of([(-200, -200, 204, 204)], tmp_path / "a.json")
+    assert inside.sizes[0]["boxes"] == 1
+    nothing = figures_of([], tmp_path / "a.json")
+    assert (nothing.boxes, nothing.unmatched, nothing.images_without_boxes) == (0, 0, 5)
 
 
 @pytest.mark.parametrize(
     ("truth", "shown"),
-    [
-        (TruthScore(0.5, 9000), "0.500"),
-        (TruthScore(1.0, 7), "1.000 (on 7 images)"),
-        (TruthScore(-1, 9000), "–"),
-        (None, "–"),
-    ],
+    [((0.5, 9000), "0.500"), ((1.0, 7), "1.000 (on 7 images)"), ((-1, 9000), "–"), ((None, None), "–")],
 )
-def test_ap_of_a_part_is_said_to_be_one(truth: TruthScore | None, shown: str) -> None:
-    figures = Statistics(9000, 0, 9000, 0, {"ant": 9000}, [], 0)
+def test_ap_of_a_part_is_said_to_be_one(truth: tuple[Any, Any], shown: str) -> None:
+    ap, scored = truth
+    figures = SplitReport("", "", 9000, ground_truth_ap=ap, ground_truth_images_scored=scored)
     console = Console(file=StringIO(), width=200)
-    DatasetReport([SplitReport(Split.train, Path(), Path(), figures, truth)], []).show(console)
+    DatasetReport({"train": figures}, []).show(console)
     (line,) = [line for line in console.file.getvalue().splitlines() if "AP of the ground truth" in line]
     assert line.split("│")[2].strip() == shown
