@@ -61,6 +61,10 @@ def find_yolo(source: Path, classes_file: Path | None) -> Found:
         entries = [(_label_file(source, file), file, name) for file, name in pictures]
         is_annotated = any(labels.exists() for labels, _, _ in entries)
         found.readers[split] = [partial(_read_picture, *entry, names) for entry in entries if is_annotated]
+        expected = {labels for labels, _, _ in entries}
+        folders = {labels.parent for labels in expected} - {file.parent for file, _ in pictures}
+        orphans = {labels for folder in folders for labels in folder.glob("[!.]*.txt")} - expected
+        found.notes.extend(("label files belong to no picture", labels) for labels in sorted(orphans))
     return found
 
 

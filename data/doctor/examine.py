@@ -39,6 +39,8 @@ Of BCCD's pictures, 498 of COCO's and the embedded set's, none of val reached 0.
 of JPEG quality 60, of another size or as PNG all reached 0.99, of those cropped by 2 % a side a fifth.
 """
 
+MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO don't move
+
 
 @dataclass(frozen=True)
 class _Split:
@@ -214,7 +216,7 @@ def _examine_pictures(split: _Split, threads: int, console: RunConsole) -> Itera
         if defect := defects.get(number):
             yield Finding(Kind[defect.kind], path, f"images[{image}]: {defect.detail}")
         else:
-            yield from _look_at_orientation(path, f"images[{image}]")
+            yield from _look_beside_pixels(path, f"images[{image}]")
 
 
 def _compare_pictures(
@@ -270,13 +272,16 @@ def _fingerprint(path: str) -> tuple[bytes, NDArray[np.float32]]:
     return digest, thumbnail
 
 
-def _look_at_orientation(path: str, entry: str) -> Iterator[Finding]:
+def _look_beside_pixels(path: str, entry: str) -> Iterator[Finding]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            moves = picture.format in MOVING_FORMATS and getattr(picture, "is_animated", False)
             held = orientation(picture)
     except Exception as error:  # Pillow's readers raise almost anything; DALI has decoded the picture
         yield Finding(Kind.exif_unreadable, path, f"{entry}: {error}")
         return
+    if moves:
+        yield Finding(Kind.animated, path, f"{entry}: it has more than one frame")
     if held != UPRIGHT:
         yield Finding(Kind.exif_rotation, path, f"{entry}: orientation {held} of 1 to 8, where 1 is upright")
 

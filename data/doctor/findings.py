@@ -64,6 +64,7 @@ class Kind(Enum):
     undecodable = "truncated or damaged", _ERROR, _FETCH
     exif_rotation = "EXIF rotation", _WARNING, "training ignores it: the boxes must fit the unrotated picture"
     exif_unreadable = "EXIF unreadable", _WARNING, "its orientation is unknown"
+    animated = "animated", _WARNING, "training sees the first frame"
     # annotations
     unknown_image = "annotation of an unknown image"
     unknown_category = "annotation of an unknown category"

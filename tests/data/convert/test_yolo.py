@@ -37,10 +37,12 @@ def test_line_is_class_and_relative_centre_and_size(
 ) -> None:
     source = yolo_folder(tmp_path / "yolo", v=text, a=YOLO_LINE)
     picture(source / "images" / "train" / "b.png")
+    (source / "labels" / "train" / "gone.txt").write_text(YOLO_LINE)
     said = to_coco(source, "yolo", tmp_path / "out")
     assert rows(tmp_path / "out", "val") == {"v.png": expected}
     assert rows(tmp_path / "out", "train") == {"a.png": [("zebra", BOX, 0)], "b.png": []}
     assert "b.png" in said_of(said, "1 pictures have no label file")
+    assert "gone.txt" in said_of(said, "1 label files belong to no picture")
     assert said_of(said, note)
 
 

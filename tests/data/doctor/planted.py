@@ -152,6 +152,8 @@ def plant_files(split: Split) -> None:
     split.file(Kind.unsupported_format, lambda path: save_as(path, "GIF"))
     split.file(Kind.exif_rotation, rotate)
     split.file(Kind.exif_rotation, lambda path: rotate(path, "PNG"))
+    for picture_format in ("PNG", "WEBP"):
+        split.file(Kind.animated, lambda path, kind=picture_format: save_moving(path, kind))
     split.file(Kind.exif_unreadable, damage_exif)
     split.file(Kind.too_many_pixels, claim_absurd_size)
     split.file(Kind.unreadable, replace_by_folder)
@@ -252,6 +254,13 @@ def save_as(path: Path, picture_format: str) -> None:
     with Image.open(path) as picture:
         picture.load()
     picture.save(path, picture_format)
+
+
+def save_moving(path: Path, picture_format: str) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+    other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture.save(path, picture_format, save_all=True, append_images=[other])
 
 
 def rotate(path: Path, picture_format: str = "JPEG") -> None:
