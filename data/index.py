@@ -1,7 +1,7 @@
-"""What of an annotation file is used: a Selection of it → a CocoIndex, boxes relative to the image.
+"""Which images and boxes of an annotation file are used: a CocoIndex, with boxes relative to the image.
 
-The parsed file is kept in data.cache: the first process of all ranks parses it, the others wait and read what
-it wrote. Damage to what is kept is noticed.
+The parsed file is cached in data.cache: the first process of all ranks parses the file and writes the entry,
+and the others wait and read the entry. A damaged entry is detected.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from ssd.categories import Categories
 from ssd.errors import UserError
 
 FORMAT = 3
-"""Of parsed files in the cache. Count it up whenever other arrays, or other values, follow from a file."""
+"""Format of cache entries. Increment it whenever a file is parsed into different arrays or values."""
 
 OUTDATED_AFTER_S = 3600.0
-"""An older entry of a file that has changed is deleted. A younger one may be in use: machines that share a
-cache, but not the annotation file, each have one of their own."""
+"""Entries older than this are deleted once their file has changed. A newer one may be in use: machines that
+share a cache but not the annotation file each have their own entry."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies, and which overrides say so."""
+    """Where a data set is, and which overrides set it."""
 
     annotation_file: Path
     image_folder: Path
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def annotations_key(self) -> str:
-        """The override that names the annotation file."""
+        """The override that sets the annotation file."""
         return f"data.{self.split}_annotations"
 
     def read(self) -> Annotations:
@@ -47,7 +47,7 @@ class Source:
         return read_annotations(self.annotation_file, self.annotations_key)
 
     def error(self, what: str) -> UserError:
-        """Return the error of something in the annotation file."""
+        """Return a UserError about the annotation file."""
         return UserError(f"{self.annotations_key}={self.annotation_file}: {what}")
 
 
@@ -55,11 +55,11 @@ class Source:
 class Selection:
     """Which images and boxes of an annotation file are used; the defaults are for training.
 
-    split: "train" or "val", the override keys that errors name.
-    limit: use only the first images of the file, this many, at least 1; None uses all.
+    split: "train" or "val"; errors name the override of this split.
+    limit: use only this many images, the first of the file; at least 1. None uses all.
     crowd_boxes: use boxes marked iscrowd (RECIPE 6).
-    min_box_px: drop boxes that are narrower or lower than this inside the image, in pixels (RECIPE 9).
-    images_without_boxes: keep them; an evaluation needs every image of the file (RECIPE 9).
+    min_box_px: drop boxes whose part inside the image is narrower or shorter than this, in px (RECIPE 9).
+    images_without_boxes: keep images without boxes; an evaluation needs every image of the file (RECIPE 9).
     """
 
     split: Literal["train", "val"] = "train"
@@ -71,14 +71,14 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """The images of a data set in the order of its annotation file, and their boxes.
+    """The N images of a data set in the order of its annotation file, and their boxes.
 
-    source: where the data set lies; the file names are relative to its image folder.
-    categories: label k + 1 is the file's k-th category. file_names: N, in UTF-8.
-    image_ids: N int64, the annotation file's. sizes_px: N×2 int64, (width, height).
+    source: where the data set is. categories: label k + 1 is the file's k-th category.
+    file_names: N, in UTF-8, relative to the image folder.
+    image_ids: N int64, from the annotation file. sizes_px: N×2 int64, (width, height).
     box_starts: N + 1 int64; the boxes of image i are rows box_starts[i] to box_starts[i + 1].
-    boxes_ltrb: float32, relative to the image, in [0, 1]. labels: int32, 1 … K, a row a box.
-    dropped: what of the file is not used, as reason → count.
+    boxes_ltrb: B×4 float32, relative to the image, in [0, 1]. labels: B int32, 1 … K.
+    dropped: how many images and boxes of the file are not used, as reason → count.
     """
 
     source: Source
@@ -99,7 +99,7 @@ class CocoIndex:
         return os.path.join(self.source.image_folder, self.file_names[image].decode())
 
     def paths(self) -> dict[int, str]:
-        """Return the path of each image file by the image's id."""
+        """Return the path of each image file, as image id → path."""
         return {image_id: self.path(image) for image, image_id in enumerate(self.image_ids.tolist())}
 
     def boxes_of(self, image: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -108,7 +108,7 @@ class CocoIndex:
         return self.boxes_ltrb[rows], self.labels[rows]
 
     def fingerprint(self) -> str:
-        """Return a sha256 hex digest of all that training depends on, but not of where the folder lies."""
+        """Return a sha256 hex digest of everything that training depends on, without the folder's path."""
         digest = hashlib.sha256()
         digest.update(repr(self.categories.ids).encode())
         digest.update(repr(self.categories.names).encode())
@@ -121,10 +121,10 @@ class CocoIndex:
 def read_index(
     annotation_file: Path, image_folder: Path, selection: Selection | None = None, cache: Path | None = None
 ) -> CocoIndex:
-    """Read an annotation file, check all of it, and keep what `selection` says, boxes clipped to the image.
+    """Read and check a whole annotation file, keep what `selection` says, and clip the boxes to the image.
 
-    cache: the folder of parsed files; None parses the file. Whether the image files can be used is another
-    question. Raises UserError naming the file, the entry and the fix, or the cache that can't be used.
+    cache: the folder of parsed files; None always parses the file. The image files are not checked.
+    Raises UserError naming the file, the entry and the fix, or the cache if it can't be used.
     """
     selection = selection or Selection()
     source = Source(annotation_file, image_folder, selection.split)
@@ -133,9 +133,9 @@ def read_index(
 
 
 def select(annotations: Annotations, source: Source, selection: Selection) -> CocoIndex:
-    """Keep what the selection wants of a parsed file, in memory of the index's own.
+    """Keep the selected images and boxes of a parsed file. The index shares no memory with it.
 
-    Raises UserError where no image is left.
+    Raises UserError if no image is left.
     """
     images = min(len(annotations), selection.limit or len(annotations))
     dropped = {"images beyond data.limit": len(annotations) - images}
@@ -144,7 +144,7 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
     wanted, dropped_boxes = _wanted_boxes(annotations, image_of, selection)
     dropped |= dropped_boxes
     rows = np.flatnonzero(wanted)
-    box_starts = np.searchsorted(rows, box_starts)  # the dropped boxes are counted no more
+    box_starts = np.searchsorted(rows, box_starts)  # recounted without the dropped boxes
     kept = np.zeros(len(annotations), dtype=np.bool_)
     kept[:images] = (np.diff(box_starts) > 0) | selection.images_without_boxes
     dropped["images without boxes"] = images - int(kept.sum())
@@ -169,11 +169,11 @@ def select(annotations: Annotations, source: Source, selection: Selection) -> Co
 def _wanted_boxes(
     annotations: Annotations, image_of: NDArray[np.int64], selection: Selection
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Return which boxes of the first images the selection wants, and how many it doesn't, by the reason."""
+    """Return which boxes of the first images to keep, and how many are dropped, as reason → count."""
     boxes = len(image_of)
     boxes_ltwh_px = annotations.boxes_ltwh_px[:boxes]
     inside = inside_px(boxes_ltwh_px, annotations.sizes_px[image_of])
-    least_px = max(selection.min_box_px, np.nextafter(0, 1))  # a box without area is none
+    least_px = max(selection.min_box_px, np.nextafter(0, 1))  # boxes of zero area are never used
     unwanted = {
         "crowd boxes": annotations.crowd[:boxes] & (not selection.crowd_boxes),
         f"boxes under {selection.min_box_px:g} px": boxes_ltwh_px[:, 2:].min(axis=1) < least_px,
@@ -188,9 +188,9 @@ def _wanted_boxes(
 
 
 def _relative_ltrb(boxes_px: NDArray[np.float64], sizes_px: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Turn boxes ltwh in pixels into ltrb relative to their images' sizes, clipped: B×4, in their memory."""
+    """Convert boxes ltwh in pixels to ltrb relative to the image, clipped: B×4. Overwrites boxes_px."""
     left_top, right_bottom = boxes_px[:, :2], boxes_px[:, 2:]
-    with np.errstate(over="ignore"):  # of sides like 1e308
+    with np.errstate(over="ignore"):  # for sides like 1e308
         right_bottom += left_top
     np.minimum(right_bottom, sizes_px, out=right_bottom)
     np.maximum(left_top, 0, out=left_top)
@@ -200,9 +200,9 @@ def _relative_ltrb(boxes_px: NDArray[np.float64], sizes_px: NDArray[np.int64]) -
 
 
 def cache_folder(given: str | None) -> Path:
-    """Return data.cache as given; where it is null, ssd-trainer in the user's cache folder.
+    """Return data.cache, or ssd-trainer in the user's cache folder if it is null.
 
-    Raises UserError where the user has no home.
+    Raises UserError if the user has no home folder.
     """
     if given is not None:
         return Path(given)
@@ -215,16 +215,16 @@ def cache_folder(given: str | None) -> Path:
 
 
 def open_annotations(source: Source, cache: Path) -> Annotations:
-    """Return read_annotations of the source as kept in the cache; parse the file where nothing is kept.
+    """Return the source's parsed annotation file from the cache; on a miss, parse the file and cache it.
 
-    An entry appears whole, so reading takes no lock. Raises UserError.
+    Entries are written atomically, so reading takes no lock. Raises UserError.
     """
     path = Path(os.path.realpath(source.annotation_file))
     if not path.is_file():
-        return source.read()  # which says what is wrong
+        return source.read()  # which reports what is wrong
     state = path.stat()
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    # Size and mtime may come back after a change (cp -p, rsync -t); what the kernel counts by itself doesn't.
+    # Size and mtime can survive a change (cp -p, rsync -t); ctime and inode number together can't.
     times = f"{state.st_mtime_ns}-{state.st_ctime_ns}"
     entry = cache / f"{name}-{state.st_size}-{times}-{state.st_ino}.v{FORMAT}.npz"
     try:
@@ -232,7 +232,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
         if annotations is None:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{name}.lock"):
-                annotations = _load(entry)  # another process may have been first
+                annotations = _load(entry)  # another process may have written it
                 if annotations is None:
                     annotations = source.read()
                     _save(entry, annotations)
@@ -248,7 +248,7 @@ def open_annotations(source: Source, cache: Path) -> Annotations:
 
 
 def _save(entry: Path, annotations: Annotations) -> None:
-    """Write an entry, which appears whole or not at all. Of several processes one alone may write it."""
+    """Write an entry atomically. Only one process at a time may write it."""
     categories = np.frombuffer(msgspec.json.encode(annotations.categories.as_plain()), dtype=np.uint8)
     temporary = entry.with_suffix(".tmp")
     with temporary.open("wb") as file:
@@ -257,15 +257,15 @@ def _save(entry: Path, annotations: Annotations) -> None:
 
 
 def _load(entry: Path) -> Annotations | None:
-    """Return what _save wrote; None for no entry or a damaged one."""
+    """Return what _save wrote; None if the entry is missing or damaged."""
     arrays = {}
     try:
         with zipfile.ZipFile(entry) as archive:
             for name in archive.namelist():
                 with archive.open(name) as file:
                     arrays[name.removesuffix(".npy")] = np.lib.format.read_array(file)
-                    file.read()  # to its end, where zipfile raises for damage: it must not become wrong boxes
+                    file.read()  # to the end, where zipfile checks the CRC: no wrong boxes from damage
         categories = Categories.from_plain(msgspec.json.decode(arrays.pop("categories").tobytes()))
         return Annotations(categories=categories, **arrays)
-    except Exception:  # zipfile stumbles over damage in many ways
+    except Exception:  # zipfile raises many kinds of errors for damage
         return None

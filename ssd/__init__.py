@@ -1,4 +1,4 @@
-"""SSD300: the detector and its training. ssd.load("runs/NAME").predict("a.jpg") finds objects."""
+"""SSD300: the detector and its trainer. ssd.load("runs/NAME").predict("a.jpg") finds objects."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only where `load` is asked for: the processes that decode pictures do without."""
+    """Import torch only when `load` is used: the processes that decode pictures don't need it."""
     if name == "load":
         from .hub import load
 

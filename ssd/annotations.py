@@ -1,11 +1,11 @@
-"""A COCO annotation file → checked arrays: the one reader of such files.
+"""Read a COCO annotation file into checked arrays. All readers of such files are here.
 
-- read_annotations: what training uses of a file, or a UserError that names a defect.
-- examine_annotations: all defects of a file, and what of it can be used nevertheless.
-- read_ground_truth: what scoring uses, which asks for less: no sizes, no file names, any boxes.
+- read_annotations: the data that training uses, or a UserError that names the first defect.
+- examine_annotations: all defects of a file, and the data that is usable despite them.
+- read_ground_truth: the data that scoring uses. It needs no sizes or file names and accepts any box.
 
-msgspec parses a file into typed entries. Nearly every file is sound, and COCO's has 477 MB, so it is parsed
-as a whole; where that fails, entry by entry, and what fails then, field by field.
+msgspec parses a file into typed entries. Almost all files are valid and COCO's is 477 MB, so a file is parsed
+as a whole first. If that fails, it is parsed entry by entry, and bad entries field by field.
 """
 
 import codecs
@@ -25,13 +25,13 @@ from ssd.categories import Categories
 from ssd.errors import UserError
 
 LARGEST_SIDE_PX = 2**20
-"""Relative to the image, float32 tells tenths of a pixel apart up to here: no box becomes a line."""
+"""Up to this side, float32 coordinates relative to the image resolve 0.1 px, so no box becomes a line."""
 
 MOST_IMAGES = 2**32
-"""A cell of scoring, one category on one image, has the number category · MOST_IMAGES + image."""
+"""Scoring numbers its cells (one category on one image) as category · MOST_IMAGES + image."""
 
 NO_ID = -(2**63)
-"""Stands for an id that is missing or can't be used; no entry may have it."""
+"""Replaces an id that is missing or unusable; no entry may have this id."""
 
 _EDIT = "correct or remove the entry"
 FIXES = {
@@ -49,14 +49,14 @@ FIXES = {
     "unknown_category": "correct it, add the category or remove the annotation",
     "box_numbers": "write left, top, width and height",
 }
-"""What to do about each kind of defect that stops training. The other kinds are warnings: id_range,
+"""The fix for each kind of defect that stops training. The other kinds are warnings: id_range,
 annotation_id_duplicate, category_name_duplicate, file_name_duplicate.
 """
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong: its kind, where it stands, as in "annotations[17] (id 4711)", and what is there."""
+    """A defect: its kind, its place in the file, such as "annotations[17] (id 4711)", and what is wrong."""
 
     kind: str
     where: str
@@ -65,13 +65,13 @@ class Defect:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """The images of an annotation file in its order, and their boxes, image by image, B in all.
+    """The N images of an annotation file in file order, and their B boxes, grouped by image.
 
     categories: label k + 1 is the file's k-th category. file_names: N, in UTF-8.
     image_ids: N int64. sizes_px: N×2 int64, (width, height).
     box_starts: N + 1 int64; the boxes of image i are rows box_starts[i] to box_starts[i + 1], in file order.
-    boxes_ltwh_px: B×4 float64, as the file has them. labels: B int32, 1 … K. crowd: B bool.
-    positions: B int64, each box's in the file's `annotations`. ids: B int64, its id there or NO_ID.
+    boxes_ltwh_px: B×4 float64, as in the file. labels: B int32, 1 … K. crowd: B bool.
+    positions: B int64, each box's index in the file's `annotations`. ids: B int64, each box's id or NO_ID.
     """
 
     categories: Categories
@@ -90,18 +90,18 @@ class Annotations:
 
     @property
     def images(self) -> NDArray[np.int64]:
-        """The image of each box: B."""
+        """The image index of each box: B int64."""
         return np.repeat(np.arange(len(self)), np.diff(self.box_starts))
 
     def where(self, row: int) -> str:
-        """Say where in the file a box stands."""
+        """Describe a box's place in the file."""
         return entry_name("annotations", int(self.positions[row]), int(self.ids[row]))
 
 
 class Truth(NamedTuple):
-    """Annotated boxes, G rows in file order. images, categories: where their ids stand in the lists of ids.
+    """G annotated boxes in file order. images, categories: each box's indices in the lists of ids.
 
-    areas: the box's own where the file has none.
+    areas: from the file; the area of the box if the file gives none.
     """
 
     images: NDArray[np.int64]
@@ -112,19 +112,19 @@ class Truth(NamedTuple):
 
     @property
     def cells(self) -> NDArray[np.int64]:
-        """The cell of each box, by a number: categories first, then images."""
+        """The cell number of each box, ordered by category, then image."""
         return self.categories * MOST_IMAGES + self.images
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Truth":
-        """Return these rows."""
+        """Return the given rows."""
         return Truth._make(column[rows] for column in self)
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruthFile:
-    """Ids of a file's images and K categories, ascending, and its boxes.
+    """The ids of a file's images and of its K categories, each ascending, and its boxes.
 
-    names: K, the categories'; a category without one is called by its id.
+    names: the K category names; the id if a category has no name.
     """
 
     path: Path
@@ -137,23 +137,23 @@ class GroundTruthFile:
 def read_annotations(path: Path, key: str) -> Annotations:
     """Read an annotation file for training.
 
-    key: the override that named the file. Raises UserError naming key, file, the first defect that
+    key: the override that named the file. Raises UserError with the key, the file, the first defect that
     examine_annotations finds, and its fix.
     """
     annotations, defects = examine_annotations(path)
     for defect in defects:
         if defect.kind in FIXES:
             raise _error(f"{key}={path}", path, defect)
-    assert annotations is not None  # else a defect says why
+    assert annotations is not None  # otherwise there is a defect in FIXES
     return annotations
 
 
 def examine_annotations(path: Path) -> tuple[Annotations | None, list[Defect]]:
-    """Find everything that is wrong with a file; nothing in it makes this raise.
+    """Find every defect of a file. Never raises, whatever the file contains.
 
-    Of a text that is no JSON that is all that is found. Of a file without images the annotations are None.
-    Otherwise they hold a row for each entry of `images` and `categories`, with the size 0×0, the name "" or
-    NO_ID where these can't be used, and the boxes of finite numbers in an image and a category that can.
+    If the text is not JSON, that is the only defect. If the file has no images, the annotations are None.
+    Otherwise they have a row for every entry of `images` and `categories`: an unusable size becomes 0×0, an
+    unusable name "", an unusable id NO_ID. They have the finite boxes whose image and category are usable.
     """
     file, defects = _parse(path)
     if file is None or not file.images:
@@ -167,7 +167,7 @@ def examine_annotations(path: Path) -> tuple[Annotations | None, list[Defect]]:
     finite = np.isfinite(boxes.boxes_ltwh_px).all(axis=1)
     usable = finite & (boxes.images >= 0) & (boxes.categories >= 0) & sizes_px[boxes.images].all(axis=1)
     positions = np.flatnonzero(usable)
-    positions = positions[np.argsort(boxes.images[positions], kind="stable")]  # image by image
+    positions = positions[np.argsort(boxes.images[positions], kind="stable")]  # grouped by image
     boxes = boxes.take(positions)
     ids = np.fromiter((NO_ID if box.id is None else box.id for box in file.annotations), np.int64)
     names = tuple(category.name for category in file.categories)
@@ -187,10 +187,10 @@ def examine_annotations(path: Path) -> tuple[Annotations | None, list[Defect]]:
 
 
 def read_ground_truth(path: Path) -> GroundTruthFile:
-    """Read what an evaluation looks at; polygons, most of a file, are passed over.
+    """Read what an evaluation needs; polygons, the bulk of a file, are skipped.
 
-    Annotation ids play no part: pycocotools takes a match with the id 0 for none. Raises UserError where the
-    file can't be read, is no annotation file, or has an annotation of an image or category it does not list.
+    Annotation ids are ignored: pycocotools mistakes a match with id 0 for no match. Raises UserError if the
+    file can't be read, is not an annotation file, or has an annotation of an unlisted image or category.
     """
     named = f"annotation file {path}"
     try:
@@ -215,7 +215,7 @@ def read_ground_truth(path: Path) -> GroundTruthFile:
 
 
 def find_positions(ids: NDArray[np.int64], known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each id first stands among the known ones, −1 where it does not, or is NO_ID."""
+    """Return the first index of each id in known_ids; −1 if the id is not there or is NO_ID."""
     if not len(known_ids):
         return np.full(len(ids), -1)
     order = np.argsort(known_ids, kind="stable")
@@ -226,30 +226,30 @@ def find_positions(ids: NDArray[np.int64], known_ids: NDArray[np.int64]) -> NDAr
 def inside_px(
     ltwh_px: NDArray[np.float64], image_sizes_px: NDArray[np.int64] | NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return width and height of what of each box lies inside its image, 0 or less where nothing does.
+    """Return the width and height of the part of each box inside its image; ≤ 0 for a box outside it.
 
     ltwh_px: B×4. image_sizes_px: B×2 (width, height). Returns B×2.
-    What hangs over is taken off the size: a box inside keeps the exact size that the file gives.
+    The overhang is subtracted from the size, so a box inside the image keeps its exact size from the file.
     """
     left_top, size = ltwh_px[:, :2], ltwh_px[:, 2:]
-    with np.errstate(over="ignore"):  # only sides like 1e308 overflow, and infinity lies outside the image
+    with np.errstate(over="ignore"):  # only sides like 1e308 overflow, and inf is outside the image
         over = np.maximum(-left_top, 0) + np.maximum(left_top + size - image_sizes_px, 0)
         inside: NDArray[np.float64] = size - over
     return inside
 
 
-# ---- what a sound file holds
+# ---- the schema of a valid file
 
 _Id = Annotated[int, msgspec.Meta(ge=NO_ID + 1, le=2**63 - 1)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIDE_PX)]
-# Not empty, not absolute, no part that is "..", no NUL.
+# Not empty, not absolute, no ".." part, no NUL.
 _Path = Annotated[str, msgspec.Meta(pattern=r"(?s)\A(?!/|(.*/)?\.\.(/|\Z))[^\0]+\Z")]
 
 _REFUSALS = (msgspec.DecodeError, ValueError, RecursionError)
-"""What msgspec raises; its ValidationError, a DecodeError, says that the JSON is sound but of other types."""
+"""What msgspec raises. Its ValidationError, a DecodeError, means valid JSON with the wrong types."""
 
 
-# gc=False: the garbage collector need not visit a million entries that hold no references in a circle.
+# gc=False: the garbage collector need not visit a million entries that can't form reference cycles.
 class _WithId(msgspec.Struct, gc=False):
     id: _Id
 
@@ -296,7 +296,7 @@ class _ScoredFile(msgspec.Struct):
 def _find_references(
     boxes: Sequence[_Box], image_ids: NDArray[np.int64], category_ids: NDArray[np.int64]
 ) -> tuple[Truth, list[Defect]]:
-    """Find each box's image and category in the lists of ids; −1 and a defect for an unknown one."""
+    """Look up each box's image and category in the lists of ids; an unknown id gives −1 and a defect."""
     ltwh_px = np.fromiter((side for box in boxes for side in box.bbox), np.float64).reshape(-1, 4)
     areas = np.array([box.area for box in boxes], dtype=np.float64)  # None becomes NaN
     with np.errstate(over="ignore"):
@@ -317,11 +317,11 @@ def _find_references(
     return Truth(images, categories, ltwh_px, areas, crowd), defects
 
 
-# ---- what is wrong with a file by itself, entry by entry
+# ---- the defects of a file, entry by entry
 
 
 def _parse(path: Path) -> tuple[_File | None, list[Defect]]:
-    """Parse a file. What can't be used of its entries is replaced as _FIELDS says, and is a defect."""
+    """Parse a file. Each unusable field is a defect and is replaced by its default in _FIELDS."""
     try:
         text = _read_text(path)
         return msgspec.json.decode(text, type=_File), []
@@ -346,7 +346,7 @@ def _parse(path: Path) -> tuple[_File | None, list[Defect]]:
         entries, found = _parse_section(section, sections.get(section), of_entries)
         setattr(file, section, entries)
         defects += found
-    return file, defects or [Defect("field_type", str(path), str(refusal))]  # such as a list there twice
+    return file, defects or [Defect("field_type", str(path), str(refusal))]  # such as a repeated list
 
 
 def _parse_section(
@@ -367,7 +367,7 @@ def _parse_section(
         except _REFUSALS as error:
             entry, found = _parse_fields(section, place, raw, of_entries)
             entries.append(entry)
-            defects += found or [Defect("field_type", f"{section}[{place}]", str(error))]  # a field twice
+            defects += found or [Defect("field_type", f"{section}[{place}]", str(error))]  # repeated field
     return entries, defects
 
 
@@ -385,13 +385,13 @@ _FIELDS: dict[str, tuple[str, str, Any]] = {
     "iscrowd": ("field_type", "is not 0 or 1", 0),
     "area": ("field_type", "is not a number", None),
 }
-"""Where a field is not of its type: the kind of defect, what is said of it, and what stands in its place."""
+"""For a field of the wrong type: the kind of defect, its description, and the replacement value."""
 
 
 def _parse_fields(
     section: str, place: int, text: msgspec.Raw, of_entry: type[msgspec.Struct]
 ) -> tuple[msgspec.Struct, list[Defect]]:
-    """Parse an entry that msgspec refuses."""
+    """Parse an entry that msgspec rejects, field by field."""
     fields = msgspec.structs.fields(of_entry)
     values = {field.name: _FIELDS[field.name][2] for field in fields}
     try:
@@ -414,7 +414,7 @@ def _parse_fields(
 
 
 def _compare_entries(file: _File) -> Iterator[Defect]:
-    """Yield ids that other tools refuse, and what is there twice."""
+    """Yield a defect for each id that other tools reject and for each duplicate."""
     for section, field, kind in (
         ("images", "id", "id_duplicate"),
         ("images", "file_name", "file_name_duplicate"),
@@ -437,7 +437,7 @@ def _compare_entries(file: _File) -> Iterator[Defect]:
 
 
 def entry_name(section: str, place: int, entry_id: object) -> str:
-    """Say where an entry stands in the file."""
+    """Describe an entry's place in the file."""
     return f"{section}[{place}] (id {'none' if entry_id in (None, NO_ID) else entry_id})"
 
 
@@ -450,19 +450,19 @@ def _error(named: str, path: Path, defect: Defect) -> UserError:
 
 
 def _read_text(path: Path) -> bytes:
-    """Read a file without the byte-order mark that tools on Windows begin UTF-8 with. Raises OSError."""
-    if path.is_fifo():  # opened, it would wait for a writer
+    """Read a file without the byte-order mark that Windows tools put before UTF-8. Raises OSError."""
+    if path.is_fifo():  # opening it would block until a writer comes
         raise OSError(errno.EINVAL, "it is no regular file")
     return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def _explain(text: bytes, error: Exception) -> str:
-    """Say why a text is no JSON, and where."""
+    """Say why and where a text is not JSON."""
     byte = re.search(r"\(byte (\d+)\)", str(error))
     near = text[max(int(byte[1]) - 20, 0) :][:40] if byte else text[-40:]
     return f"it is no JSON: {error}: {near.decode(errors='replace')!r}"
 
 
 def _shown(text: msgspec.Raw | bytes) -> str:
-    """Return the beginning of a JSON text, on one line."""
+    """Return the start of a JSON text, on one line."""
     return " ".join(bytes(memoryview(text)[:80]).decode(errors="replace").split())

@@ -1,4 +1,4 @@
-"""What passes between the input pipeline and the trainer: the one thing both sides know of each other."""
+"""The interface between the input pipeline and the trainer; neither knows anything else of the other."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-# Of RGB values in [0, 1] (RECIPE 1).
+# For RGB values in [0, 1] (RECIPE 1).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -15,8 +15,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TrainBatch:
     """One rank's share of a global training batch.
 
-    images: N×3×300×300, ImageNet-normalised, float16 or float32, channels last in memory.
-    target_offsets: N×A×4 float32, what the network should predict; 0 where the label is 0.
+    images: N×3×300×300, ImageNet-normalized, float16 or float32, channels last in memory.
+    target_offsets: N×A×4 float32, the offsets to predict; 0 where the label is 0.
     labels: N×A int64, 0 is background.
     """
 
@@ -27,10 +27,10 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Some images of an evaluation.
+    """A batch of evaluation images.
 
-    images: N×3×300×300 as in TrainBatch, the whole picture squashed to 300×300.
-    image_ids: N ids of the annotation file.
+    images: N×3×300×300 as in TrainBatch; the whole picture, stretched to 300×300.
+    image_ids: N ids from the annotation file.
     sizes_px: N×2 float32, (width, height) of the original pictures, on the CPU.
     """
 
@@ -40,26 +40,26 @@ class EvaluationBatch:
 
 
 class TrainLoader(Protocol):
-    """Training input as a function of the step alone."""
+    """Training input, a function of the step only."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in one pass over the data."""
+        """Number of full global batches in one pass over the data."""
 
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
-        """Yield this rank's batches of steps first_step, first_step + 1, …, without end."""
+        """Yield this rank's batches for steps first_step, first_step + 1, …, endlessly."""
 
     def contents(self, step: int) -> list[dict[str, Any]]:
-        """Describe each image of a step's global batch, rank by rank, as plain values, `image_id` first."""
+        """Describe each image of a step's global batch in rank order, as plain values, `image_id` first."""
 
     def bad_images(self) -> dict[int, str]:
-        """Return the images that this rank had to replace so far: why, by image id."""
+        """Return the images that this rank has replaced so far, as image id → reason."""
 
 
 class EvaluationLoader(Protocol):
-    """This rank's part of an evaluation: each image is some rank's, exactly once."""
+    """This rank's part of an evaluation: each image goes to exactly one rank, once."""
 
     def __iter__(self) -> Iterator[EvaluationBatch]: ...
 
     def __len__(self) -> int:
-        """Batches that this rank will see."""
+        """Number of batches that this rank gets."""

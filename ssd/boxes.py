@@ -1,7 +1,7 @@
-"""Default boxes, their matching to ground truth, and the coding of offsets (RECIPE 2, 3 and 4).
+"""Default boxes, matching to ground truth, encoding and decoding of offsets (RECIPE 2, 3 and 4).
 
 Boxes are relative to the image and named by layout: ltrb is (left, top, right, bottom), cxcywh is
-(centre x, centre y, width, height).
+(center x, center y, width, height).
 """
 
 import math
@@ -11,16 +11,16 @@ from torch import Tensor
 
 IMAGE_SIZE = 300
 
-# One entry per detection map, RECIPE 2. A step does not divide the image into its map exactly: these are the
-# published numbers, and trained weights depend on them.
+# One entry per detection map, RECIPE 2. Step × map size is not always the image size: these are the published
+# numbers, and trained weights depend on them.
 MAP_SIZES = (38, 19, 10, 5, 3, 1)
 STEPS_PX = (8, 16, 32, 64, 100, 300)
-SCALES_PX = (21, 45, 99, 153, 207, 261, 315)  # one more: the second square box lies between two scales
+SCALES_PX = (21, 45, 99, 153, 207, 261, 315)  # one extra: the second square box is between two scales
 ASPECT_RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 BOXES_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 NUM_DEFAULT_BOXES = sum(boxes * size**2 for boxes, size in zip(BOXES_PER_CELL, MAP_SIZES, strict=True))
 
-# RECIPE 4: offsets are divided by these so that their spread is near 1 (the SSD code's "variances").
+# RECIPE 4: offsets are divided by these to bring their spread near 1 (the "variances" of the SSD code).
 CENTRE_SCALE = 0.1
 SIZE_SCALE = 0.2
 
@@ -30,10 +30,10 @@ _CLAIMED = 2.0  # above every IoU
 def default_boxes() -> Tensor:
     """Make the default boxes of SSD300: 8732×4 float32 cxcywh, clamped to [0, 1].
 
-    Ordered by map, size, row, column, which is the order of the network's outputs (RECIPE 2).
+    They are ordered by map, size, row, column, as are the network's outputs (RECIPE 2).
     """
     boxes_cxcywh = torch.cat([_default_boxes_of_map(index) for index in range(len(MAP_SIZES))])
-    # Computed in double and rounded once, as published: float32 throughout differs in the last bit.
+    # Computed in float64 and rounded once, as published: computing in float32 changes the last bit.
     return boxes_cxcywh.to(torch.float32).clamp_(0, 1)
 
 
@@ -65,10 +65,10 @@ def ltrb_to_cxcywh(boxes_ltrb: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes_ltrb: Tensor, others_ltrb: Tensor) -> Tensor:
-    """Compute the IoU of each pair: …×P×4 and …×Q×4 → …×P×Q. Two boxes without area give NaN."""
+    """Compute the IoU of each pair: …×P×4 and …×Q×4 → …×P×Q. Two boxes of zero area give NaN."""
     left, top, right, bottom = boxes_ltrb[..., :, None, :].unbind(-1)  # each …×P×1
     other_left, other_top, other_right, other_bottom = others_ltrb[..., None, :, :].unbind(-1)  # each …×1×Q
-    # In place, since the temporaries are what this costs.
+    # In place, because temporaries dominate the cost.
     width = torch.minimum(right, other_right).sub_(torch.maximum(left, other_left)).clamp_(min=0)
     height = torch.minimum(bottom, other_bottom).sub_(torch.maximum(top, other_top)).clamp_(min=0)
     intersection = width.mul_(height)
@@ -80,16 +80,16 @@ def pairwise_iou(boxes_ltrb: Tensor, others_ltrb: Tensor) -> Tensor:
 def match(
     boxes_ltrb: Tensor, labels: Tensor, default_boxes: Tensor, iou_threshold: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Give each default box the ground-truth box that it should predict (RECIPE 3).
+    """Assign to each default box the ground-truth box that it should predict (RECIPE 3).
 
-    Each ground-truth box claims its best default box, whatever the IoU; of two that claim the same one the
-    later wins. Any other default box takes its best ground-truth box where IoU > iou_threshold. Of equal IoUs
-    the last counts, as in DALI's BoxEncoder, with which the published accuracies were reached.
+    Each ground-truth box claims its best default box, whatever the IoU; if two claim the same one, the later
+    wins. Every other default box gets its best ground-truth box if IoU > iou_threshold. Ties in IoU go to the
+    last box, as in DALI's BoxEncoder, which produced the published accuracies.
 
     boxes_ltrb: G×4 ground truth; G may be 0. labels: G, from 1. default_boxes: A×4 cxcywh.
-    Returns the matched boxes, A×4 cxcywh (the default box itself where none matches), and labels, A int64
-    (0 where none matches).
-    Raises ValueError where boxes_ltrb is not G×4 or labels not G.
+    Returns the matched boxes, A×4 cxcywh (the default box itself if it has no match), and labels, A int64
+    (0 if it has no match).
+    Raises ValueError if boxes_ltrb is not G×4 or labels is not G.
     """
     if boxes_ltrb.ndim != 2 or boxes_ltrb.shape[1] != 4 or labels.shape != boxes_ltrb.shape[:1]:
         raise ValueError(
@@ -99,7 +99,7 @@ def match(
     ious = pairwise_iou(boxes_ltrb, cxcywh_to_ltrb(default_boxes))  # G×A
     box_indices = torch.arange(len(boxes_ltrb), device=boxes_ltrb.device)
     ious[box_indices, _last_argmax(ious, dim=1)] = _CLAIMED
-    # Background stands last in the contest for a default box, so that it wins at exactly the threshold.
+    # Background is the last row, so that it wins if the best IoU equals the threshold.
     background = ious.new_full((1, len(default_boxes)), iou_threshold)
     winner = _last_argmax(torch.cat([ious, background]), dim=0)  # A
     positive = winner < len(boxes_ltrb)
@@ -110,14 +110,14 @@ def match(
 
 
 def _last_argmax(values: Tensor, dim: int) -> Tensor:
-    """Find the maximum; of equal ones the last, where torch.argmax takes the first."""
+    """Return the index of the maximum; ties go to the last one (torch.argmax returns the first)."""
     return values.shape[dim] - 1 - values.flip(dim).argmax(dim)
 
 
 def encode_offsets(boxes_cxcywh: Tensor, default_boxes: Tensor) -> Tensor:
-    """Express boxes as offsets from default boxes, what the network predicts (RECIPE 4).
+    """Encode boxes as offsets from default boxes, which the network predicts (RECIPE 4).
 
-    boxes_cxcywh: …×A×4. default_boxes: A×4 cxcywh. Returns …×A×4; 0 where a box is its default box.
+    boxes_cxcywh: …×A×4. default_boxes: A×4 cxcywh. Returns …×A×4; 0 for a box equal to its default box.
     """
     centres = (boxes_cxcywh[..., :2] - default_boxes[:, :2]) / default_boxes[:, 2:] / CENTRE_SCALE
     sizes = (boxes_cxcywh[..., 2:] / default_boxes[:, 2:]).log() / SIZE_SCALE
@@ -125,7 +125,7 @@ def encode_offsets(boxes_cxcywh: Tensor, default_boxes: Tensor) -> Tensor:
 
 
 def decode_offsets(offsets: Tensor, default_boxes: Tensor) -> Tensor:
-    """Turn offsets from default boxes into boxes, the inverse of encode_offsets (RECIPE 7).
+    """Decode offsets from default boxes into boxes, the inverse of encode_offsets (RECIPE 7).
 
     offsets: …×A×4. default_boxes: A×4 cxcywh. Returns …×A×4 cxcywh.
     """

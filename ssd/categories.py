@@ -1,4 +1,4 @@
-"""Which label means which category."""
+"""Which label stands for which category."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .errors import UserError
 class Categories:
     """The classes of a data set in the order of its annotation file: label k+1 is (ids[k], names[k]).
 
-    Label 0 is background and stands in neither list.
+    Label 0 is background and is in neither list.
     """
 
     ids: tuple[int, ...]
@@ -22,30 +22,30 @@ class Categories:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the network, background included."""
+        """Number of classes of the network, background included."""
         return len(self.ids) + 1
 
     def as_plain(self) -> dict[str, Any]:
-        """Return ids and names as a checkpoint holds them."""
+        """Return ids and names as a checkpoint stores them."""
         return {"ids": list(self.ids), "names": list(self.names)}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Self:
-        """Make them of what `as_plain` returned."""
+        """Build categories from the result of `as_plain`."""
         return cls(tuple(plain["ids"]), tuple(plain["names"]))
 
     def id_of(self, label: int) -> int:
-        """Return the annotation file's category id of a label ≥ 1."""
+        """Return a label's category id in the annotation file; label ≥ 1."""
         return self.ids[label - 1]
 
     def name_of(self, label: int) -> str:
-        """Return the category's name of a label ≥ 1."""
+        """Return a label's category name; label ≥ 1."""
         return self.names[label - 1]
 
     def labels_named(self, names: Collection[str] | None) -> frozenset[int]:
-        """Return the labels of these names, which several categories may share; of all where names is None.
+        """Return the labels of all categories with one of these names, or all labels if names is None.
 
-        Raises UserError for a name that none of them has, with those spelled like it, or else all.
+        Raises UserError for an unknown name, listing the names spelled like it, or all if there are none.
         """
         known = dict.fromkeys(self.names)
         for name in names or ():
@@ -56,7 +56,7 @@ class Categories:
         return frozenset(label for label, name in labelled if names is None or name in names)
 
     def check_count(self, num_classes: int, annotation_file: object) -> None:
-        """Raise UserError unless a detector of that many classes, background included, can have these."""
+        """Raise UserError unless these categories fit a detector with num_classes, background included."""
         if num_classes != self.num_classes:
             raise UserError(
                 f"the checkpoint tells {num_classes - 1} classes apart and {annotation_file} has "
@@ -64,9 +64,9 @@ class Categories:
             )
 
     def check_scored_by(self, truth: "Categories", annotation_file: object) -> None:
-        """Raise UserError unless ground truth with the categories `truth` can score a detector of these.
+        """Raise UserError unless ground truth with the categories `truth` can score a detector with these.
 
-        Ids count, not their order; each id must carry the same name on both sides.
+        Both need the same ids, in any order, and each id must have the same name in both.
         """
         ours = dict(zip(self.ids, self.names, strict=True))
         theirs = dict(zip(truth.ids, truth.names, strict=True))
@@ -80,7 +80,7 @@ class Categories:
 
 
 def _coco() -> Categories:
-    """COCO's categories as torchvision lists them: a name's index is its id, unused ids are "N/A"."""
+    """COCO's categories from torchvision's list: a name's index is its id, and unused ids are "N/A"."""
     names = torchvision.models.detection.SSD300_VGG16_Weights.COCO_V1.meta["categories"]
     used = [(key, name) for key, name in enumerate(names) if key > 0 and name != "N/A"]
     ids, names = zip(*used, strict=True)
@@ -88,4 +88,4 @@ def _coco() -> Categories:
 
 
 COCO = _coco()
-"""COCO 2017's 80 classes in the order of its annotation files, which published checkpoints label by."""
+"""COCO 2017's 80 classes in the order of its annotation files, the label order of published checkpoints."""

@@ -1,4 +1,4 @@
-"""Detections from the network's outputs: decoding, score threshold, non-maximum suppression (RECIPE 7)."""
+"""Network outputs → detections: decoding, score threshold, non-maximum suppression (RECIPE 7)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,23 +8,23 @@ from torch import Tensor
 
 from .boxes import cxcywh_to_ltrb, decode_offsets, pairwise_iou
 
-# RECIPE 7; an evaluation report quotes them.
+# RECIPE 7; evaluation reports print them.
 SCORE_THRESHOLD = 0.05
-SHOWN_SCORE = 0.3  # to be drawn: low enough to show what a short training has begun to see
+SHOWN_SCORE = 0.3  # for drawing; low enough to show something after a short training
 IOU_THRESHOLD = 0.5
 MAX_DETECTIONS = 200
 
-# Bounds what suppression computes at a time: 1 MB a float matrix of pairs, which stays in a CPU's cache.
+# Limits the pairs that suppression computes at once: as float32 they take 1 MB, which fits a CPU's cache.
 _PAIRS_AT_ONCE = 2**18
-# Passes of suppression between two looks at whether they have come to an end, which make the host wait for a
-# GPU. 4 were the most that batches took, random or crowded; one too many costs little.
+# Passes of suppression between two checks for convergence; each check makes the host wait for the GPU.
+# No batch, random or crowded, took more than 4 passes, and an extra pass costs little.
 _PASSES_AT_ONCE = 8
 
 
 class Detections(NamedTuple):
-    """What was found on one image, best first, in the host's memory.
+    """The detections of one image, best first, on the CPU.
 
-    boxes: K×4 float32 ltrb relative to the image, not clipped: they may leave [0, 1].
+    boxes: K×4 float32 ltrb relative to the image, not clipped: they may exceed [0, 1].
     scores: K float32 in (0, 1]. labels: K int64, from 1.
     """
 
@@ -35,7 +35,7 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Boxes that may become detections: M each."""
+    """M boxes that may become detections; every field has M rows."""
 
     images: Tensor
     labels: Tensor
@@ -47,7 +47,7 @@ class _Candidates:
 
 
 @torch.no_grad()
-def detect(  # noqa: PLR0913 - the paper's and the recipe's knobs, each with its default
+def detect(  # noqa: PLR0913 - parameters of the paper and the recipe, with their defaults
     offsets: Tensor,
     logits: Tensor,
     default_boxes: Tensor,
@@ -58,15 +58,15 @@ def detect(  # noqa: PLR0913 - the paper's and the recipe's knobs, each with its
 ) -> list[Detections]:
     """Find the objects of N images in the network's outputs (RECIPE 7).
 
-    Of each class but the background, the `candidates_per_class` boxes of best score above `score_threshold`
-    go through greedy non-maximum suppression at IoU ≥ `iou_threshold`; of what is left, the `max_detections`
-    best of an image are its detections. Of equal scores the lower class, then the lower default box is first.
+    For each class except background, the `candidates_per_class` best boxes that score above `score_threshold`
+    go through greedy non-maximum suppression at IoU ≥ `iou_threshold`. The `max_detections` best
+    remaining boxes of each image are returned. Ties go to the lower class, then to the lower default box.
 
     offsets: N×4×A, logits: N×C×A, default_boxes: A×4 cxcywh. It computes in float32 and changes no input.
-    However many images there are, the host waits for a GPU six times: for the number of candidates, of those
-    in each class, of pairs that overlap, for the end of suppression (rarely again), for the detections in
-    each image, and for these.
-    Raises ValueError where these shapes don't fit each other.
+    The host waits for the GPU six times, for any N: for the number of candidates, the number per class, the
+    number of overlapping pairs, the end of suppression (rarely more than once), the number of detections per
+    image, and the detections.
+    Raises ValueError if these shapes don't agree.
     """
     images, classes, boxes = logits.shape
     if offsets.shape != (images, 4, boxes) or default_boxes.shape != (boxes, 4):
@@ -92,8 +92,8 @@ def _above_threshold(
     offsets: Tensor, logits: Tensor, default_boxes: Tensor, score_threshold: float
 ) -> _Candidates:
     """List every score above the threshold, ordered by image, default box, class."""
-    # Classes last: along a middle axis the last bit of softmax depends on how a CPU's threads cut the batch,
-    # and so an image's detections would depend on the batch it came in.
+    # Classes last: on a middle axis, the last bit of softmax depends on how CPU threads split the batch, so
+    # an image's detections would depend on the batch it is in.
     scores = logits.float().transpose(1, 2).contiguous().softmax(dim=2)[:, :, 1:]  # N×A×(C-1)
     offsets = offsets.float().transpose(1, 2)  # N×A×4
     boxes_ltrb = cxcywh_to_ltrb(decode_offsets(offsets, default_boxes.float()))
@@ -102,10 +102,10 @@ def _above_threshold(
 
 
 def _best_of_groups(groups: Tensor, scores: Tensor, number: int, count: int) -> tuple[Tensor, list[int]]:
-    """Index the `count` best of each of a number of groups, group after group and best first, of M.
+    """Find the `count` best of M items in each of `number` groups. groups, scores: M.
 
-    Returns the indices, and on the host how many are each group's. Of equal scores the earlier comes first;
-    what is in group `number` is in none.
+    Returns their indices, group by group and best first, and each group's size, on the host. Ties go to the
+    earlier item. Items with the group number `number` belong to no group.
     """
     device = groups.device
     order = scores.argsort(descending=True, stable=True)
@@ -113,7 +113,7 @@ def _best_of_groups(groups: Tensor, scores: Tensor, number: int, count: int) -> 
     edges = torch.searchsorted(groups[order], torch.arange(number + 1, device=device))
     counts = edges.diff().clamp(max=count)
     on_host = counts.tolist()
-    # What stands before a group's first one, less what was left out.
+    # Per group: its start among all items minus its start among the kept ones.
     left_out = edges[:-1] - (counts.cumsum(0) - counts)
     total = sum(on_host)
     kept = torch.arange(total, device=device) + left_out.repeat_interleave(counts, output_size=total)
@@ -123,9 +123,9 @@ def _best_of_groups(groups: Tensor, scores: Tensor, number: int, count: int) -> 
 def _not_suppressed(boxes_ltrb: Tensor, groups: Tensor, largest: int, iou_threshold: float) -> Tensor:
     """Suppress greedily within each group: M×4, M → M bool, True where kept.
 
-    groups ascend, have at most `largest` boxes, and in each the boxes stand best first.
-    A box is kept where no kept box before it overlaps it. Iterating that rule settles at least one more box a
-    pass, and its fixed point is what going through the boxes one by one gives.
+    groups is ascending, each group has at most `largest` boxes, and the boxes of a group come best first.
+    A box is kept if no kept box before it overlaps it. Each pass of this rule settles at least one more box;
+    its fixed point equals the result of going through the boxes one by one.
     """
     kept = torch.ones_like(groups, dtype=torch.bool)
     later, earlier = _overlapping(boxes_ltrb, groups, largest - 1, iou_threshold)
@@ -141,15 +141,15 @@ def _not_suppressed(boxes_ltrb: Tensor, groups: Tensor, largest: int, iou_thresh
 def _overlapping(
     boxes_ltrb: Tensor, groups: Tensor, most: int, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """List the pairs in a group whose IoU reaches the threshold: the later ones' places, and the earlier's.
+    """List the pairs within a group with IoU ≥ iou_threshold: the later and the earlier indices.
 
-    Each box is compared with the `most` ones before it, a window that slides over all boxes. A byte is kept
-    for each of them: about as much as the scores take, where all classes have 200 candidates.
+    Each box is compared with the `most` boxes before it, by a window that slides over all boxes. This takes a
+    byte per comparison: about as much memory as the scores if all classes have 200 candidates.
     """
     if most < 1:
         return groups[:0], groups[:0]
     places = torch.arange(len(groups), device=groups.device)
-    ranks = places - torch.searchsorted(groups, groups)  # in their group
+    ranks = places - torch.searchsorted(groups, groups)  # within the group
     padded = torch.cat([boxes_ltrb.new_zeros(4, most), boxes_ltrb[:-1].t()], dim=1)
     windows_ltrb = padded.unfold(1, most, 1).movedim(0, -1)  # M×most×4
     back = torch.arange(most, 0, -1, device=groups.device)

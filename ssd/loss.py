@@ -8,27 +8,27 @@ NEGATIVES_PER_POSITIVE = 3
 
 
 class MultiBoxLoss(nn.Module):
-    """Localisation and confidence loss of a batch.
+    """Localization and confidence loss of a batch.
 
-    Its shapes are static and nothing in it waits for the device. It computes in float32, whatever its inputs.
+    Its shapes are static, and it never waits for the device. It computes in float32 for any input dtype.
     """
 
     def forward(self, offsets: Tensor, logits: Tensor, target_offsets: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a batch, a scalar: the sum of the two that `parts` describes."""
+        """Return the loss of a batch, a scalar: the sum of the two losses of `parts`."""
         localization, confidence = self.parts(offsets, logits, target_offsets, labels)
         return localization + confidence
 
     def parts(
         self, offsets: Tensor, logits: Tensor, target_offsets: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the localisation and the confidence loss, scalars.
+        """Return the localization loss and the confidence loss, both scalars.
 
-        Each is summed over an image's default boxes, divided by its number of positives (an image without one
-        counts as 0) and averaged over the batch.
+        Each is summed over an image's default boxes, divided by the image's number of positives (an image
+        without positives contributes 0), and averaged over the batch.
 
         offsets: N×4×A and logits: N×C×A, the network's outputs.
         target_offsets: N×A×4, `encode_offsets` of the matched boxes. labels: N×A int64, 0 is background.
-        Raises ValueError where these shapes don't fit each other.
+        Raises ValueError if these shapes don't agree.
         """
         _check_shapes(offsets, logits, target_offsets, labels)
         positive = labels > 0
@@ -40,17 +40,17 @@ class MultiBoxLoss(nn.Module):
         chosen = positive | _hard_negatives(
             class_losses.detach(), positive, NEGATIVES_PER_POSITIVE * num_positives
         )
-        # Multiplied rather than selected: a NaN anywhere must reach the loss, where the trainer looks for it.
+        # Multiplied, not selected: a NaN anywhere must reach the loss, where the trainer checks for it.
         localization = (coordinate_losses.sum(dim=1) * positive).sum(dim=1)
         confidence = (class_losses * chosen).sum(dim=1)
-        divisor = num_positives.clamp(min=1)  # without a positive both sums are 0 already
+        divisor = num_positives.clamp(min=1)  # without positives, both sums are already 0
         return (localization / divisor).mean(), (confidence / divisor).mean()
 
 
 def _hard_negatives(class_losses: Tensor, positive: Tensor, counts: Tensor) -> Tensor:
-    """Mark the `counts` negatives of largest loss in each row, or all: N×A, N×A, N → N×A bool.
+    """Mark the `counts` negatives with the largest loss in each row, or all if fewer: N×A, N×A, N → N×A bool.
 
-    By rank, since top-k needs one count for all rows and a threshold chooses too many where losses tie.
+    Selects by rank: top-k needs the same count for all rows, and a threshold selects too many if losses tie.
     """
     order = class_losses.masked_fill(positive, -1).argsort(dim=1, descending=True, stable=True)
     positions = torch.arange(order.shape[1], device=order.device).expand_as(order)

@@ -1,4 +1,4 @@
-"""SSD300, a ResNet with two heads on each of six maps (RECIPE 1)."""
+"""SSD300: a ResNet with two heads on each of six detection maps (RECIPE 1)."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ _MAP_CHANNELS = {
 }
 BACKBONES = tuple(_MAP_CHANNELS)
 
-# Of the extra block before each map but the first: channels between its two convolutions, then stride and
-# padding of the second. RECIPE 1.
+# One entry per extra block, which comes before each map except the first: channels between its two
+# convolutions, then stride and padding of the second. RECIPE 1.
 _EXTRA_BLOCKS = ((256, 2, 1), (256, 2, 1), (128, 2, 1), (128, 1, 0), (128, 1, 0))
 
 
@@ -31,7 +31,7 @@ class SSD300(nn.Module):
 
     backbone: one of BACKBONES. num_classes: background included. weights: torchvision ImageNet weights to
     download, such as "IMAGENET1K_V2"; None downloads nothing.
-    Raises ValueError for a backbone or a number of classes that does not exist.
+    Raises ValueError if backbone is unknown or num_classes is less than 2.
     """
 
     def __init__(self, backbone: str = "resnet50", num_classes: int = 81, weights: str | None = None) -> None:
@@ -56,9 +56,9 @@ class SSD300(nn.Module):
                     nn.init.xavier_uniform_(parameter)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict offsets and class logits of every default box.
+        """Predict the offsets and class logits of every default box.
 
-        images: N×3×300×300, ImageNet-normalised. Returns offsets N×4×A and logits N×num_classes×A, the
+        images: N×3×300×300, ImageNet-normalized. Returns offsets N×4×A and logits N×num_classes×A, with the
         default boxes in the order of `ssd.boxes.default_boxes`.
         Raises ValueError for images of another shape.
         """
@@ -73,15 +73,15 @@ class SSD300(nn.Module):
         )
 
     def freeze_batchnorm(self) -> None:
-        """Use every BatchNorm's running statistics from now on, in training too, and never update them.
+        """Freeze every BatchNorm's running statistics: from now on, training uses them without updating them.
 
-        Weights and biases of BatchNorm still train. It is not part of the state dict: call it after building.
+        BatchNorm weights and biases still train. The state dict does not store this: call it after building.
         """
         self.batchnorm_frozen = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for the BatchNorms after `freeze_batchnorm`."""
+        """Set training mode; frozen BatchNorms (`freeze_batchnorm`) stay in evaluation mode."""
         super().train(mode)
         if self.batchnorm_frozen:
             for module in self.modules():
@@ -90,10 +90,10 @@ class SSD300(nn.Module):
         return self
 
     def load_imagenet_backbone(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load ImageNet weights, in the layout of torchvision's ResNet, into the backbone.
+        """Load ImageNet weights with the keys of torchvision's ResNet into the backbone.
 
-        What SSD300 drops (layer4 and fc) is ignored.
-        Raises ValueError naming the keys that are missing, unknown or of another shape.
+        layer4 and fc, which SSD300 does not have, are ignored.
+        Raises ValueError naming the keys that are missing, unknown or of the wrong shape.
         """
         dropped = ("layer4.", "fc.")
         kept = {str(key): state_dict[key] for key in state_dict if not str(key).startswith(dropped)}
@@ -106,7 +106,7 @@ class SSD300(nn.Module):
 
 
 def _cut_resnet(resnet: nn.Module) -> nn.Sequential:
-    """Keep torchvision's ResNet up to layer3, and there the resolution of layer2: 38×38 of 300×300."""
+    """Cut torchvision's ResNet after layer3 and keep layer2's resolution in layer3: 38×38 for 300×300."""
     first_block = resnet.get_submodule("layer3.0")
     for name in ("conv1", "conv2", "downsample.0"):
         convolution = first_block.get_submodule(name)
@@ -137,12 +137,12 @@ def _heads(channels: tuple[int, ...], outputs_per_box: int) -> nn.ModuleList:
 
 
 def _all_outputs(heads: nn.ModuleList, maps: list[Tensor], outputs_per_box: int) -> Tensor:
-    """Run each head on its map and join their outputs: N×outputs_per_box×A."""
+    """Run each head on its map and concatenate the outputs: N×outputs_per_box×A."""
     outputs = [head(features) for head, features in zip(heads, maps, strict=True)]
-    # In a head's channels the output is the outer index and the cell's box the inner one, as published.
+    # A head's channels are ordered by output first, then by the cell's box, as published.
     return torch.cat([output.reshape(len(output), outputs_per_box, -1) for output in outputs], dim=2)
 
 
 def one_line(error: RuntimeError) -> str:
-    """Return the beginning of what load_state_dict says of keys and tensors that don't fit, on one line."""
+    """Return the start of load_state_dict's message about keys and tensors that don't fit, on one line."""
     return shorten(str(error), 500, placeholder=" …")

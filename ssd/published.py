@@ -1,4 +1,4 @@
-"""Published checkpoints ↔ ours; the weights in a file of either kind → a network."""
+"""Convert between published checkpoints and ours, and load a network from a file of either kind."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .categories import Categories
 from .checkpoint import FORMAT, CheckpointError, load_file
 from .model import SSD300, one_line
 
-# Our beginning of a state-dict key, and the published one.
+# Prefixes of state-dict keys: ours, published.
 _PREFIXES = (
     ("backbone.conv1.", "feature_extractor.feature_extractor.0."),
     ("backbone.bn1.", "feature_extractor.feature_extractor.1."),
@@ -30,16 +30,16 @@ _PREFIXES = (
     ("logit_heads.", "conf."),
 )
 
-# How many keys a state dict has tells its backbone.
+# Number of keys in a state dict, which identifies the backbone.
 _KEYS = {"resnet18": 174, "resnet34": 258, "resnet50": 342, "resnet101": 648, "resnet152": 954}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a detector can be made of.
+    """The contents of a weights file, from which a detector is built.
 
-    network: with these weights, float32. backbone, num_classes: as the keys and shapes have them.
-    categories, config (its sections data and runtime): None in a published checkpoint, which has neither.
+    network: with the weights loaded, float32. backbone, num_classes: derived from the keys and shapes.
+    categories, config (sections data and runtime only): None for a published checkpoint, which has neither.
     """
 
     network: SSD300
@@ -50,10 +50,10 @@ class Weights:
 
 
 def load_weights(path: Path) -> Weights:
-    """Read the weights of one of our checkpoints or of a published one (`model` in a dict, or bare).
+    """Read the weights of one of our checkpoints or of a published one (a dict with `model`, or bare).
 
-    path: the file; of a run's folder its checkpoints/best.pt. Nothing but tensors and plain values is
-    unpickled. Raises CheckpointError where the file is neither, or where a tensor doesn't fit its network.
+    path: a file, or a run folder, whose checkpoints/best.pt is read. Only tensors and plain values are
+    unpickled. Raises CheckpointError if the file is neither kind or a tensor doesn't fit the network.
     """
     if path.is_dir():
         path = path / "checkpoints" / "best.pt"
@@ -78,9 +78,9 @@ def load_weights(path: Path) -> Weights:
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the state dict of a published SSD300, the `model` entry of its checkpoint, the keys of ours.
+    """Rename the keys of a published SSD300's state dict (`model` in its checkpoint) to ours.
 
-    Its keys may begin with `module.` or `module.1.`, as distributed training leaves them. Tensors are shared.
+    Keys may begin with `module.` or `module.1.`, which distributed training adds. Tensors are shared.
     Raises ValueError naming the keys that are unknown or missing.
     """
     given = {key.removeprefix("module.1.").removeprefix("module."): state_dict[key] for key in state_dict}
@@ -88,7 +88,7 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give our SSD300's state dict the published keys in the published order, the inverse of from_published.
+    """Rename our state-dict keys to the published ones, in published order; the inverse of from_published.
 
     Raises ValueError naming the keys that are unknown or missing.
     """
@@ -100,7 +100,7 @@ def _backbone(keys: Collection[str]) -> str:
 
 
 def _layout(keys: Collection[str], published: bool) -> list[tuple[str, str]]:
-    """List the keys of the SSD300 that has the given ones, in order: ours, and the published one."""
+    """List (our key, published key) in order for the SSD300 to which the given keys belong."""
     backbone = _backbone(keys)
     with torch.device("meta"):
         layout = [(key, _published(key)) for key in SSD300(backbone).state_dict()]
