@@ -26,7 +26,7 @@ demo: .venv/made ## Generate the embedded set, train SSD300 on it, evaluate, dra
 	@echo "look at runs/demo/report.html, and at the pictures in runs/demo/pictures"
 	@echo "TensorBoard: $(BIN)/tensorboard --logdir runs"
 
-docs: .venv/made ## Make the docs' pictures of a run three times as long as the demo's (8 minutes on two cores)
+docs: .venv/made ## Make the docs' pictures from a run three times as long as the demo's (8 minutes on two cores)
 	$(BIN)/python -m data.demo demo
 	$(BIN)/python train.py experiment=demo name=docs schedule.epochs=30 schedule.milestones=[20,26] evaluation.every=10
 	$(BIN)/python scripts/make_docs.py runs/docs docs
@@ -37,10 +37,10 @@ quick: lint types ## Lint, types and the fast tests: a minute and a half on two 
 test: lint types ## Lint, types and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-chaos: .venv/made ## 100 random SIGKILLs and 40 signals to stop over real runs; about an hour on two cores
+chaos: .venv/made ## Hit real runs with 100 random SIGKILLs and 40 stop signals; about an hour on two cores
 	$(BIN)/python scripts/chaos.py
 
-lint: .venv/made ## ruff, and shellcheck where it is installed
+lint: .venv/made ## ruff, and shellcheck if it is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	if command -v shellcheck > /dev/null; then shellcheck scripts/*.sh; fi

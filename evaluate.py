@@ -1,7 +1,7 @@
 """Score a checkpoint: python evaluate.py checkpoint=…, or the same under torchrun.
 
-Without data.path=DIR that is on the validation data of its training, relative paths from the current folder.
-Prints COCO's 12 numbers and writes a json report. Keys and their values: conf/evaluate.yaml.
+Without data.path=DIR it uses the training's validation data; relative paths start at the current folder.
+Prints COCO's 12 metrics and writes them as json. Keys and values: conf/evaluate.yaml.
 """
 
 from datetime import timedelta
@@ -37,13 +37,13 @@ def main(config: EvaluateConfig) -> None:
         console.say(f"{config.checkpoint} on {describe(index)}, {runtime.describe()}")
         result = evaluator.score([*evaluator.detect(network, runtime, ranks, console)], ranks)
         console.say(*summary_lines(result.numbers), *result.notes)
-        if not result.scored:  # rank 0 alone has that, and writes
+        if not result.scored:  # only rank 0 has these, and it writes the files
             return
         write_report(config.out, "out", evaluation_report(config.checkpoint, evaluator, result, runtime))
         if config.detections is not None:
             write_report(config.detections, "detections", as_results(result.detections), indent=None)
         if config.report is not None:
-            from ssd import page  # here: only they need matplotlib, which takes a second
+            from ssd import page  # here, because they import matplotlib, which takes a second
             from ssd import report as html
 
             analysis = explain(result.scored)
@@ -54,7 +54,7 @@ def main(config: EvaluateConfig) -> None:
 
 
 def check_outputs(config: EvaluateConfig) -> None:
-    """Raise UserError unless the files can be written."""
+    """Raise UserError if an output file can't be written."""
     for key in ("out", "detections", "report"):
         check_file(getattr(config, key), key)
 

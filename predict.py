@@ -1,6 +1,6 @@
-"""Find objects: python predict.py checkpoint=… images=PICTURE, FOLDER or GLOB out=FOLDER.
+"""Detect objects: python predict.py checkpoint=… images=PICTURE, FOLDER or GLOB out=FOLDER.
 
-Leaves the pictures with boxes drawn, and detections.json. Keys and their values: conf/predict.yaml.
+Writes the pictures with boxes drawn, and detections.json. Keys and values: conf/predict.yaml.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Train SSD300: python train.py experiment=… key=value, or torchrun --nproc_per_node=N train.py ….
 
-The same command again resumes the run of that name. Exit status: 0 done, 1 an error, 75 ended by a signal
-with everything saved. --multirun key=a,b makes a run of each. Keys and their values: the files in conf/.
+The same command again resumes the run of that name. Exit status: 0 done, 1 error, 75 stopped by a signal
+with everything saved. --multirun key=a,b starts one run per value. Keys and values: the files in conf/.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from ssd.training.trainer import derived_numbers, start_or_resume
 
 
 def main(config: TrainConfig) -> dict[str, float]:
-    """Set up, fit, tear down; return the numbers of the last evaluation, on rank 0 alone."""
+    """Set up, train, tear down. Returns the last evaluation's metrics on rank 0, {} elsewhere."""
     for key in ("train_images", "train_annotations", "val_images", "val_annotations"):
-        config.data.locate(key)  # what is to be given comes before what the device lacks
+        config.data.locate(key)  # report a missing key before a missing GPU
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):  # shorter to read
         folder = folder.relative_to(Path.cwd())
@@ -28,7 +28,7 @@ def main(config: TrainConfig) -> dict[str, float]:
         saved = load_newest(session)
         task, summary = open_training(config, saved, session)
         trainer, origin = start_or_resume(config, saved, task, session)
-        del saved  # a copy of weights and momenta that nobody needs any more
+        del saved  # frees a copy of weights and momentum buffers
         facts = summary | derived_numbers(trainer, origin)
         if not trainer.finished:
             session.console.table(f"{' '.join([config.name, *varied()])} → {folder}", facts)

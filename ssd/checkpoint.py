@@ -1,6 +1,6 @@
-"""Checkpoint files: written whole or not at all, sealed by a checksum, read without running code.
+"""Checkpoint files: written atomically, sealed with a checksum, read without running code.
 
-Also which of a run's checkpoints is the newest good one, and which stay.
+Also finds a run's newest good checkpoint and deletes old ones.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ from .errors import UserError
 FORMAT = 1
 PACKAGES = (
     *("torch", "torchvision", "numpy", "hydra-core", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    *("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg"),  # with which DALI decodes
+    *("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg"),  # DALI decodes with these
 )
 PLAIN = (int, float, str, bool, type(None), Tensor)
-RETRY_WAITS_S = (1.0, 2.0, 4.0)  # before what a failing system didn't read is read again
+RETRY_WAITS_S = (1.0, 2.0, 4.0)  # before each retry of a read that the system failed
 
-# torch.save writes a zip archive. The seal is the archive's comment, its very end, which every reader
-# of zip files passes over: data and checksum are one file and become visible by one rename.
+# torch.save writes a zip archive. The seal is the archive's comment, at its very end, which zip readers
+# ignore. So data and checksum are one file, and one rename makes both visible.
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
 _ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22
@@ -44,7 +44,7 @@ class CheckpointError(UserError):
 
 
 class UnreadableError(CheckpointError):
-    """The system failed while it read a file, which may be a good one."""
+    """The system failed to read a file; the file itself may be good."""
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -53,9 +53,9 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) -> list[Path]:
-    """List a folder's checkpoints of the wanted steps, oldest first. Raises UnreadableError."""
+    """List a folder's checkpoints of the wanted steps, oldest first. Raises UnreadableError if it can't."""
     try:
-        names = os.listdir(folder)  # glob takes a folder that it fails to read for an empty one
+        names = os.listdir(folder)  # glob treats an unreadable folder as empty
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -66,7 +66,7 @@ def saved_steps(folder: Path, wanted: Callable[[int], bool] = lambda _: True) ->
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what shapes a trajectory; of the builds for CUDA 12 and 13 one is installed."""
+    """Return the versions of the installed packages that affect results (CUDA 12 or CUDA 13 builds)."""
     found: dict[str, str] = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -77,7 +77,7 @@ def package_versions() -> dict[str, str]:
 def check_plain(value: object, key: str = "checkpoint") -> None:
     """Raise TypeError, naming the key, unless torch.load(weights_only=True) will read the value back.
 
-    That is: values of PLAIN, lists and dicts of these; no subclasses, as numpy's and OmegaConf's values are.
+    Allowed are values of the types in PLAIN, and lists and dicts of them; no subclasses (numpy, OmegaConf).
     """
     if type(value) is list:
         value = dict(enumerate(value))
@@ -89,13 +89,13 @@ def check_plain(value: object, key: str = "checkpoint") -> None:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that the path holds it whole or what it held before, even if power fails.
+    """Write a checkpoint atomically: even after a power failure, the path holds the old or the new file.
 
-    What was written is read back and checked before it takes the name.
-    Raises OSError where the disk or the folder fails; nothing is left behind then.
+    The new file is read back and checked before it is renamed to the path.
+    Raises OSError if the disk or folder fails; then no partial file is left.
     """
     check_plain(state)
-    # In memory first: torch.save into a file that can't grow raises no OSError.
+    # In memory first: torch.save raises no OSError if the disk is full.
     archive = BytesIO()
     torch.save(state, archive)
     content = _sealed(archive.getbuffer())
@@ -111,16 +111,16 @@ def write(path: Path, state: dict[str, Any]) -> None:
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the rename itself
+            os.fsync(folder)  # makes the rename durable
         finally:
             os.close(folder)
     finally:
-        with suppress(OSError):  # the failure that led here is the one to be told
+        with suppress(OSError):  # must not hide the original error
             temporary.unlink(missing_ok=True)
 
 
 def _sealed(archive: memoryview) -> bytes:
-    """Append the checksum of everything before it as the zip archive's comment."""
+    """Append a zip comment that holds the checksum of all bytes before it."""
     assert archive[-_ZIP_END_SIZE:][: len(_ZIP_END)] == _ZIP_END, "torch.save wrote no plain zip archive"
     announced = bytes(archive[:-2]) + struct.pack("<H", _SEAL_SIZE)  # the comment's length
     return announced + _SEAL + _checksum(announced)
@@ -131,9 +131,9 @@ def _checksum(content: bytes | memoryview) -> bytes:
 
 
 def keep_newest(folder: Path, keep: int, written: Path, needed: Callable[[int], bool]) -> None:
-    """Delete all step checkpoints but the newest `keep`, the newest of the needed steps and the one written.
+    """Delete step checkpoints, except the newest `keep`, the newest needed one and the one just written.
 
-    For right after a `write`, which checked what it wrote: that one is good.
+    Call it right after `write`, which has verified that `written` is good.
     """
     spared = [written, *saved_steps(folder, needed)[-1:]]
     for path in saved_steps(folder)[:-keep]:
@@ -146,10 +146,10 @@ def newest_checkpoint(
 ) -> tuple[Path | None, list[str]]:
     """Find a run's newest good checkpoint of the wanted steps; never best.pt, which can't be resumed from.
 
-    Returns its path, or None, and a line about each damaged one, best.pt always among those that are looked
-    at, and one about a best.pt alone. Those are renamed, never to be taken nor deleted, unless none is good:
-    then all stay as they are, for a person to look at. Raises UnreadableError, and leaves all as they are,
-    where the system fails.
+    Returns its path, or None, and a line about each damaged file found, including best.pt, or about a
+    best.pt without any step_*.pt. Damaged files are renamed, so that they are neither used nor deleted. If
+    no checkpoint is good, nothing is renamed, so that a person can look. Raises UnreadableError, with nothing
+    renamed, if the system fails.
     """
     newest: Path | None = None
     damaged: dict[Path, str] = {}
@@ -176,7 +176,7 @@ def newest_checkpoint(
 
 
 def _defect(path: Path) -> str | None:
-    """Say why a checkpoint can't be taken, None if it can. Raises UnreadableError where the system fails."""
+    """Return why a checkpoint can't be used, None if it can. Raises UnreadableError if the system fails."""
     try:
         step = load_run(path).get("step")
     except UnreadableError:
@@ -190,8 +190,8 @@ def _defect(path: Path) -> str | None:
 def load_file(path: Path) -> dict[str, Any]:
     """Read tensors and plain values; nothing else is unpickled, so a file can't run code.
 
-    Raises CheckpointError where the file is missing, broken, holds anything else, or is one of ours and not
-    what was sealed, to the last bit; UnreadableError where the system fails.
+    Raises CheckpointError if the file is missing, broken or holds anything else, or if it is one of ours and
+    doesn't match its checksum; UnreadableError if the system fails.
     """
     if path.exists() and not path.is_file():
         raise CheckpointError(f"checkpoint {path} is no regular file; give another file")  # a pipe would hang
@@ -207,15 +207,15 @@ def load_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum differs; give another file")
     try:
         _check_size(content)
-        with warnings.catch_warnings(action="ignore"):  # on what a refused file was written with
+        with warnings.catch_warnings(action="ignore"):  # about how a rejected file was written
             state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except UnpicklingError:
-        # torch's own message tells how to read such a file all the same, which would run its code.
+        # torch's own message explains how to load such a file anyway, which would run its code.
         what = "it is broken, or holds more than tensors and plain values, and reading that could run code"
         raise CheckpointError(f"checkpoint {path} can't be read: {what}; give another file") from None
-    except Exception as error:  # a broken file may raise anything at all out of torch
+    except Exception as error:  # torch may raise anything on a broken file
         reason = (str(error) or repr(error)).splitlines()[0]
-        kind = UnreadableError if sealed else CheckpointError  # what is as it was sealed isn't broken
+        kind = UnreadableError if sealed else CheckpointError  # the checksum matches
         what = f"it is cut short, damaged or no checkpoint ({reason})"
         raise kind(f"checkpoint {path} can't be read: {what}; give another file") from error
     if not isinstance(state, dict):
@@ -226,7 +226,7 @@ def load_file(path: Path) -> dict[str, Any]:
 
 
 def _check_size(content: bytes) -> None:
-    """Raise ValueError if a zip archive unpacks to more than it is, as torch.save's never do."""
+    """Raise ValueError if a zip archive unpacks to more bytes than it has; torch.save's never do."""
     if content.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(BytesIO(content)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
@@ -235,9 +235,9 @@ def _check_size(content: bytes) -> None:
 
 
 def load_run(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, all of it; what the system fails to read is tried again.
+    """Read one of our checkpoints; retries if the system fails to read it.
 
-    Raises CheckpointError for any other or damaged file, UnreadableError where the system fails for good.
+    Raises CheckpointError for any other or damaged file, UnreadableError if the last retry fails too.
     """
     for wait in RETRY_WAITS_S:
         with suppress(UnreadableError):

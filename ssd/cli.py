@@ -1,4 +1,4 @@
-"""From the shell to a checked config; a mistake is one line, and outputs are checked before the work."""
+"""Command line → checked config. A user's mistake becomes a one-line error; outputs are checked up front."""
 
 import gc
 import os
@@ -34,12 +34,12 @@ Numbers = Mapping[str, float]
 
 
 def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Path, name: str) -> None:
-    """Call a script's main with conf/name.yaml as the command line changes it, checked by the schema.
+    """Call a script's main with the config from conf/name.yaml and the command line, checked by the schema.
 
-    --help shows the script's docstring and keys. UserError, and what Hydra refuses, become one line on stderr
-    and exit status 1. In a sweep (--multirun) a job that fails says so and the next one begins; a line of
-    each job's numbers, which main returned, ends it, with exit status 1 where a job failed. The first number
-    is a sweeper's objective.
+    --help shows the script's docstring and keys. UserError and Hydra's errors become one line on stderr and
+    exit status 1. In a sweep (--multirun), a failed job prints its error and the sweep goes on. A sweep ends
+    with one line per job, showing the numbers that main returned, and exit status 1 if a job failed. The
+    first number is a sweeper's objective.
     """
     ConfigStore.instance().store(f"{name}_schema", schema)
     if {"--help", "-h"} & {*sys.argv[1:]}:
@@ -49,22 +49,22 @@ def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Pa
     if is_sweep and os.environ.get("WORLD_SIZE", "1") != "1":  # they would share one torchrun store
         fix = "give each job a torchrun and a name=… of its own"
         raise SystemExit(f"error: --multirun is for one process; {fix}")
-    jobs: dict[str, Numbers | None] = {}  # by folder and what is varied; None is one that failed
+    jobs: dict[str, Numbers | None] = {}  # by folder and varied keys; None if the job failed
 
-    @wraps(main)  # Hydra names the job after the file that the innermost function is in
+    @wraps(main)  # Hydra names the job after the file that defines the wrapped function
     def job(composed: DictConfig) -> float | None:
         title = " ".join([os.path.relpath(HydraConfig.get().runtime.output_dir), *varied()])
         jobs[title] = None
         with _telling_what_fails(title if is_sweep else None):
             jobs[title] = main(parse(schema, composed)) or {}
-        gc.collect()  # of networks and pipelines, which hold each other: the next job needs their memory
+        gc.collect()  # networks and pipelines are in reference cycles; the next job needs their memory
         return next(iter((jobs[title] or {}).values()), None)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints exceptions, up to thirty lines each, and exits
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints a long traceback and exits
     try:
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        if jobs:  # it is a bug of main's
+        if jobs:  # main started, so this is a bug in it
             raise
         raise SystemExit(f"error: {_explain_hydra(error, schema, conf)}") from None
     if is_sweep:
@@ -73,12 +73,12 @@ def run(main: Callable[[Schema], Numbers | None], schema: type[Schema], conf: Pa
 
 @contextmanager
 def _telling_what_fails(job: str | None) -> Iterator[None]:
-    """End a script by one line where it is the user's mistake; in a sweep tell what fails, and go on."""
+    """End the script with a one-line error after a UserError. In a sweep, print any error and go on."""
     try:
         yield
     except UserError as error:
         with suppress(OSError):  # the folder is not empty
-            # Hydra made it for a start that was refused.
+            # Hydra made the folder, but the run never started.
             os.removedirs(os.path.relpath(HydraConfig.get().runtime.output_dir))
         if job is None:
             raise SystemExit(f"error: {error}") from None
@@ -90,7 +90,7 @@ def _telling_what_fails(job: str | None) -> Iterator[None]:
 
 
 def _conclude(jobs: Mapping[str, Numbers | None]) -> None:
-    """Print a sweep's jobs with their numbers; exit with 1 if one failed."""
+    """Print each job of a sweep with its numbers; exit with status 1 if one failed."""
     console = PlainConsole()
     for title, numbers in jobs.items():
         shown = [f"{key} {round(value, 3)}" for key, value in (numbers or {}).items()]
@@ -100,7 +100,7 @@ def _conclude(jobs: Mapping[str, Numbers | None]) -> None:
 
 
 def varied() -> list[str]:
-    """Return what a sweep varies as the current job has it, each key=value; nothing outside a sweep."""
+    """List the keys that the sweep varies, as key=value of the current job; empty outside a sweep."""
     given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(given)
     keys = {each.get_key_element() for each in parsed if each.is_sweep_override()}
@@ -108,7 +108,7 @@ def varied() -> list[str]:
 
 
 def parse(schema: type[Schema], composed: DictConfig) -> Schema:
-    """Turn Hydra's composed config into the typed object that the rest of the code takes.
+    """Turn Hydra's composed config into the typed object that the rest of the code uses.
 
     Merging into a fresh schema also catches what Hydra lets through (`+unknown=1`).
     Raises UserError naming the key and what is wrong with it.
@@ -122,7 +122,7 @@ def parse(schema: type[Schema], composed: DictConfig) -> Schema:
 
 
 def as_yaml(config: object) -> str:
-    """Write a config object as yaml, for people."""
+    """Return a config object as human-readable yaml."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
@@ -133,7 +133,7 @@ def as_plain(config: object) -> dict[str, object]:
 
 
 def by_full_key(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name each value of nested dicts by its whole key, as on the command line."""
+    """Flatten nested dicts; keys become dotted, as on the command line."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + key
@@ -143,7 +143,7 @@ def by_full_key(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path, key: str) -> Iterator[None]:
-    """Turn a failure to write a path into UserError, which names the path and the key that gave it."""
+    """Turn a failure to write a path into a UserError that names the path and its config key."""
     try:
         yield
     except OSError as error:
@@ -152,16 +152,16 @@ def writing(path: Path, key: str) -> Iterator[None]:
 
 
 def check_folder(folder: Path, key: str) -> None:
-    """Make a folder, and raise UserError, naming the key that gave it, unless files can be written there."""
+    """Make a folder. Raises UserError, naming the config key, if files can't be written there."""
     with writing(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
 
 
 def check_file(given: str | None, key: str) -> None:
-    """Raise UserError, naming the key that gave it, unless a file can be written there; null is no file.
+    """Raise UserError, naming the config key, if a file can't be written; None means that no file is wanted.
 
-    Makes the file's folder, and leaves a file that is there as it is.
+    Makes the file's folder. Leaves an existing file unchanged.
     """
     if given is None:
         return
@@ -175,9 +175,9 @@ def check_file(given: str | None, key: str) -> None:
 
 
 def _help(conf: Path, name: str) -> str:
-    """Show a script's file in conf/ and, of each group that it has, the choices and the file chosen.
+    """Return a script's file in conf/, then each config group's choices and the file chosen by default.
 
-    As they are: they hold each key's comment, and Hydra's own help, made of the values, has none.
+    The files are shown verbatim because their comments explain the keys; Hydra's own help drops comments.
     """
     file = conf / f"{name}.yaml"
     parts = [file.read_text(encoding="utf-8")]
@@ -193,10 +193,10 @@ def _help(conf: Path, name: str) -> str:
 
 
 def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
-    """Say in one line what kept Hydra from composing a config."""
+    """Return a one-line message that says why Hydra couldn't compose a config."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
-        # Hydra takes config groups for keys.
+        # Hydra also accepts config groups as keys.
         return _explain_key(cause, schema, [path.name for path in conf.iterdir() if path.is_dir()])
     if isinstance(error, OverrideParseException):
         return (
@@ -212,7 +212,7 @@ def _explain_hydra(error: Exception, schema: type, conf: Path) -> str:
 
 
 def _explain_key(error: OmegaConfBaseException, schema: type, groups: Sequence[str] = ()) -> str:
-    """Say in one line which key is wrong, and what is wrong with it."""
+    """Return a one-line message that says which key is wrong, and why."""
     key = str(error.full_key)
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is not set: give {key}=…"

@@ -1,4 +1,4 @@
-"""Which keys are there? The schema of every script in conf/: names, types, and which values make sense."""
+"""The config schema of every script: the keys of conf/, their types, and the values that are allowed."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from .detect import MAX_DETECTIONS, SHOWN_SCORE
 from .errors import UserError, require
 from .published import Weights
 
-MINUTES_A_YEAR = 365 * 24 * 60  # no wait need be longer, and every clock can still count it
+MINUTES_A_YEAR = 365 * 24 * 60  # longer waits are useless, and could overflow a clock
 
 
 def default_threads(ranks_on_machine: int = 1) -> int:
@@ -22,7 +22,7 @@ def default_threads(ranks_on_machine: int = 1) -> int:
 
 
 def _require_at_least(config: object, section: str, **lowest: int) -> None:
-    """Raise UserError unless each of the named fields of a section has its lowest value, or is null."""
+    """Raise UserError unless each of these fields of a section is null or at least its lowest value."""
     for name, limit in lowest.items():
         value = getattr(config, name)
         require(value is None or value >= limit, section + name, value, f"give at least {limit}")
@@ -34,22 +34,22 @@ def _require_wait(key: str, minutes: float | None) -> None:
 
 
 def _filled(config: object, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a section, with the training's in place of null."""
+    """Return a section's values, with nulls replaced by the values used in training."""
     return {key: trained.get(key) if value is None else value for key, value in vars(config).items()}
 
 
-# Sections of train.py's config. Some are used by the other scripts too.
+# Sections of train.py's config. Other scripts use some of them too.
 
 
 class OnBadImage(Enum):
-    """What an image file that can't be used does to a training: stop it, or be left out of it."""
+    """What training does about an image file that can't be used: stop, or leave the image out."""
 
     fail = "fail"
     quarantine = "quarantine"
 
 
 class Check(Enum):
-    """How closely every image file is looked at before training; the doctor looks as `full` does."""
+    """How thoroughly every image file is checked before training; check_dataset.py always uses `full`."""
 
     off = "off"
     header = "header"
@@ -57,21 +57,21 @@ class Check(Enum):
 
 
 class Decoder(Enum):
-    """Where pictures are decoded, on a machine with GPUs; the rest of the pipeline runs on the GPU."""
+    """Where images are decoded on a machine with GPUs; the rest of the pipeline runs on the GPU."""
 
     cpu = "cpu"
     gpu = "gpu"
 
 
 def coco_place(folder: Path, key: str) -> Path:
-    """Return where COCO publishes a split's images or annotations: key is val_images, say."""
+    """Return the path of a split's images or annotations in COCO's layout; key: such as val_images."""
     split, kind = key.split("_")
     return folder / (f"{split}2017" if kind == "images" else f"annotations/instances_{split}2017.json")
 
 
 @dataclass
 class DataSource:
-    """Where a data set is and how it is read; the four paths follow from `path` where they are null."""
+    """Where a data set is and how it is read. Those of the four paths that are null follow from `path`."""
 
     path: str | None = None
     train_images: str | None = None
@@ -88,9 +88,9 @@ class DataSource:
         require(0 < shortest < math.inf, "data.min_box_px", shortest, "give a size in pixels above 0")
 
     def locate(self, key: str) -> Path:
-        """Return one of the four paths: as given by its own key, else from data.path.
+        """Return one of the four paths: the value of its own key, else the one that follows from data.path.
 
-        Raises UserError where neither is given.
+        Raises UserError if neither is given.
         """
         given = cast(str | None, getattr(self, key))
         if given is not None:
@@ -102,7 +102,7 @@ class DataSource:
 
 @dataclass
 class DataConfig(DataSource):
-    """Which pictures, and how they are fed."""
+    """Which images are used, and how they are fed to the network."""
 
     batch_size: int = 32
     augment: bool = True
@@ -118,7 +118,7 @@ class DataConfig(DataSource):
 
 
 class Backbone(Enum):
-    """Torchvision ResNets that the detector can stand on."""
+    """The torchvision ResNets that can be the detector's backbone."""
 
     resnet18 = "resnet18"
     resnet34 = "resnet34"
@@ -129,7 +129,7 @@ class Backbone(Enum):
 
 @dataclass
 class ModelConfig:
-    """The network and what its weights start from; weights: torchvision's name, a file, or null."""
+    """The network and its initial weights. weights: a torchvision name, a file, or null."""
 
     backbone: Backbone = Backbone.resnet50
     weights: str | None = None
@@ -139,7 +139,7 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """SGD. learning_rate is for 32 images a step, scaled linearly unless scale_learning_rate is false."""
+    """SGD. learning_rate is for 32 images a step and scales linearly unless scale_learning_rate is false."""
 
     learning_rate: float = 2.6e-3
     scale_learning_rate: bool = True
@@ -155,9 +155,9 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """How long, and how the learning rate moves.
+    """How long to train, and how the learning rate changes.
 
-    milestones: epochs counted from 0; null becomes two thirds and five sixths of all, about the recipe's.
+    milestones: epochs counted from 0; null: two thirds and five sixths of all epochs, close to the recipe.
     """
 
     epochs: int = 65
@@ -174,7 +174,7 @@ class ScheduleConfig:
 
 
 class Device(Enum):
-    """Where the network runs; auto is cuda where there is a GPU and cpu elsewhere."""
+    """Where the network runs; auto: cuda if there is a GPU, else cpu."""
 
     auto = "auto"
     cpu = "cpu"
@@ -182,7 +182,7 @@ class Device(Enum):
 
 
 class Precision(Enum):
-    """Type of the forward pass and of the activations; weights and loss are float32 in all three."""
+    """Number format of the forward pass and activations; weights and loss are always float32."""
 
     fp16 = "fp16"
     bf16 = "bf16"
@@ -191,7 +191,7 @@ class Precision(Enum):
 
 @dataclass
 class RuntimeConfig:
-    """The machine's side: it changes what is learned through rounding alone."""
+    """Device and number format. They affect the results only through rounding."""
 
     device: Device = Device.auto
     precision: Precision = Precision.fp16
@@ -203,7 +203,7 @@ class RuntimeConfig:
 
 @dataclass
 class LoggingConfig:
-    """How often losses are read off the device and recorded; whether report.html is made."""
+    """How often losses are read from the device and recorded, and whether report.html is written."""
 
     every_steps: int = 20
     report: bool = True
@@ -214,7 +214,7 @@ class LoggingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """After which epochs (counted from 0) to evaluate, besides each every-th one and the last."""
+    """When to evaluate: after these epochs (counted from 0), every `every` epochs, and after the last."""
 
     epochs: list[int] = field(default_factory=list)
     every: int | None = None
@@ -227,18 +227,18 @@ class EvaluationConfig:
         _require_wait("evaluation.timeout_minutes", self.timeout_minutes)
 
     def due(self, epoch: int) -> bool:
-        """Tell whether an evaluation follows this epoch."""
+        """Tell whether to evaluate after this epoch."""
         return epoch in self.epochs or (self.every is not None and (epoch + 1) % self.every == 0)
 
 
-# What a checkpoint that can't be written does: stop the run, or be reported while training goes on. A class
-# can't name a member `continue`.
+# What happens if a checkpoint can't be written: stop the run, or report it and go on training. Not a class
+# statement, because `continue` is a keyword.
 OnError = Enum("OnError", {"fail": "fail", "continue": "continue"})
 
 
 @dataclass
 class CheckpointConfig:
-    """When to save besides at the end, and how many step_*.pt to keep (best.pt is kept besides)."""
+    """When to save, in addition to at the end, and how many step_*.pt to keep (in addition to best.pt)."""
 
     every_epochs: int | None = 1
     every_steps: int | None = None
@@ -249,7 +249,7 @@ class CheckpointConfig:
         _require_at_least(self, "checkpoint.", every_epochs=1, every_steps=1, keep=1)
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
-        """Tell whether a checkpoint follows this many steps."""
+        """Tell whether to save a checkpoint after this many steps."""
         epochs, position = divmod(step, steps_per_epoch)
         return (self.every_steps is not None and step % self.every_steps == 0) or (
             self.every_epochs is not None and position == 0 and epochs % self.every_epochs == 0
@@ -257,7 +257,7 @@ class CheckpointConfig:
 
 
 class OnNonfinite(Enum):
-    """What a step with a loss or gradient that is not finite leads to; it is never taken."""
+    """What to do about a step whose loss or gradient is not finite. The step itself is always skipped."""
 
     stop = "stop"
     skip = "skip"
@@ -266,7 +266,7 @@ class OnNonfinite(Enum):
 
 @dataclass
 class TrainingConfig:
-    """What watches over the steps, and ends them early: patience, in evaluations without a better AP."""
+    """Safety checks and early stopping. patience: evaluations in a row without a better AP."""
 
     patience: int | None = None
     on_nonfinite: OnNonfinite = OnNonfinite.stop
@@ -281,7 +281,7 @@ class TrainingConfig:
 
 @dataclass
 class ResumeConfig:
-    """Keys that shape a run and may differ from those it began with; or never: it begins anew each time."""
+    """override: keys that may differ from the run's checkpoint. never: start over instead of resuming."""
 
     override: list[str] = field(default_factory=list)
     never: bool = False
@@ -292,7 +292,7 @@ class ResumeConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that train.py reads."""
+    """All keys of train.py."""
 
     name: str = MISSING
     seed: int = 0
@@ -315,7 +315,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateDataConfig:
-    """Validation pictures; batch_size null is as in training."""
+    """Validation data. batch_size null: as in training."""
 
     path: str | None = None
     val_images: str | None = None
@@ -329,14 +329,14 @@ class EvaluateDataConfig:
 
 @dataclass
 class EvaluateModelConfig:
-    """What the checkpoint should be."""
+    """What the checkpoint is expected to hold."""
 
     backbone: Backbone | None = None
 
 
 @dataclass
 class EvaluateRuntimeConfig:
-    """The machine's side; null is as in training."""
+    """Device and number format. null: as in training."""
 
     device: Device = Device.auto
     precision: Precision | None = None
@@ -344,7 +344,7 @@ class EvaluateRuntimeConfig:
     channels_last: bool | None = None
 
     def filled_from(self, weights: Weights) -> RuntimeConfig:
-        """Fill what is null from the checkpoint's training config; a published one has none: float32."""
+        """Fill nulls from the checkpoint's training config; a published one has none and gets float32."""
         trained = weights.config["runtime"] if weights.config else {"precision": "fp32"}
         values = _filled(self, vars(RuntimeConfig()) | trained)
         return RuntimeConfig(**values | {"precision": Precision(values["precision"])})
@@ -352,7 +352,7 @@ class EvaluateRuntimeConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Everything that evaluate.py reads."""
+    """All keys of evaluate.py."""
 
     checkpoint: str = MISSING
     out: str = "evaluation.json"
@@ -370,10 +370,10 @@ class EvaluateConfig:
         require(len({*files}) == len(files), "out", self.out, fix)
 
     def resolve(self, weights: Weights) -> tuple[DataConfig, RuntimeConfig]:
-        """Fill what is null from the training config in the checkpoint, which a published one lacks.
+        """Fill nulls from the checkpoint's training config; a published checkpoint has none.
 
-        So with the paths, unless data.path or both others say where the validation data is.
-        Raises UserError where model.backbone is given and another than the checkpoint's.
+        The paths are filled too, unless data.path is given, or both data.val_images and data.val_annotations.
+        Raises UserError if model.backbone is given and differs from the checkpoint's.
         """
         named = self.model.backbone.value if self.model.backbone else weights.backbone
         fix = f"the checkpoint is a {weights.backbone}; leave the key out"
@@ -387,7 +387,7 @@ class EvaluateConfig:
 
 @dataclass
 class PredictConfig:
-    """Everything that predict.py reads. images: a path, folder or glob, or a list of these."""
+    """All keys of predict.py. images: a path, folder or glob, or a list of these."""
 
     checkpoint: str = MISSING
     images: Any = MISSING
@@ -407,9 +407,9 @@ class PredictConfig:
         self.sources()
 
     def sources(self) -> list[str]:
-        """List the paths, folders and globs in `images`. Raises UserError where one of them is no text."""
+        """List the paths, folders and globs in `images`. Raises UserError if one of them isn't text."""
         given = self.images if isinstance(self.images, list) else [self.images]
-        # Hydra reads 2017 as a number, and that is a folder's name; of 1e3 and true the spelling is lost.
+        # Hydra reads 2017, a possible folder name, as an int; 1e3 and true lose their spelling when parsed.
         usable = given != [] and all(type(each) in (str, int) and each != "" for each in given)
         fix = "give a picture, folder or glob, or a list; quote what isn't text"
         require(usable, "images", self.images, fix)
@@ -417,7 +417,7 @@ class PredictConfig:
 
 
 class Split(Enum):
-    """What a data set is trained on, and what it is evaluated on."""
+    """The part of a data set for training, and the part for evaluation."""
 
     train = "train"
     val = "val"
@@ -425,7 +425,7 @@ class Split(Enum):
 
 @dataclass
 class CheckDatasetConfig:
-    """Everything that scripts/check_dataset.py reads. It reads the files themselves, no cache."""
+    """All keys of scripts/check_dataset.py, which reads the files themselves and uses no cache."""
 
     splits: list[Split] = field(default_factory=lambda: [Split.train, Split.val])
     out: str = "dataset_report.json"
@@ -438,7 +438,7 @@ class CheckDatasetConfig:
 
 @dataclass
 class ReportConfig:
-    """Everything that scripts/report.py reads."""
+    """All keys of scripts/report.py."""
 
     run: str | None = None
     out: str | None = None

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: the start-up table, progress, COCO's lines."""
+"""What a run prints in the terminal: the start-up table, progress, COCO's metrics."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ from ssd.errors import UserError, printable
 
 
 class _Output:
-    """A file or standard output, as long as it takes what is printed: a run does not end for want of it."""
+    """A file or standard output. Once a write fails, output goes to /dev/null, so that the run survives."""
 
     def __init__(self, file: IO[str] | None) -> None:
         self._file = file
 
     @property
     def _stream(self) -> Any:
-        # What a progress bar stands before.
+        # While a progress bar is shown, rich replaces sys.stdout by a proxy of it.
         return self._file or getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
     def __getattr__(self, name: str) -> object:
@@ -44,17 +44,17 @@ class _Output:
     def _or_nowhere(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # a closed pipe, a full disk, a terminal that has gone
+        except OSError as error:  # a closed pipe, a full disk, a closed terminal
             with suppress(OSError):
                 name = getattr(self._file, "name", "standard output")
                 print(f"{name} is lost ({error.strerror}); going on without it", file=sys.stderr)
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # what is still buffered goes there too
+            os.dup2(nowhere, self._stream.fileno())  # buffered text goes there too
             os.close(nowhere)
 
 
 class PlainConsole(Console):
-    """Shows names of files and classes as they are: [x] is no style, :car: no emoji, ESC steers nothing."""
+    """Prints text literally: names may hold [x] (not a style), :car: (not an emoji) or ESC (replaced)."""
 
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
         if file is None:
@@ -70,12 +70,12 @@ class PlainConsole(Console):
         )
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Do as rich does for each string that it prints, also in tables."""
+        """Escape control characters; rich calls this for each string that it prints, also in tables."""
         return super().render_str(printable(text), **options)
 
 
 class RunConsole:
-    """Prints on rank 0, a live progress bar in a terminal, plain lines elsewhere; other ranks are silent."""
+    """Prints on rank 0 only: a live progress bar in a terminal, otherwise plain lines."""
 
     def __init__(self, is_main: bool) -> None:
         self._console = PlainConsole(quiet=not is_main)
@@ -87,12 +87,12 @@ class RunConsole:
         self._copy = PlainConsole(quiet=not is_main, file=self._said)
 
     def copy_to(self, path: Path, *header: str) -> None:
-        """Append a header and all that is said, from the beginning on, to a file too. Raises OSError."""
+        """Append a header and all output, from the start of the run, to a file too. Raises OSError."""
         self._copy = PlainConsole(file=path.open("a", encoding="utf-8"))
         self._copy.print(*header, self._said.getvalue(), sep="\n", end="")
 
     def table(self, title: str, rows: dict[str, str]) -> None:
-        """Print names and values as one table."""
+        """Print a table of names and values."""
         table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
@@ -101,7 +101,7 @@ class RunConsole:
         self._print(table)
 
     def say(self, *lines: str) -> None:
-        """Print lines, above the progress bar where there is one."""
+        """Print lines, above the progress bar if there is one."""
         for line in lines:
             self._print(line)
 
@@ -111,16 +111,16 @@ class RunConsole:
             self._console.print(what)
 
     def start(self, step: int, steps: int) -> None:
-        """Begin to show progress at a step."""
+        """Start showing progress from a step."""
         self._steps = steps
         self._task = self._progress.add_task("", total=steps, completed=step, what="epoch 0", figures="")
 
     def advance(self, step: int, epoch: int) -> None:
-        """Show that a step was queued."""
+        """Show that a step has been queued on the device."""
         self._progress.update(self._task, completed=step, what=f"epoch {epoch}")
 
     def figures(self, step: int, record: dict[str, float], seconds_left: float) -> None:
-        """Show a training record: in the bar, or as a line where there is none."""
+        """Show a training record: in the progress bar, or as a line if there is none."""
         text = (
             f"loss {record['loss']:.3f} ({record['loss_localization']:.3f} + {record['loss_confidence']:.3f})"
             f" · lr {record['learning_rate']:.2e} · {record['images_per_second']:.1f} img/s"
@@ -131,9 +131,9 @@ class RunConsole:
 
     @contextmanager
     def counting(self, total: int, title: str) -> Iterator[Callable[[int], None]]:
-        """Show how many of the total are done; the function given is told how many more they are.
+        """Show how many of the total are done; call the yielded function with the number of new ones.
 
-        Without a bar, say that it began.
+        Without a progress bar, only the title is printed.
         """
         self._print(title, beside_bar=False)
         task = self._progress.add_task("", total=total, what=title, figures="")

@@ -1,4 +1,4 @@
-"""The process group: set up here and nowhere else; the rest asks `Ranks` for numbers and exchanges."""
+"""The process group. It is set up only here; other code uses `Ranks` for rank numbers and communication."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from .errors import UserError, require
 Value = TypeVar("Value")
 
 ANOTHER_RANK_FAILED = "another rank can't go on; its message says why"
-_FAILED = "failed"  # in a result's place on the store, and no json
+_FAILED = "failed"  # stored instead of a result; not valid json
 
 
 @dataclass
 class Ranks:
-    """This process among those of the run; with one process every exchange is the identity.
+    """This process's rank, and communication with the other ranks. With one process, exchanges do nothing.
 
-    store: None where the run is one process. cpu_group: gloo beside NCCL, for Python objects, so that no such
-    exchange waits for a device; None is the default group, gloo's own where the run is on CPUs.
+    store: None if the run has one process. cpu_group: on GPUs, a gloo group in addition to NCCL's, so that
+    exchanging Python objects never waits for a device; None means the default group, which is gloo on CPUs.
     """
 
     device: torch.device
@@ -42,7 +42,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Tell whether this is rank 0, which writes the files and talks."""
+        """Tell whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def highest(self, value: int) -> int:
@@ -50,7 +50,7 @@ class Ranks:
         return self.begin_highest(value)()
 
     def begin_highest(self, value: int) -> Callable[[], int]:
-        """Begin to tell the other ranks a value; the call returned waits for the highest of all ranks."""
+        """Send a value to the other ranks without waiting. Call the result to wait for the highest value."""
         if self.world_size == 1:
             return lambda: value
         highest = torch.tensor(value)
@@ -63,7 +63,7 @@ class Ranks:
         return wait
 
     def on_all(self, work: Callable[[], Value]) -> Value:
-        """Do each rank's own work. Raises UserError on every rank where one's raises it, each telling why."""
+        """Run each rank's own work. If it raises UserError on any rank, every rank raises UserError."""
         try:
             result = work()
         except UserError:
@@ -74,7 +74,7 @@ class Ranks:
         return result
 
     def gather(self, value: Value) -> list[Value]:
-        """Collect one Python object of every rank, in rank order, on every rank."""
+        """Return every rank's Python object, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Value | None] = [None] * self.world_size
@@ -82,16 +82,16 @@ class Ranks:
         return values  # type: ignore[return-value]  # each was filled
 
     def take_main(self, tensors: list[Tensor]) -> None:
-        """Overwrite tensors by rank 0's."""
+        """Overwrite tensors with rank 0's."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def on_main(self, work: Callable[[], Value], timeout: timedelta) -> Value:
-        """Run long host work on rank 0 while the others wait for its result, plain json, on the store.
+        """Run long host work on rank 0. The other ranks wait on the store for its result, which must be json.
 
-        The wait is in no collective: its timeout is its own, no device's watchdog sees it. Raises UserError
-        on every rank where the work does, torch.distributed.DistStoreError on a waiting rank after `timeout`.
+        They don't wait in a collective, so the timeout is separate and NCCL's watchdog isn't involved. Raises
+        UserError on every rank if the work raises it; DistStoreError on a waiting rank after `timeout`.
         """
         if self.store is None:
             return work()
@@ -113,7 +113,7 @@ class Ranks:
 
 
 def choose_device(choice: Device, local_rank: int) -> torch.device:
-    """Turn runtime.device into this rank's device. Raises UserError where there is no such GPU."""
+    """Turn runtime.device into this rank's device. Raises UserError if there is no such GPU."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if choice is Device.cpu or (choice is Device.auto and not found):
         return torch.device("cpu")
@@ -125,9 +125,9 @@ def choose_device(choice: Device, local_rank: int) -> torch.device:
 
 @contextmanager
 def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
-    """Join the process group of torchrun's variables (NCCL on GPUs, gloo on CPUs), and leave it at the end.
+    """Join the process group given by torchrun's variables (NCCL on GPUs, gloo on CPUs); leave it at exit.
 
-    Without these variables, or with one process, no group is made. timeout: of each exchange between ranks.
+    Without these variables, or with one process, there is no group. timeout: for each exchange between ranks.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -138,8 +138,8 @@ def open_ranks(choice: Device, timeout: timedelta) -> Iterator[Ranks]:
         yield Ranks(device)
         return
     store, rank, _ = next(rendezvous("env://"))
-    # torchrun has one store for all attempts, in which restarted ranks would find the dead ones' addresses.
-    # Where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts need, it makes one for each attempt.
+    # torchrun uses one store for all attempts, so restarted ranks would find the dead ranks' addresses there.
+    # With TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, needed on several hosts, each attempt gets its own store.
     if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
         store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     on_gpu = device.type == "cuda"

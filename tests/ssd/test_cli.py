@@ -123,7 +123,7 @@ def test_a_sweeps_jobs_go_on_after_one_that_fails_and_their_numbers_end_it(
     [
         ("train", TrainConfig, "weight_decay: 5.0e-4          # on weights of more than one dimension"),
         ("evaluate", EvaluateConfig, "# the numbers"),
-        ("predict", PredictConfig, "max_detections: 200  # a picture, the best ones"),
+        ("predict", PredictConfig, "max_detections: 200  # per picture, the best ones"),
         ("check_dataset", CheckDatasetConfig, "splits: [train, val] # or one of them"),
     ],
 )
