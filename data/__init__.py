@@ -1,1 +1,1 @@
-"""What feeds the detector: annotation index, order, augmentation, DALI graph, loader, embedded set."""
+"""The input pipeline: annotation index, order, augmentation, DALI graph, loader, embedded set."""

@@ -1,7 +1,7 @@
-"""What is on a picture? A detector that knows what its classes are called: pictures in, boxes in pixels out.
+"""A detector that knows its classes' names: it takes pictures and returns boxes in pixels.
 
-Behind ssd.load, torch.hub and predict.py. It needs torch, torchvision, numpy and Pillow alone, and imports
-relatively: its package is not `ssd` under torch.hub.
+ssd.load, torch.hub and predict.py use it. It needs only torch, torchvision, numpy and Pillow. Its imports are
+relative, because under torch.hub the package is not called `ssd`.
 """
 
 import os
@@ -32,7 +32,7 @@ class Prediction:
     """What was found on one picture, best first.
 
     boxes_ltrb_px: K×4 in pixels of the upright picture, not clipped (RECIPE 7). scores: K. labels: K, from 1.
-    names: of these classes, K. picture: as it was given.
+    names: K, the labels' class names. picture: as given to `predict`.
     """
 
     boxes_ltrb_px: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Prediction:
     picture: Picture
 
     def draw(self) -> Image.Image:
-        """Return the picture with boxes, names and scores drawn on a copy of it; a file is read again."""
+        """Return a copy of the picture with boxes, names and scores drawn on it. A file is read again."""
         picture = read_picture(self.picture)
         texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
         draw_boxes(picture, self.boxes_ltrb_px.tolist(), self.labels.tolist(), texts)
@@ -50,11 +50,11 @@ class Prediction:
 
 
 class Detector(SSD300):
-    """SSD300 that takes pictures, and images wherever they are.
+    """An SSD300 that also takes pictures, by `predict`, and images on any device.
 
-    backbone, num_classes: as SSD300 has them; its state dict is an SSD300's.
-    categories: what its labels mean; "class 1" and so on where neither they nor COCO's number of classes say.
-    precision: in which `predict` computes: fp32 (as the weights are), or fp16 or bf16 by autocast.
+    backbone, num_classes: as for SSD300. The state dict is the same as SSD300's.
+    categories: what the labels mean. The default is COCO's if num_classes is, else "class 1" and so on.
+    precision: of `predict`: fp32 computes in the weights' own type, fp16 and bf16 use autocast.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class Detector(SSD300):
 
     @classmethod
     def of(cls, weights: Weights, precision: str = "fp32") -> Self:
-        """Make the detector that these are the weights of."""
+        """Make a detector with these weights."""
         detector = cls(weights.backbone, weights.num_classes, weights.categories, precision)
         detector.load_state_dict(weights.network.state_dict())
         return detector
 
     @property
     def category_names(self) -> tuple[str, ...]:
-        """The classes' names: label k is category_names[k-1]."""
+        """The classes' names: label k has category_names[k-1]."""
         return self.categories.names
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Move images N×3×300×300 to the network's device and number format, then do as SSD300 does."""
+        """Move images N×3×300×300 to the network's device and dtype, then run SSD300 on them."""
         return super().forward(images.to(next(self.parameters())))
 
     def predict(
@@ -91,13 +91,13 @@ class Detector(SSD300):
         max_detections: int = MAX_DETECTIONS,
         batch_size: int = 8,
     ) -> Any:
-        """Find the objects of a picture, which gives a Prediction, or of a list of them: a list.
+        """Find the objects in one picture, returning a Prediction, or in several, returning a list of them.
 
-        pictures: each of any size, as a path, a PIL picture or a uint8 array H×W×3 (RGB); files are read in
-        threads. threshold: of the scores, from 0 to below 1. classes: only these, by name. max_detections: a
-        picture, the best ones. batch_size: pictures that the network sees at once.
-        Raises UserError, a ValueError, for an argument or a picture that can't be used, and where the
-        network's outputs are not finite.
+        pictures: of any size, each a path, a PIL picture or a uint8 array H×W×3 (RGB). Files are read in
+        threads. threshold: scores must be above it, from 0 to below 1. classes: find only these, by name.
+        max_detections: keep this many per picture, the best ones. batch_size: pictures per forward pass.
+        Raises UserError, a ValueError, if an argument or a picture can't be used or the network's outputs
+        are not finite.
         """
         if not isinstance(pictures, list | tuple | Iterator):
             alone: Any = [pictures]
@@ -126,7 +126,7 @@ class Detector(SSD300):
 
     @torch.inference_mode()
     def _detect(self, squashed: Sequence[Image.Image], threshold: float) -> list[Detections]:
-        """Find all objects of all classes in N pictures as the network takes them, 300×300."""
+        """Find the objects of all classes in N pictures already squashed to 300×300."""
         weight = next(self.parameters())
         values = np.stack([np.asarray(picture) for picture in squashed]).astype(np.float32) / 255
         images = normalize(values).to(weight.device)
@@ -138,10 +138,10 @@ class Detector(SSD300):
         if not (offsets.isfinite().all() & logits.isfinite().all()):
             raise UserError(
                 f"the network's outputs are not finite in {self.precision}; give precision=fp32 "
-                "(runtime.precision=fp32), or another checkpoint where that is so in fp32 too"
+                "(runtime.precision=fp32), or another checkpoint if fp32 fails too"
             )
-        # Classes don't suppress each other, so what an image's number of detections is cut down to can wait
-        # until the other classes are gone.
+        # Keep all detections: `predict` drops unwanted classes first, then cuts to max_detections. The order
+        # is safe because classes don't suppress each other.
         everything = logits.shape[1] * logits.shape[2]
         boxes_cxcywh = default_boxes().to(weight.device)
         return detect(offsets, logits, boxes_cxcywh, threshold, max_detections=everything)
@@ -153,7 +153,7 @@ class Detector(SSD300):
 
 
 def check_precision(precision: str, device: torch.device, key: str = "precision") -> None:
-    """Raise UserError, naming the key, where there is no such precision or the device lacks it."""
+    """Raise UserError, naming the key, if the precision is unknown or the device does not support it."""
     on_gpu = device.type == "cuda"
     require(precision in AUTOCAST, key, repr(precision), f"give {', '.join(AUTOCAST)}")
     if precision == "fp16" and not on_gpu:
@@ -165,8 +165,8 @@ def check_precision(precision: str, device: torch.device, key: str = "precision"
 def _look_at(
     pictures: list[Any], first: int, pool: ThreadPoolExecutor
 ) -> list[tuple[tuple[int, int], Image.Image]]:
-    """Return each picture's size, upright, and what the network sees; errors call one pictures[first + …]."""
-    # Each object once: Pillow reads a file when its pixels are needed, and two threads at once break that.
+    """Return each picture's upright size and squashed copy. Errors call picture i pictures[first + i]."""
+    # Read each object once: Pillow loads pixels lazily, and two threads loading the same one would break.
     distinct = {id(each): (each, f"pictures[{index}]") for index, each in enumerate(pictures, first)}
     looks = dict(zip(distinct, pool.map(_look, distinct.values()), strict=True))
     return [looks[id(each)] for each in pictures]

@@ -1,6 +1,6 @@
-"""What ssd.load and torch.hub give: detectors from weight files by path or URL, and the hub page's functions.
+"""What ssd.load and torch.hub offer: detectors from weights by path or URL, and the hub page's functions.
 
-It needs torch, torchvision, numpy and Pillow alone, and imports relatively: its package is not `ssd` there.
+It needs only torch, torchvision, numpy and Pillow. Imports are relative: under torch.hub it isn't in `ssd`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from .errors import UserError
 from .image import PictureError, centre_crop, normalize, read_picture, squash
 from .published import Weights, load_weights
 
-Source = str | os.PathLike[str]  # a path (~ is the home folder) or a http:, https: or file: URL
+Source = str | os.PathLike[str]  # a path (~ is the home folder) or an http:, https: or file: URL
 
 # NVIDIA's published SSD300 v1.1: ResNet-50 trained on COCO 2017 (RECIPE 8).
 NVIDIA_URL = (
@@ -40,12 +40,12 @@ NVIDIA_URL = (
 
 
 def load(checkpoint: Source, device: str = "auto", precision: str | None = None) -> Detector:
-    """Load a detector, whose `predict` finds the objects of pictures; ssd.load.
+    """Load a detector, whose `predict` finds the objects in pictures. This is ssd.load.
 
-    checkpoint: a run's folder (its best.pt), a file of ours or a published one, or what nvidia_ssd takes.
-    device: auto (a GPU where there is one), cpu, cuda or cuda:1. precision: fp16 (GPUs only), bf16 or fp32;
-    by default that of its training, but fp32 on a CPU after fp16, and of a published checkpoint.
-    Returns it in evaluation mode. Raises UserError, a ValueError, for what can't be had.
+    checkpoint: a run's folder (its best.pt), or a checkpoint, ours or published, by path or URL.
+    device: auto (a GPU if there is one), cpu, cuda or cuda:1. precision: fp16 (GPUs only), bf16 or fp32. The
+    default is that of training, but fp32 for fp16 on a CPU and for a published checkpoint.
+    Returns it in evaluation mode. Raises UserError, a ValueError, if an argument can't be used.
     """
     where = _device(device)
     weights = _weights("checkpoint", checkpoint)
@@ -64,11 +64,11 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device={name!r} can't be had ({reason}); give auto, cpu, cuda or cuda:1") from error
+        raise UserError(f"device={name!r} is unusable ({reason}); give auto, cpu, cuda or cuda:1") from error
 
 
 def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: Source | None) -> Detector:
-    """Do what hubconf.nvidia_ssd says."""
+    """Implement hubconf.nvidia_ssd."""
     if model_math not in ("fp32", "fp16"):
         raise UserError(f"model_math={model_math!r} is unknown; take fp32 or fp16")
     if weights is not None and not pretrained:
@@ -83,12 +83,12 @@ def nvidia_ssd(pretrained: bool, model_math: str, force_reload: bool, weights: S
         for module in network.modules():
             if isinstance(module, nn.Conv2d):  # not BatchNorm: float16 can't hold every variance
                 module.half()
-        network.to(memory_format=torch.channels_last)  # RECIPE 5; on a CPU too several times as fast
+        network.to(memory_format=torch.channels_last)  # RECIPE 5; several times faster, on a CPU too
     return network
 
 
 def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Source | None) -> Detector:
-    """Do what hubconf.ssd300 says."""
+    """Implement hubconf.ssd300."""
     if checkpoint is None:
         num_classes = COCO.num_classes if num_classes is None else num_classes
         return Detector("resnet50" if backbone is None else backbone, num_classes)
@@ -101,11 +101,11 @@ def ssd300(backbone: str | None, num_classes: int | None, checkpoint: Source | N
 
 
 def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
-    """Read a picture and bring it to 300×300: float32 300×300×3 RGB; x / 2 + 0.5 is the picture in [0, 1].
+    """Read a picture and resize it to float32 300×300×3 RGB in [-1, 1]; x / 2 + 0.5 brings it to [0, 1].
 
-    img_uri: a path or URL. crop: take the middle of the picture whose short side is made 300; False squashes
-    the whole picture, as in training (RECIPE 6), and boxes are then relative to it.
-    Raises PictureError where it can't be fetched or read.
+    img_uri: a path or URL. crop: resize the short side to 300 and take the middle. False squashes the whole
+    picture, as in training (RECIPE 6); boxes are then relative to the whole picture.
+    Raises PictureError if the picture can't be fetched or read.
     """
     text = os.fspath(img_uri)
     picture = read_picture(_fetched(text) if _is_url(text) else os.path.expanduser(text), text)
@@ -114,11 +114,11 @@ def prepare_input(img_uri: Source, crop: bool = True) -> NDArray[np.float32]:
 
 
 def prepare_tensor(inputs: Sequence[NDArray[np.float32]], fp16: bool = False) -> Tensor:
-    """Stack what prepare_input gives into the network's input: N×3×300×300 on the CPU, ImageNet-normalised.
+    """Stack prepare_input's arrays into the network's input: N×3×300×300 on the CPU, ImageNet-normalised.
 
-    float32, or float16 with fp16; the hub's networks take either. (The published function left its values in
-    [-1, 1], which is not what the network was trained on, RECIPE 1 and 9.)
-    Raises UserError where inputs are not N×300×300×3.
+    float32, or float16 with fp16; the hub's networks take either. (The published function leaves values in
+    [-1, 1], but the network was trained on ImageNet-normalised ones, RECIPE 1 and 9.)
+    Raises UserError if inputs are not N×300×300×3.
     """
     values = np.asarray(inputs, dtype=np.float32)
     if values.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
@@ -132,8 +132,8 @@ def decode_results(predictions: tuple[Tensor, Tensor]) -> list[list[NDArray[Any]
 
     predictions: (offsets N×4×8732, logits N×C×8732), on any device, in any float format.
     Returns for each picture [boxes K×4 float32, classes K int64, confidences K float32], best first, K ≤ 20.
-    Boxes are ltrb relative to what prepare_input gave, not clipped to [0, 1]. Classes count from 1.
-    Confidences are above 0.05; of boxes of a class that overlap with an IoU of 0.5 or more the best is kept.
+    Boxes are ltrb relative to prepare_input's output, not clipped to [0, 1]. Classes count from 1.
+    Confidences are above 0.05. Boxes of one class that overlap with IoU ≥ 0.5 are reduced to the best one.
     """
     offsets, logits = predictions
     found = detect(offsets, logits, default_boxes().to(offsets.device), max_detections=20)
@@ -141,19 +141,19 @@ def decode_results(predictions: tuple[Tensor, Tensor]) -> list[list[NDArray[Any]
 
 
 def pick_best(detections: Sequence[NDArray[Any]], threshold: float = 0.3) -> list[NDArray[Any]]:
-    """Keep what one picture's [boxes K×4, classes K, confidences K] have above a threshold of confidence."""
+    """Keep the detections of one picture, [boxes K×4, classes K, confidences K], above a confidence."""
     kept = detections[2] > threshold
     return [part[kept] for part in detections]
 
 
 def get_coco_object_dictionary() -> list[str]:
-    """Return the names of COCO's 80 classes: class k is the (k-1)th. category_names are a network's own."""
+    """Return COCO's 80 class names; class k is at k-1. A network's own names are its category_names."""
     return list(COCO.names)
 
 
 def _weights(argument: str, source: Source, force_reload: bool = False) -> Weights:
-    """Read the weights that an argument or environment variable names; UserErrors begin with its name."""
-    # In earlier ones torch.load runs a file's code even with weights_only: CVE-2025-32434, CVE-2026-24747.
+    """Load the weights given by an argument or environment variable, whose name begins any UserError."""
+    # Earlier versions of torch.load run a file's code even with weights_only: CVE-2025-32434, CVE-2026-24747.
     if TorchVersion(torch.__version__) < "2.10.0a0":
         raise UserError(f"torch {torch.__version__} may run code that a file hides; install 2.10 or later")
     text = os.fspath(source)
@@ -166,11 +166,11 @@ def _weights(argument: str, source: Source, force_reload: bool = False) -> Weigh
 
 
 def _downloaded(url: str, force_reload: bool) -> Weights:
-    """Read what a URL gives; all but a file: of this machine stays in torch.hub's folder once it was read."""
+    """Load weights from a URL. A download that loads is kept in torch.hub's folder; a file: URL is not."""
     fragment = urlsplit(url).fragment
     if fragment and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
         raise UserError(f"#{fragment} must be #sha256= and 64 hex digits, or be left out")
-    unique = hashlib.sha256(url.encode()).hexdigest()[:16]  # URLs of one file name don't share a file
+    unique = hashlib.sha256(url.encode()).hexdigest()[:16]  # so that URLs with the same file name stay apart
     kept = Path(torch.hub.get_dir(), "checkpoints", f"ssd300-{unique}.pt")
     if kept.is_file() and not force_reload:
         return load_weights(kept)
@@ -181,10 +181,10 @@ def _downloaded(url: str, force_reload: bool) -> Weights:
         try:
             sha256 = fragment.removeprefix("sha256=").lower()
             torch.hub.download_url_to_file(url, str(arriving), hash_prefix=sha256)
-        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # the last: another sha256
+        except (OSError, HTTPException, ValueError, RuntimeError) as error:  # RuntimeError: wrong sha256
             fix = "check URL and network, or give a file's path (for nvidia_ssd NVIDIA_SSD_WEIGHTS=PATH too)"
             raise UserError(f"download failed ({error}); {fix}") from error
-        weights = load_weights(arriving)  # a connection that ended early is no error to torch.hub
+        weights = load_weights(arriving)  # also finds a download cut short, which torch.hub ignores
         if not url.startswith("file:"):
             arriving.replace(kept)
     return weights
@@ -192,8 +192,8 @@ def _downloaded(url: str, force_reload: bool) -> Weights:
 
 def _fetched(url: str) -> BytesIO:
     try:
-        request = Request(url, headers={"User-Agent": "ssd300"})  # some servers refuse urllib's own name
-        with urlopen(request, timeout=30) as answer:  # seconds of silence
+        request = Request(url, headers={"User-Agent": "ssd300"})  # some servers refuse urllib's default
+        with urlopen(request, timeout=30) as answer:  # seconds without data
             return BytesIO(answer.read())
     except (OSError, HTTPException, ValueError) as error:
         raise PictureError(f"{url} can't be fetched ({error}); check URL and network") from error

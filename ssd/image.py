@@ -1,7 +1,7 @@
-"""How does a picture file of any kind and size become the network's input, and how are boxes drawn on it?
+"""Turn a picture of any kind and size into the network's input, and draw boxes on it.
 
-For pictures outside a data set. Those of a data set go through DALI, which squashes by the same rule (an
-antialiased linear resize; the two differ by at most a few of 255 steps) but never turns a picture.
+This is for pictures outside a data set. Images of a data set go through DALI, which squashes by the same rule
+(antialiased linear resize; values differ by at most a few steps of 255) but ignores the EXIF orientation.
 """
 
 import colorsys
@@ -20,7 +20,7 @@ from .batches import IMAGENET_MEAN, IMAGENET_STD
 from .boxes import IMAGE_SIZE
 from .errors import UserError
 
-# A file, what Pillow has opened or made, or an array H×W×3, RGB.
+# A file's path, a Pillow image, or an RGB array H×W×3.
 Picture = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
@@ -29,13 +29,13 @@ class PictureError(UserError):
 
 
 def read_picture(source: Picture | BytesIO, name: str | None = None, upright: bool = True) -> Image.Image:
-    """Read a picture as RGB, turned upright as its EXIF orientation has it, its first frame if it moves.
+    """Read a picture as RGB, turned upright by its EXIF orientation. An animation gives its first frame.
 
-    upright: False leaves it as it is stored, as annotations and training have it.
-    Transparency is dropped, as DALI does; of 16 bits a channel the upper 8 stay. A picture that is given is
-    not changed, and what is returned is another. name: what errors call it.
-    Raises PictureError where it is missing, truncated, no picture, too large (Pillow's limit of 179 million
-    pixels), of a kind without a range of brightness (32-bit integers and floats), or another kind of array.
+    upright: False keeps the stored orientation, which annotations and training use.
+    Transparency is dropped, as in DALI; 16-bit channels keep their upper 8 bits. The source is not changed;
+    the result is a new picture. name: what errors call the source.
+    Raises PictureError if the source is missing, truncated, not a picture, too large (Pillow's limit of 179
+    million pixels), without a fixed brightness range (32-bit integers and floats), or any other array.
     """
     name = name or str(source)
     if isinstance(source, np.ndarray):
@@ -47,14 +47,14 @@ def read_picture(source: Picture | BytesIO, name: str | None = None, upright: bo
         raise PictureError(f"{name} is no regular file")  # reading a pipe would wait forever
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as opened:
-            # Of 32-bit integers, 16-bit PNGs (in older Pillows) and PNMs have 16.
+            # Mode I has 32-bit integers, but only 16 bits of them for PNMs and, in older Pillows, PNGs.
             if opened.mode == "F" or (opened.mode == "I" and opened.format not in ("PNG", "PPM")):
                 raise ValueError(f"32 bits a channel (mode {opened.mode}) have no range; save it with 8")
             opened.load()
             return _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     except UnidentifiedImageError as error:
         raise PictureError(f"{name} is no picture of a known kind; save it as JPEG or PNG") from error
-    # Pillow's decoders raise almost anything on a broken file, DecompressionBombError among it.
+    # A broken file can raise almost anything in Pillow's decoders; a huge one, DecompressionBombError.
     except Exception as error:
         raise PictureError(f"{name} can't be read as a picture ({error})") from error
 
@@ -71,7 +71,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 def centre_crop(picture: Image.Image) -> Image.Image:
     """Resize so that the short side is 300 and cut out the middle 300×300, at the published offsets."""
     short = min(picture.size)
-    left_top, right_bottom = [], []  # of what is cut out, in pixels of the picture
+    left_top, right_bottom = [], []  # of the crop, in pixels of the picture
     for side in picture.size:
         resized = side * IMAGE_SIZE // short
         start = resized // 2 - IMAGE_SIZE // 2
@@ -82,7 +82,7 @@ def centre_crop(picture: Image.Image) -> Image.Image:
 
 
 def squash(picture: Image.Image) -> Image.Image:
-    """Resize to 300×300 whatever the proportions, as the network was trained (RECIPE 6)."""
+    """Resize to 300×300 without keeping the aspect ratio, as in training (RECIPE 6)."""
     return picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
 
 
@@ -95,8 +95,8 @@ def normalize(pictures: NDArray[np.floating]) -> Tensor:
 
 Box = Sequence[float]  # left, top, right, bottom in pixels of the picture
 
-GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbouring labels get colours far apart
-LIGHTNESS = (0.5, 0.62, 0.74)  # in turn, for of 80 hues some are all but equal
+GOLDEN_ANGLE = 0.61803398875  # of the colour circle: puts neighbouring labels' colours far apart
+LIGHTNESS = (0.5, 0.62, 0.74)  # alternates, because some of 80 hues look almost the same
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -109,15 +109,15 @@ def class_colour(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence[int], texts: Sequence[str]
 ) -> None:
-    """Draw boxes, clipped to the picture, each with its text on a plate of the class's colour, in place.
+    """Draw boxes in place, clipped to the picture, each with its text on a plate in the class's colour.
 
-    Boxes come best first: where they cross, the better one is on top, and so is its plate.
+    Boxes come best first. Where boxes or plates overlap, the better one is on top.
     """
     draw = ImageDraw.Draw(picture)
-    # Always large enough to read, and so on a large picture that is shown smaller too.
+    # Large enough to read, even if a large picture is shown smaller.
     text_px = round(10 + max(0, min(picture.size) - 300) / 60)
     line = max(1, round(text_px / 7))
-    rim = max(1, round(line / 3))  # dark, on both sides: shows a box on ground of its own colour
+    rim = max(1, round(line / 3))  # a dark edge on both sides, for boxes on a background of their colour
     font = ImageFont.load_default(size=text_px)
     boxes = [_clip(box, picture.size) for box in boxes_ltrb_px]
     colours = [class_colour(label) for label in labels]
@@ -125,10 +125,10 @@ def draw_boxes(
         around = (left - rim, top - rim, right + rim, bottom + rim)
         draw.rectangle(around, outline=(0, 0, 0), width=line + 2 * rim)
         draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-    # All of one height, or a row of plates would look ragged.
+    # All plates have one height, or a row of them would look ragged.
     height = draw.textbbox((0, 0), "Ag", font=font)[3] + 2
     for (left, top, _, _), colour, text in reversed(list(zip(boxes, colours, texts, strict=True))):
-        # Above the box, but on the picture.
+        # Above the box, but inside the picture.
         width = draw.textlength(text, font=font) + 4
         x, y = max(min(left, picture.width - width), 0), max(top - height, 0)
         luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
@@ -144,7 +144,7 @@ def outline(picture: Image.Image, boxes_ltrb_px: Sequence[Box], labels: Sequence
 
 
 def captioned(picture: Image.Image, caption: str) -> Image.Image:
-    """Return the picture under a caption, with a gap on the right for the next one."""
+    """Return the picture with a caption above it and a gap on its right, before the next picture."""
     sheet = ImageOps.expand(picture, (0, 22, 6, 0), "white")
     font = ImageFont.load_default(size=14)
     ImageDraw.Draw(sheet).text((4, 11), caption, fill="black", font=font, anchor="lm")
@@ -152,7 +152,7 @@ def captioned(picture: Image.Image, caption: str) -> Image.Image:
 
 
 def grid(pictures: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Join pictures of one size row by row."""
+    """Join pictures of the same size into a grid, row by row."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (width * min(columns, len(pictures)), height * rows), "white")

@@ -1,4 +1,4 @@
-"""What does predict.py do with a user's pictures? Finds the files, reads them, detects, draws and writes."""
+"""What predict.py does with a user's pictures: find files, read them, detect, draw, and write results."""
 
 import glob
 import json
@@ -21,23 +21,23 @@ from ssd.detector import Detector, Prediction
 from ssd.errors import UserError, require
 from ssd.image import PictureError, read_picture
 
-# Of what Pillow reads the kinds that are pictures: not its documents (.eps), films (.mpg) and data (.h5).
+# The picture formats that Pillow reads, without its documents (.eps), videos (.mpg) and data (.h5).
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".pnm", ".ppm", ".pgm", ".pbm", ".tga", ".qoi"}
 )
 
-# With these a drawn picture keeps its name and kind; another's gets .jpg added.
+# A picture with one of these suffixes keeps its name and format when drawn; any other gets .jpg appended.
 _DRAWN_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture to look at.
+    """A picture file to run the detector on.
 
-    image_id: its number among all found, from 1. path: where it lies. name: its path from the folder that was
-    searched, or from the deepest one that holds all that were, with /: no two pictures have the same.
-    drawn: where it goes with boxes drawn.
+    image_id: its number among all pictures found, from 1. path: the file. name: its path relative to the
+    searched folder, or to the deepest folder that holds all searched ones, with /; unique among the pictures.
+    drawn: where to write the picture with its boxes.
     """
 
     image_id: int
@@ -47,12 +47,12 @@ class PictureFile:
 
 
 def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
-    """Find the pictures of files, folders and globs, sorted by name, but not what was drawn in `out` before.
+    """Find the pictures of files, folders and globs, sorted by name, except those drawn earlier in `out`.
 
-    A file that is named is taken whatever its suffix. Folders and globs give files with one of SUFFIXES, not
-    hidden ones; folders are searched recursively, links to folders not followed.
-    Raises UserError where a source gives nothing, where `out` is a folder that is searched, or where a drawn
-    picture would replace one of the pictures or another drawn one.
+    A file given by name may have any suffix. Folders and globs give files with one of SUFFIXES, except hidden
+    ones. Folders are searched recursively, without following links to folders.
+    Raises UserError if a source has no pictures, `out` is a searched folder, or a drawn picture would
+    overwrite a source picture or another drawn one.
     """
     drawn_in = out.resolve()
     searched = []
@@ -73,7 +73,7 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
     pictures = []
     for number, name in enumerate(sorted(paths), start=1):
         keeps_name = paths[name].suffix.lower() in _DRAWN_SUFFIXES
-        drawn = out / (name if keeps_name else f"{name}.jpg")  # added: a.webp and a.tif stay apart
+        drawn = out / (name if keeps_name else f"{name}.jpg")  # appended: keeps a.webp and a.tif apart
         fix = f"{drawn} is already another picture's; rename one or give another folder"
         require(os.path.realpath(drawn) not in taken, "out", out, fix)
         taken.add(os.path.realpath(drawn))
@@ -82,15 +82,15 @@ def find_pictures(sources: Sequence[str], out: Path) -> list[PictureFile]:
 
 
 def _look(source: str) -> tuple[Path, list[Path]]:
-    """Return the folder that a source stands for and the files that it names, as absolute paths."""
-    path = Path(os.path.abspath(source))  # Path.absolute() leaves .. in; resolve() would follow links
+    """Return the folder that a source searches and the files that it gives, as absolute paths."""
+    path = Path(os.path.abspath(source))  # Path.absolute() keeps ..; resolve() would follow links
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
         return path, list(_pictures_below(path))
     fix = "it is neither a file nor a folder; quote a name with special characters: 'images=\"…\"'"
     require(glob.has_magic(source), "images", source, fix)
-    fixed = Path(source)  # the folder down to where the glob begins to vary
+    fixed = Path(source)  # ends as the deepest folder without a wildcard
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
     matches = [Path(os.path.abspath(each)) for each in glob.glob(source, recursive=True)]
@@ -107,17 +107,17 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         for name in files:
             path = Path(parent, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield path  # a broken link too: it is named when it is read
+                yield path  # even a broken link: reading it reports its name
 
 
 def predict_pictures(
     files: Sequence[PictureFile], detector: Detector, config: PredictConfig, console: RunConsole
 ) -> None:
-    """Find, draw and write the objects of all pictures, and say what was found.
+    """Find the objects in all pictures, draw and write them, and print a summary.
 
-    Leaves the drawn pictures, and COCO's results with file names, one detection a line, in detections.json.
-    Raises UserError where one can't be written, and at the end, after the others are done, where pictures
-    couldn't be read; each of those is named after its batch.
+    Writes the drawn pictures and detections.json: COCO's result format plus file names, one detection a line.
+    Raises UserError if an output can't be written. Unreadable pictures are reported after their batch and,
+    once all others are done, in a UserError.
     """
     began = time.perf_counter()
     results: list[dict[str, Any]] = []
@@ -150,9 +150,9 @@ def predict_pictures(
 def _predict_batch(
     files: Sequence[PictureFile], detector: Detector, config: PredictConfig, pool: ThreadPoolExecutor
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read pictures in threads, detect, draw and write in threads.
+    """Read a batch of pictures, find the objects, and draw and write them; threads do all but the detection.
 
-    Returns COCO's results, and why pictures couldn't be read. No other batch's are in memory by then.
+    Returns COCO's results and the errors of unreadable pictures. Only one batch is in memory at a time.
     """
     pictures: dict[PictureFile, Image.Image] = {}
     unread: list[str] = []
@@ -183,12 +183,12 @@ def _predict_batch(
 def _draw(file: PictureFile, found: Prediction) -> None:
     with writing(file.drawn, "out"):
         file.drawn.parent.mkdir(parents=True, exist_ok=True)
-        # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
+        # No chroma subsampling: at half the colour resolution, thin coloured lines bleed.
         found.draw().save(file.drawn, quality=90, subsampling=0, icc_profile=None)
 
 
 def _count_classes(results: Sequence[dict[str, Any]], categories: Categories) -> dict[str, str]:
-    """Say of each class that was found how often and on how many pictures, the most frequent first."""
+    """Count each class's detections and the pictures that have any, the most frequent class first."""
     names = dict(zip(categories.ids, categories.names, strict=True))
     found = [(names[result["category_id"]], result["image_id"]) for result in results]
     pictures = Counter(name for name, _ in set(found))

@@ -1,4 +1,4 @@
-"""The embedded set: a few hundred drawn landscapes, made in seconds, to try the trainer on."""
+"""The embedded set: a few hundred drawn landscapes, made in seconds, for trying out the trainer."""
 
 from data.demo.folder import generate
 

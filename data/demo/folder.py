@@ -1,4 +1,4 @@
-"""The embedded set as a folder in COCO's layout: written whole or not at all, left alone once it is there."""
+"""Write the embedded set to a folder in COCO's layout: all or nothing, and only if it isn't there yet."""
 
 import json
 from collections import Counter
@@ -13,18 +13,18 @@ from ssd.errors import UserError
 
 TRAIN_IMAGES = 240
 VAL_IMAGES = 40
-SEED = 1  # whose validation images hold all three sizes and about as many of each category
-EDITION = 1  # raise it when the pictures change, so that a set of older ones isn't taken for this one
+SEED = 1  # its validation images have all three sizes and similar counts of each category
+EDITION = 1  # raise it when the pictures change, so that an older set isn't taken for this one
 
 JPEG_QUALITY = 90
 PARAMETERS_FILE = "demo.json"
-SPLITS = ("train", "val")  # a split's number is part of the random key
-IDS_PER_SPLIT = 100_000  # image ids differ between the splits, whatever the counts
+SPLITS = ("train", "val")  # a split's index is part of the random key
+IDS_PER_SPLIT = 100_000  # the splits never share an image id, whatever their counts
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What decides every byte of a set, for one version of NumPy and of Pillow."""
+    """What determines every byte of a set, given the versions of NumPy and Pillow."""
 
     train_images: int
     val_images: int
@@ -32,7 +32,7 @@ class Parameters:
     edition: int = EDITION
 
     def __post_init__(self) -> None:
-        """Raise UserError for counts and seeds that the ids and the random key cannot hold."""
+        """Raise UserError for a count beyond the range of image ids or a seed that is negative."""
         for split in SPLITS:
             count = self.images(split)
             if not 1 <= count < IDS_PER_SPLIT:
@@ -41,7 +41,7 @@ class Parameters:
             raise UserError(f"seed {self.seed} is negative: give --seed 0 or more")
 
     def images(self, split: str) -> int:
-        """Return how many images a split has."""
+        """Return the number of images in a split."""
         return {"train": self.train_images, "val": self.val_images}[split]
 
 
@@ -50,10 +50,9 @@ def generate(
 ) -> None:
     """Write the embedded set to a folder, in COCO's layout.
 
-    The same arguments give the same bytes for the same versions of NumPy and Pillow, and the first images do
-    not depend on how many follow. The folder appears when all of it is there; one that holds this very set is
-    left as it is.
-    Raises UserError where the folder holds anything else, or for a count or seed out of range.
+    The same arguments give the same bytes with the same versions of NumPy and Pillow. An image doesn't depend
+    on how many follow it. The folder appears once complete; one that already holds this set is left as is.
+    Raises UserError if the folder holds anything else or a count or seed is out of range.
     """
     parameters = Parameters(train_images, val_images, seed)
     folder = folder.absolute()
@@ -70,7 +69,7 @@ def generate(
 
 
 def report(folder: Path) -> str:
-    """Describe a finished set: images, boxes, boxes of each category and of COCO's three sizes."""
+    """Describe a finished set: its images, its boxes, and its boxes per category and per COCO size."""
     lines = []
     for split in SPLITS:
         content = json.loads(_annotation_file(folder, split).read_text())
@@ -88,7 +87,7 @@ def report(folder: Path) -> str:
 
 
 def _holds_this_set(folder: Path, parameters: Parameters) -> bool:
-    """Return whether the set is there already; raise UserError where something else is in the way."""
+    """Return whether the folder already holds the set; raise UserError if it holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     fix = "delete it, or give another folder"
@@ -143,7 +142,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
 
 
 def _size_of(area_px: float) -> str:
-    """Name the COCO size of an area: small below 32², large from 96² on."""
+    """Name the COCO size of an area: small below 32², large from 96²."""
     if area_px < 32**2:
         return "small"
     return "medium" if area_px < 96**2 else "large"

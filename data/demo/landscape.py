@@ -1,4 +1,4 @@
-"""The background of the embedded set's pictures: sky, hills, water and meadow in some light."""
+"""The background of the embedded set's pictures: sky, hills, water and meadow in varying light."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-HORIZON = (0.3, 0.5)  # of the picture's height, from the top
-MEADOW_ONLY, LAKE_BEHIND = 0.25, 0.3  # chances; otherwise a bay lies in front
-ROAD = 0.65  # chance
-SHORE = 4  # pixels of water beyond those where boats may float
+HORIZON = (0.3, 0.5)  # fraction of the picture's height, from the top
+MEADOW_ONLY, LAKE_BEHIND = 0.25, 0.3  # probabilities; otherwise a bay lies in front
+ROAD = 0.65  # probability
+SHORE = 4  # pixels of water beyond the band where boats may float
 CLOUDS = 5  # at most
 FLOWERS = 60  # at most
-SUN = 0.4  # chance that its disc is seen
+SUN = 0.4  # probability that its disc is visible
 
 EXPOSURE = (0.88, 1.12)
 CONTRAST = (0.88, 1.12)
-TEMPERATURE = 0.05  # gain of red against blue, each way, beyond the weather's own tint
-VIGNETTE = 0.22  # darkening of the corners, at most
-SOFTNESS = 0.7  # radius of the lens's blur in pixels, at most
+TEMPERATURE = 0.05  # change of red's gain, opposite to blue's, at most; on top of the weather's tint
+VIGNETTE = 0.22  # how much the corners darken, at most
+SOFTNESS = 0.7  # radius of the lens blur in pixels, at most
 GRAIN = (0.5, 3.0)  # standard deviation in grey levels
 
 Floats = NDArray[np.floating]
@@ -30,7 +30,7 @@ Band = tuple[float, float]  # first and last y, in pixels
 
 @dataclass(frozen=True)
 class Weather:
-    """One sort of light: colours are RGB, tint is a gain for each channel, shadow the darkest opacity."""
+    """A kind of light: colours are RGB, tint is a gain per channel, shadow the opacity of shadows."""
 
     name: str
     sky: Colour
@@ -56,10 +56,10 @@ SUNLIGHT, CLOUD, BEACH, ROAD_MARK = (255, 245, 213), (252, 252, 252), (226, 208,
 
 @dataclass(frozen=True)
 class Landscape:
-    """A picture without objects, and where they may stand on it.
+    """A picture without objects, and where objects may stand in it.
 
-    pixels: H×W×3, 0…255. land, water, road: the y that feet may have, None where there is none.
-    light_from: −1 left to 1 right.
+    pixels: H×W×3, 0…255. land, water, road: the range of y for objects' feet, None if the picture has none.
+    light_from: from −1, left, to 1, right.
     """
 
     pixels: Pixels
@@ -91,7 +91,7 @@ def paint_landscape(width: int, height: int, rng: Generator) -> Landscape:
 
 
 def expose(pixels: Pixels, weather: Weather, rng: Generator) -> Image.Image:
-    """Photograph a finished picture: the weather's tint, exposure, contrast, vignette, lens and grain."""
+    """Make a picture look photographed: the weather's tint, exposure, contrast, vignette, blur and grain."""
     height, width, _ = pixels.shape
     warmth = rng.uniform(-TEMPERATURE, TEMPERATURE)
     gains = np.array(weather.tint, np.float32) * np.array((1 + warmth, 1, 1 - warmth), np.float32)
@@ -104,12 +104,12 @@ def expose(pixels: Pixels, weather: Weather, rng: Generator) -> Image.Image:
 
 
 def to_image(pixels: Pixels) -> Image.Image:
-    """Turn pixels into a picture, clipping what is too dark or too bright."""
+    """Turn pixels into a picture, clipping values outside 0…255."""
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
 
 
 def _shores(height: int, horizon: float, rng: Generator) -> tuple[Band, Band | None]:
-    """Share the ground out between land and water: meadow alone, a lake behind it, or a bay before it."""
+    """Divide the ground into land and water: only meadow, a lake behind it, or a bay in front of it."""
     depth = height - horizon
     kind, shore = rng.random(), horizon + rng.uniform(0.35, 0.55) * depth
     if kind < MEADOW_ONLY:
@@ -172,7 +172,7 @@ def _paint_meadow(pixels: Pixels, land: Band, weather: Weather, meadow: Floats, 
 
 
 def _paint_water(pixels: Pixels, water: Band, weather: Weather, rng: Generator) -> None:
-    """Lay water over its band; in front of the land it begins with a beach."""
+    """Paint water over its band, with a beach if it lies in front of the land."""
     height, width, _ = pixels.shape
     top, bottom = round(water[0]) - SHORE, min(round(water[1]) + SHORE, height)
     shape = (bottom - top, width)
@@ -191,7 +191,7 @@ def _paint_water(pixels: Pixels, water: Band, weather: Weather, rng: Generator) 
 
 
 def _paint_road(pixels: Pixels, land: Band, rng: Generator) -> Band:
-    """Lay a road across the land and return the y of the wheels on it."""
+    """Paint a road across the land and return the range of y for wheels on it."""
     height, width, _ = pixels.shape
     along = rng.uniform(0.3, 0.85) * (land[1] - land[0])
     middle, half = land[0] + along, max(0.054 * along + 0.018 * height, 3.0)
@@ -208,7 +208,7 @@ def _paint_road(pixels: Pixels, land: Band, rng: Generator) -> Band:
 
 
 def _paint_flowers(pixels: Pixels, land: Band, road: Band | None, rng: Generator) -> None:
-    """Strew flowers and stones, which are too small to be taken for objects."""
+    """Scatter flowers and stones, which are too small to be mistaken for objects."""
     height, width, _ = pixels.shape
     image = to_image(pixels)
     draw = ImageDraw.Draw(image)
@@ -227,7 +227,7 @@ def _rgb(colour: Colour) -> Floats:
 
 
 def _cover(pixels: Pixels, opacity: Floats, colour: Floats) -> None:
-    """Lay a colour (3, or H×W×3) over pixels, with an opacity of 0…1 (H×W)."""
+    """Blend a colour (3, or H×W×3) over pixels in place, with opacity 0…1 (H×W)."""
     pixels += opacity[..., None] * (colour - pixels)
 
 
@@ -239,14 +239,14 @@ def _below(outline: Floats, height: int) -> Floats:
 
 
 def _noise(shape: tuple[int, int], lump: tuple[float, float], rng: Generator) -> Floats:
-    """Draw smooth noise of about unit variance, H×W, whose lumps are some (height, width) pixels large."""
+    """Draw smooth noise of about unit variance, H×W, with lumps of about (height, width) pixels."""
     rows, columns = (max(round(side / size), 2) for side, size in zip(shape, lump, strict=True))
     coarse = Image.fromarray(rng.standard_normal((rows, columns), np.float32))
     return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC), np.float32)
 
 
 def _ridge(width: int, roughness: float, rng: Generator) -> Floats:
-    """Draw the outline of hills over the columns: W, about −1…1."""
+    """Draw a random outline of hills: W values, one per column, in about −1…1."""
     x = np.linspace(0, 2 * np.pi, width, dtype=np.float32)
     heights = np.zeros(width, np.float32)
     for octave in range(5):

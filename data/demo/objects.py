@@ -1,4 +1,4 @@
-"""What stands in the embedded set's pictures: one drawing per category, none like the one before."""
+"""The objects in the embedded set's pictures: one drawing function per category, with random variation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Ground(Enum):
 class Category:
     """A class of the embedded set.
 
-    height: of a near object, relative to the picture's short side; tilt_degrees: the largest turn either way;
-    draw: puts one such object on a Sketch.
+    height: of a near object, as a fraction of the picture's short side. tilt_degrees: the largest rotation,
+    either way. draw: draws one such object on a Sketch.
     """
 
     id: int
@@ -40,7 +40,7 @@ class Category:
 def render(category: Category, height_px: float, light_from: float, rng: Generator) -> Image.Image:
     """Draw one object of a category.
 
-    height_px: about how tall; light_from: where the light comes from, −1 left to 1 right.
+    height_px: approximate height. light_from: where the light comes from, −1 (left) to 1 (right).
     Returns an RGBA picture cropped to the object.
     """
     sketch = Sketch(height_px)
@@ -58,7 +58,7 @@ def _draw_balloon(sketch: Sketch, rng: Generator) -> None:
     turn = rng.uniform(-0.2, 0.2)
     gores = int(rng.integers(5, 10))
     seams = np.linspace(-np.pi / 2 - 0.2, np.pi / 2 + 0.2, gores + 1) + turn
-    edges = np.sin(np.clip(seams, -np.pi / 2, np.pi / 2))  # of what is seen, which is half of the way round
+    edges = np.sin(np.clip(seams, -np.pi / 2, np.pi / 2))  # of the visible half
     for gore in range(gores):
         left = list(zip(half_widths * edges[gore], heights, strict=True))
         right = list(zip(half_widths * edges[gore + 1], heights, strict=True))
@@ -116,7 +116,7 @@ def _draw_house(sketch: Sketch, rng: Generator) -> None:
     wall = pick([(248, 240, 222), (244, 220, 180), (240, 206, 176)], rng)
     roof = pick([(204, 70, 44), (182, 58, 44), (160, 60, 46)], rng)
     half, eaves = rng.uniform(0.36, 0.56), rng.uniform(0.48, 0.58)
-    ridge = rng.choice([0.0, 0.55]) * half  # a gable, or a roof seen along its side
+    ridge = rng.choice([0.0, 0.55]) * half  # a gable, or a roof seen from the side
     chimney = rng.uniform(-0.55, 0.35) * half
     sketch.rectangle((chimney, eaves), (chimney + 0.1, rng.uniform(0.94, 1.05)), scaled(roof, 0.75))
     sketch.rectangle((-half, 0.0), (half, eaves + 0.02), wall)
@@ -206,7 +206,7 @@ def _draw_windmill(sketch: Sketch, rng: Generator) -> None:
     sketch.ellipse(hub, 0.03, 0.03, (60, 46, 40))
 
 
-# Ids have gaps, as COCO's have.
+# Ids have gaps, like COCO's.
 CATEGORIES = (
     Category(2, "balloon", "vehicle", Ground.SKY, 0.62, 7.0, _draw_balloon),
     Category(3, "sailboat", "vehicle", Ground.WATER, 0.78, 7.0, _draw_sailboat),

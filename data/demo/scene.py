@@ -1,4 +1,4 @@
-"""A picture of the embedded set: objects laid out in a landscape, and the boxes of what is seen of them."""
+"""A picture of the embedded set: objects placed in a landscape, and boxes around their visible parts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,31 +12,31 @@ from data.demo.landscape import SHORE, Band, Landscape, Pixels, expose, paint_la
 from data.demo.objects import CATEGORIES, Category, Ground, render
 from data.demo.sketch import Colour
 
-# What makes the set harder or easier to learn; demo_objects and demo_landscape have their own at their tops.
-OBJECT_COUNT_WEIGHTS = (0.05, 0.1, 0.2, 0.25, 0.2, 0.2)  # of 1, 2, … objects asked for
-GROUND_WEIGHTS = {Ground.SKY: 1.0, Ground.WATER: 1.6, Ground.ROAD: 1.5, Ground.LAND: 1.0}  # of its categories
-SCALE_AT_HORIZON = 0.24  # of the size that the same object has at the bottom of the picture
-DEPTH_BIAS = 0.6  # exponent of the depth, drawn in 0…1: below 1 favours near, large objects
-SIZE_SPREAD = 0.15  # relative, each way, beyond perspective
-BALLOON_SCALES = (0.14, 1.0)  # of its largest size, drawn on a logarithmic scale
-EDGE = 0.08  # of the width, the nearest that an object's middle comes to the picture's side
-CROWDING = 0.3  # chance that an object is put beside, before or behind the last one
-MIN_VISIBLE = 0.6  # of an object's pixels; one that shows less is left out
+# These make the set harder or easier to learn; landscape.py and sketch.py have more at their tops.
+OBJECT_COUNT_WEIGHTS = (0.05, 0.1, 0.2, 0.25, 0.2, 0.2)  # for 1, 2, … objects placed
+GROUND_WEIGHTS = {Ground.SKY: 1.0, Ground.WATER: 1.6, Ground.ROAD: 1.5, Ground.LAND: 1.0}  # per category
+SCALE_AT_HORIZON = 0.24  # of the same object's size at the bottom of the picture
+DEPTH_BIAS = 0.6  # exponent of the random depth in 0…1: below 1 favours near, large objects
+SIZE_SPREAD = 0.15  # relative, each way, on top of perspective
+BALLOON_SCALES = (0.14, 1.0)  # of its largest size, log-uniform
+EDGE = 0.08  # of the width: how close an object's middle may come to the picture's sides
+CROWDING = 0.3  # probability that an object is placed next to, in front of or behind the previous one
+MIN_VISIBLE = 0.6  # fraction of an object's pixels; an object that shows less is dropped
 MIN_VISIBLE_PX = 45
 
-EMPTY_EVERY = 16  # one image in so many has no object
+EMPTY_EVERY = 16  # one image in this many has no objects
 SIZES = ((480, 360), (480, 360), (480, 320), (360, 480))
-HAZE = 0.2  # how far the farthest object's colours go towards the sky's
+HAZE = 0.2  # how far the farthest object's colours shift towards the sky's
 SHADOW_COLOUR = (24, 28, 44)
-SHADOW_MARGIN = 4  # pixels for its soft edge
-OPAQUE = 128  # alpha from which a pixel counts as the object's
+SHADOW_MARGIN = 4  # pixels for the shadow's soft edge
+OPAQUE = 128  # lowest alpha of a pixel that counts as the object's
 
 Mask = NDArray[np.bool_]  # H×W
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object and where it is: sprite is RGBA, left and top its corner in the picture (it may leave it)."""
+    """An object and its position: an RGBA sprite, and its corner, which may lie outside the picture."""
 
     category: Category
     sprite: Image.Image
@@ -51,7 +51,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is seen of an object: its box around the visible pixels, and their number."""
+    """The visible part of an object: the box around its visible pixels, and their number."""
 
     category: Category
     box_ltwh_px: tuple[int, int, int, int]
@@ -59,11 +59,11 @@ class Annotation:
 
 
 def make_scene(seed: int, split: int, index: int) -> tuple[Image.Image, list[Annotation]]:
-    """Make image number `index` of a split: the three numbers, each at least 0, decide everything."""
+    """Make image number `index` of a split; the three numbers, each at least 0, determine it."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, index))))
     width, height = SIZES[int(rng.integers(len(SIZES)))]
     landscape = paint_landscape(width, height, rng)
-    # By number and not by chance, so that a small set has some too.
+    # Chosen by index, not at random, so that a small set has empty images too.
     objects = [] if index % EMPTY_EVERY == EMPTY_EVERY // 2 else place_objects(landscape, rng)
     kept = drop_hidden(objects, width, height)
     picture = expose(compose(landscape, [placed for placed, _ in kept]), landscape.weather, rng)
@@ -71,7 +71,7 @@ def make_scene(seed: int, split: int, index: int) -> tuple[Image.Image, list[Ann
 
 
 def place_objects(landscape: Landscape, rng: Generator) -> list[Placed]:
-    """Draw objects and where they stand; the farthest comes first."""
+    """Choose random objects and positions; the farthest object comes first."""
     choices = [(category, _band(category.ground, landscape)) for category in CATEGORIES]
     possible = [(category, band) for category, band in choices if band is not None]
     weights = np.array([GROUND_WEIGHTS[category.ground] for category, _ in possible])
@@ -81,7 +81,7 @@ def place_objects(landscape: Landscape, rng: Generator) -> list[Placed]:
         category, band = possible[number]
         beside = objects[-1] if objects and rng.random() < CROWDING else None
         objects.append(_place(category, band, beside, landscape, rng))
-    # What flies is behind all that stands: no balloon hides a house.
+    # Balloons are behind everything else: no balloon hides a house.
     return sorted(objects, key=lambda one: (one.category.ground is not Ground.SKY, one.foot))
 
 
@@ -119,31 +119,31 @@ def _place(
 
 
 def _draw_foot(ground: Ground, band: Band, road: Band | None, rng: Generator) -> float:
-    """Draw the y on which an object stands or floats."""
+    """Choose a random y for an object to stand or float on."""
     foot: float = band[0] + (band[1] - band[0]) * rng.random() ** DEPTH_BIAS
     if ground is Ground.LAND and road is not None and road[0] - 8 < foot < road[1] + 4:
-        return max(road[0] - 8, band[0])  # nothing but cars stands on the road
+        return max(road[0] - 8, band[0])  # only cars stand on the road
     return foot
 
 
 def _hazy(sprite: Image.Image, air: Colour, amount: float) -> Image.Image:
-    """Let a sprite's colours go towards the air's by an amount of 0…1, its alpha staying."""
+    """Blend a sprite's colours towards the air's by an amount in 0…1; keep its alpha."""
     haze = Image.new("RGBA", sprite.size, (*air, 255))
     haze.putalpha(sprite.getchannel("A"))
     return Image.blend(sprite, haze, amount)
 
 
 def mask_of(placed: Placed, width: int, height: int) -> Mask:
-    """Return the object's pixels inside a picture of width × height, as if nothing stood before it."""
+    """Return the object's pixels inside a picture of width × height, as if nothing hid it."""
     canvas = Image.new("L", (width, height))
     canvas.paste(placed.sprite.getchannel("A"), (placed.left, placed.top))
     return np.asarray(canvas) >= OPAQUE
 
 
 def drop_hidden(objects: list[Placed], width: int, height: int) -> list[tuple[Placed, Mask]]:
-    """Leave out what is hidden too much, by nearer objects or by the picture's edge.
+    """Drop objects that are mostly hidden by nearer objects or cut off by the picture's edge.
 
-    objects: the farthest first. Returns those kept, in that order, each with its visible pixels.
+    objects: farthest first. Returns the remaining ones in the same order, each with its visible pixels.
     """
     taken = np.zeros((height, width), np.bool_)
     kept = []
@@ -165,7 +165,7 @@ def annotate(category: Category, visible: Mask) -> Annotation:
 
 
 def compose(landscape: Landscape, objects: list[Placed]) -> Pixels:
-    """Put objects with their shadows and reflections into the landscape, the farthest first."""
+    """Paint objects with their shadows and reflections into the landscape, the farthest first."""
     canvas = to_image(landscape.pixels)
     for placed in objects:
         for layer, left, top in _underneath(placed, landscape):
@@ -175,23 +175,23 @@ def compose(landscape: Landscape, objects: list[Placed]) -> Pixels:
 
 
 def _underneath(placed: Placed, landscape: Landscape) -> Iterator[tuple[Image.Image, int, int]]:
-    """Yield what lies on the ground or water because of an object: RGBA layers with their left and top."""
+    """Yield an object's shadow or reflection: RGBA layers with their left and top."""
     match placed.category.ground:
         case Ground.WATER:
             assert landscape.water is not None, "a boat without water"
             top = placed.foot - 2
             reflection = _reflection(placed.sprite)
-            below = min(reflection.height, round(landscape.water[1]) + SHORE - top)  # none on the meadow
+            below = min(reflection.height, round(landscape.water[1]) + SHORE - top)  # not on the meadow
             yield reflection.crop((0, 0, reflection.width, max(below, 1))), placed.left, top
         case Ground.LAND | Ground.ROAD:
             lean = round(-0.5 * landscape.light_from * placed.sprite.height)
-            sunk = round(0.02 * placed.sprite.height)  # so that no light shows between foot and shadow
+            sunk = round(0.02 * placed.sprite.height)  # so that foot and shadow leave no gap
             left, top = placed.left + min(lean, 0) - SHADOW_MARGIN, placed.foot - SHADOW_MARGIN - sunk - 1
             yield _shadow(placed.sprite, lean, landscape.weather.shadow), left, top
 
 
 def _reflection(sprite: Image.Image) -> Image.Image:
-    """Mirror a sprite in water, at its full width."""
+    """Return a sprite's reflection in water, at its full width."""
     width, height = sprite.size
     mirrored = sprite.transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((width, max(round(0.7 * height), 1)))
     mirrored = mirrored.filter(_softness(sprite))
@@ -200,10 +200,10 @@ def _reflection(sprite: Image.Image) -> Image.Image:
 
 
 def _shadow(sprite: Image.Image, lean: int, opacity: float) -> Image.Image:
-    """Throw a sprite's shadow towards the viewer, its far end `lean` pixels to the right of its foot."""
+    """Return a sprite's shadow, cast towards the viewer, its far end `lean` pixels right of its foot."""
     width, length = sprite.width, max(round(0.22 * sprite.height), 2)
     shape = sprite.getchannel("A").transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((width, length))
-    # Pillow maps output to input: row y comes from lean·y/length further left.
+    # Pillow maps output to input: row y comes from lean·y/length pixels further left.
     skew = (1, -lean / length, min(lean, 0), 0, 1, 0)
     leaning = shape.transform(
         (width + abs(lean), length), Image.Transform.AFFINE, skew, Image.Resampling.BILINEAR

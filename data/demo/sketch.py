@@ -1,4 +1,4 @@
-"""A pencil for the embedded set: shapes in units of an object's height, varied colours, light upon it."""
+"""Drawing tools of the embedded set: shapes in units of an object's height, varied colours, shading."""
 
 import colorsys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 HUE_SPREAD = 0.025  # of the colour circle, each way
 SATURATION_SPREAD = 0.15  # relative, each way
 VALUE_SPREAD = 0.12  # relative, each way
-RELIEF = 0.38  # how much darker the side away from the light gets, and how much lighter the other
+RELIEF = 0.38  # how much the side away from the light darkens, and the other brightens, at most
 
 SUPERSAMPLING = 3
 REACH = 1.35  # half the canvas's width, in heights of the object
@@ -22,7 +22,7 @@ Grid = NDArray[np.float64]  # H×W
 
 
 class Sketch:
-    """A transparent canvas in units of the object's height: (0, 0) is the middle of its foot, y goes up."""
+    """A transparent canvas in units of the object's height: (0, 0) is the middle of its foot, y points up."""
 
     def __init__(self, height_px: float) -> None:
         """Make a canvas for an object height_px pixels tall."""
@@ -42,7 +42,7 @@ class Sketch:
         self._draw.ellipse((left, top, right, bottom), fill=colour)
 
     def rectangle(self, low: Point, high: Point, colour: Colour, radius: float = 0.0) -> None:
-        """Fill the rectangle from its lower left to its upper right corner, corners rounded by radius."""
+        """Fill a rectangle from its lower left to its upper right corner; radius rounds the corners."""
         left, bottom = self._px(low)
         right, top = self._px(high)
         self._draw.rounded_rectangle((left, top, right, bottom), radius * self._unit, fill=colour)
@@ -53,7 +53,7 @@ class Sketch:
         self._draw.line([self._px(point) for point in points], fill=colour, width=width_px)
 
     def finish(self, tilt_degrees: float, mirrored: bool) -> Image.Image:
-        """Return the drawing scaled to its final size, mirrored, turned and cropped to what was drawn."""
+        """Return the drawing at its final size, mirrored if asked, rotated and cropped to its content."""
         drawing = self._image.crop(self._image.getbbox()).reduce(SUPERSAMPLING)
         if mirrored:
             drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -72,12 +72,12 @@ def curve(start: Point, control: Point, end: Point) -> list[Point]:
 
 
 def pick(colours: Sequence[Colour], rng: Generator) -> Colour:
-    """Draw one of some colours and vary it."""
+    """Choose one of the colours at random and vary it."""
     return varied(colours[int(rng.integers(len(colours)))], rng)
 
 
 def varied(colour: Colour, rng: Generator) -> Colour:
-    """Return a neighbour of a colour, within the spreads at the top of this file."""
+    """Return a random colour near this one, within the spreads at the top of this file."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
     hue = (hue + rng.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1.0
     saturation = min(saturation * rng.uniform(1 - SATURATION_SPREAD, 1 + SATURATION_SPREAD), 1.0)
@@ -93,12 +93,10 @@ def scaled(colour: Colour, factor: float) -> Colour:
 
 
 def light_up(sprite: Image.Image, light_from: float) -> Image.Image:
-    """Round a flat drawing: its blurred outline is taken for a height map, lit from above and one side."""
+    """Make a flat drawing look round: light its blurred alpha, as a height map, from above and one side."""
     pixels = np.array(sprite, np.float32)
     reach = max(round(0.12 * min(sprite.size)), 1)
-    heights = np.pad(
-        pixels[..., 3].astype(np.float64) / 255, 2 * reach
-    )  # beyond the edge is nothing, which the blur has to see
+    heights = np.pad(pixels[..., 3].astype(np.float64) / 255, 2 * reach)  # the blur needs zeros around it
     for axis in (0, 1, 0, 1):
         heights = _box_blur(heights, reach, axis)
     slope_y, slope_x = np.gradient(heights * reach)
@@ -110,7 +108,7 @@ def light_up(sprite: Image.Image, light_from: float) -> Image.Image:
 def _box_blur(values: Grid, reach: int, axis: int) -> Grid:
     """Average over 2·reach + 1 values along an axis, without padding: the axis gets 2·reach shorter.
 
-    Pillow's blurs round to whole grey levels, which shows as contour lines once the slope is taken.
+    Pillow's blurs round to whole grey levels, which would show as contour lines in the slopes.
     """
     width, length = 2 * reach + 1, values.shape[axis]
     sums = np.cumsum(np.insert(values, 0, 0.0, axis=axis), axis=axis)
