@@ -18,7 +18,7 @@ from data.demo.objects import CATEGORIES, Category, Ground, render
 from data.demo.scene import MIN_VISIBLE, Placed, annotate, compose, drop_hidden, make_scene, mask_of
 from data.doctor.examine import examine
 from data.doctor.findings import Kind
-from ssd.config import CheckDataConfig, CheckDatasetConfig
+from ssd.config import CheckDatasetConfig, DataSource
 from ssd.console import RunConsole
 from ssd.errors import UserError
 
@@ -105,7 +105,7 @@ def test_boxes_are_of_what_shows_if_enough_does(objects: list[Placed], boxes_ltw
 
 
 def test_the_doctor_finds_nothing_wrong_and_every_category_and_size_is_there(made: Path):
-    report = examine(CheckDatasetConfig(data=CheckDataConfig(path=str(made))), RunConsole(is_main=False))
+    report = examine(CheckDatasetConfig(data=DataSource(path=str(made))), RunConsole(is_main=False))
     assert report.is_fit
     assert {finding.kind for _, finding in report.findings} <= {Kind.category_without_boxes}
     train, val = (split.statistics for split in report.splits)
