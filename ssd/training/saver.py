@@ -1,4 +1,4 @@
-"""A run's checkpoints, written beside training: the state is copied at once, the disk works meanwhile."""
+"""A run's checkpoints: the state is copied at once, then written to disk while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +15,10 @@ LOST = "the steps since the checkpoint before are lost"
 
 
 class CheckpointSaver:
-    """Saves a run: every rank calls, rank 0 writes, one checkpoint at a time.
+    """Saves a run. Every rank calls it, rank 0 writes, one checkpoint at a time.
 
-    needed: tells of a step whether a rollback could need its checkpoint; the newest such one stays. What goes
-    wrong is not raised in the writing thread but kept, until all ranks are told of it (`check`).
+    needed: tells whether a rollback could need a step's checkpoint; the newest of these is always kept. An
+    error in the writing thread is stored until `check` tells all ranks.
     """
 
     def __init__(self, config: CheckpointConfig, session: Session, needed: Callable[[int], bool]) -> None:
@@ -28,12 +28,12 @@ class CheckpointSaver:
         self._writing: Future[None] | None = None
         self._failure: str | None = None
         self.step: int | None = None
-        """The step that was saved last, or is being saved; None where that is known to have failed."""
+        """The step saved last or being saved; None before any, or once its write is known to have failed."""
         self.best: dict[str, Any] | None = None
-        """AP and step of the evaluation that best.pt is of, None without that file; right on rank 0 alone."""
+        """AP and step of the evaluation behind best.pt, None without that file; correct on rank 0 only."""
 
     def save(self, run: SavedRun) -> None:
-        """Copy a run and begin to write it; as best.pt too where it has another best than that file."""
+        """Copy a run's state and start writing it, also as best.pt if its best evaluation is a new one."""
         self.step = run.step
         if self._session.ranks.is_main:
             self.wait()
@@ -41,21 +41,21 @@ class CheckpointSaver:
             self._writing = self._thread.submit(self._write, run.step, state, run.best != self.best)
 
     def wait(self) -> None:
-        """Wait until what was begun is on disk or has failed."""
+        """Wait until the checkpoint being written is on disk or has failed."""
         writing, self._writing = self._writing, None
         error = writing.exception() if writing else None
-        if error:  # told by `check`, on all ranks
+        if error:  # `check` tells all ranks
             reason = (error.strerror if isinstance(error, OSError) else None) or repr(error)
             self._failure = f"{self._folder}: {reason}"
         if not (self._folder / "best.pt").exists():
             self.best = None  # it was damaged or removed: the next evaluation writes it again
 
     def check(self, final: bool = False) -> None:
-        """Tell all ranks what went wrong since the last time, without waiting for a write that goes on.
+        """Tell all ranks what went wrong since the last check, without waiting for a write in progress.
 
-        final: no later checkpoint follows, so the last one is waited for. Raises CheckpointError on all ranks
-        where it isn't on disk then and, with checkpoint.on_error=fail, at any failure; in any case where the
-        run's folder was moved or removed.
+        final: no later checkpoint follows, so wait for the last one. Raises CheckpointError on all ranks if
+        the run's folder was moved or removed, if a write failed with checkpoint.on_error=fail, or if it
+        failed with final.
         """
         if final or (self._writing and self._writing.done()):
             self.wait()
@@ -73,15 +73,15 @@ class CheckpointSaver:
             self._session.console.say(f"{failure}; training goes on (checkpoint.on_error=continue)")
 
     def close(self) -> None:
-        """Let what was begun be finished, whatever ends the run; the rank that wrote says what went wrong."""
+        """Finish the write in progress, whatever ended the run; rank 0 says what went wrong."""
         self.wait()
         self._thread.shutdown()
         if self._failure:
             self._session.console.say(f"{self._failure}; {LOST}")
 
     def _write(self, step: int, state: dict[str, Any], is_best: bool) -> None:
-        # best.pt first: should the process die between the two, the step's older file still lacks the
-        # numbers, and the evaluation is done again.
+        # best.pt first: if the process dies between the two writes, the step's older file still lacks the
+        # numbers, so the evaluation is repeated.
         if is_best:
             write(self._folder / "best.pt", {key: state[key] for key in DETECTOR})
             self.best = state["best"]
@@ -90,7 +90,7 @@ class CheckpointSaver:
 
 
 def _host_copy(value: Any) -> Any:
-    """Copy tensors, in lists and dicts of any depth, to the host: training goes on changing them."""
+    """Copy all tensors in nested lists and dicts to the host, since training continues to change them."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

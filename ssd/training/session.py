@@ -1,4 +1,4 @@
-"""What a run has around it on this process, opened and closed as one."""
+"""What a process needs around its training run, opened and closed together."""
 
 import os
 import shutil
@@ -26,15 +26,15 @@ from ssd.training.guards import GRACE, Watchdog
 from ssd.training.signals import Preempted, StopSignals, end_with_parent, leave_if_preempted
 
 LOCK_FILE = ".lock"
-LOCK_WAIT_S = 60.0  # a run that was just ended may still be writing its last checkpoint
+LOCK_WAIT_S = 60.0  # a run that was just stopped may still be writing its last checkpoint
 ANEW_TIMEOUT = timedelta(minutes=10)  # gigabytes on a slow file system
 TOKEN_TIMEOUT = timedelta(minutes=5)  # longer than rank 0 waits for the folder
-TOKEN_WAIT_S = 10.0  # a network file system may show what another machine made only after some seconds
+TOKEN_WAIT_S = 10.0  # a network file system may show another machine's new file only after some seconds
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where it computes, with whom, what it shows, where it writes, what may end it."""
+    """A run's device, ranks, console, folder, stop signals and watchdog."""
 
     runtime: Runtime
     ranks: Ranks
@@ -42,27 +42,27 @@ class Session:
     folder: Path
     signals: StopSignals
     watchdog: Watchdog
-    lock: stat_result | None  # of the lock's file; None but on rank 0
+    lock: stat_result | None  # of the lock file; None except on rank 0
 
     def lost_folder(self) -> bool:
-        """Tell on rank 0 whether the folder that it locked was moved or removed; a namesake is another."""
+        """Tell on rank 0 whether its locked folder was moved, removed or replaced; False on other ranks."""
         try:
             return self.lock is not None and not samestat(self.lock, (self.folder / LOCK_FILE).stat())
         except OSError as error:
-            return error.errno in (ENOENT, ENOTDIR)  # else it may be there: what is written next will tell
+            return error.errno in (ENOENT, ENOTDIR)  # for any other error, let the next write tell
 
 
 @contextmanager
 def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
-    """Join the ranks, set the device up, and take over the signals until the end.
+    """Join the ranks, set up the device, and handle signals until the session closes.
 
-    Raises UserError where the device can't do what is asked or a machine doesn't see the folder, Preempted
-    where the run isn't to go on.
+    Raises UserError if the device can't do what is asked or a machine doesn't see the folder, Preempted if
+    the run must not continue.
     """
     end_with_parent()
     minutes = config.training.hang_timeout_minutes
     hang = None if minutes is None else timedelta(minutes=minutes)
-    # Longer than any wait that the watchdog allows: it shows the stacks, a group's timeout would not.
+    # Longer than any wait that the watchdog allows: the watchdog prints stacks, a group's timeout doesn't.
     longest = timedelta(minutes=MINUTES_A_YEAR) if hang is None else hang
     exchange = longest + timedelta(minutes=config.evaluation.timeout_minutes) + 2 * GRACE
     with (
@@ -79,17 +79,17 @@ def open_session(config: TrainConfig, folder: Path) -> Iterator[Session]:
                 ranks.on_main(lambda: begin_anew(folder), ANEW_TIMEOUT)
             runtime = set_up(config.runtime, ranks.device)
             yield Session(runtime, ranks, console, folder, signals, watchdog, lock)
-        except Preempted as preempted:  # not said where it is raised: a signal comes in the midst of anything
+        except Preempted as preempted:  # printed here: a signal may arrive at any moment, even while printing
             console.say(*preempted.told)
             raise
 
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[stat_result]:
-    """Hold the run's folder; the kernel lets go of it when the process dies, however it dies.
+    """Lock the run's folder. The kernel releases the lock when the process dies, however it dies.
 
-    Gives the status of the lock's file, whose inode is no other's while it is held.
-    Raises UserError where another process has held it for LOCK_WAIT_S, or where it can't be written.
+    Yields the stat of the lock file; no other file has its inode while the lock is held.
+    Raises UserError if another process holds the lock for LOCK_WAIT_S, or if the folder can't be written.
     """
     with writing(folder, "hydra.run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,16 +103,16 @@ def own_folder(folder: Path) -> Iterator[stat_result]:
         try:
             yield path.stat()
         finally:
-            with suppress(OSError):  # it was moved or removed
+            with suppress(OSError):  # the folder was moved or removed
                 if os.listdir(folder) == [LOCK_FILE]:
-                    path.unlink()  # a start that was refused leaves nothing; who waits for it makes another
+                    path.unlink()  # a refused start leaves nothing; a process waiting for it makes a new one
 
 
 def begin_anew(folder: Path) -> None:
-    """Remove what a run under resume.never has left in its folder, if such a run has, and nothing else.
+    """Remove what an earlier run left in the folder, if that run had resume.never; nothing else is removed.
 
-    What the new one replaces stays until then: metrics and TensorBoard's events are cut as on a resume, here
-    after step 0. Raises UserError where a file can't be removed.
+    Files that the new run replaces stay until then: metrics and TensorBoard events are cut as on a resume,
+    here after step 0. Raises UserError if a file can't be removed.
     """
     config = folder / "config.yaml"
     with writing(folder, "hydra.run.dir"):
@@ -125,12 +125,12 @@ def begin_anew(folder: Path) -> None:
 
 
 def require_seen_by_all(folder: Path, ranks: Ranks) -> None:
-    """Raise UserError on all ranks unless each sees what rank 0 writes into the run's folder.
+    """Raise UserError on all ranks unless every rank sees what rank 0 writes to the run's folder.
 
-    All resume from the checkpoint that rank 0 names: without it a run of several machines would train until
-    its first restart, and fail there.
+    All ranks resume from the checkpoint that rank 0 names: without this check a run on several machines
+    would train until its first restart and fail there.
     """
-    token = folder / ranks.on_main(lambda: f".seen_by_all_{uuid4().hex}", TOKEN_TIMEOUT)  # in no cache yet
+    token = folder / ranks.on_main(lambda: f".seen_by_all_{uuid4().hex}", TOKEN_TIMEOUT)  # not cached yet
     if ranks.is_main:
         token.touch()
     deadline = time.monotonic() + TOKEN_WAIT_S

@@ -1,4 +1,4 @@
-"""One training step. Nothing in it waits for the device, and every shape is static."""
+"""One training step. It never waits for the device, and all shapes are static."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +20,9 @@ from ssd.training.guards import FiniteGuard
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Forward, loss, backward, optimizer step; where a gradient is not finite, as if it had not been.
+    """Forward, loss, backward, optimizer step. A step with a non-finite gradient changes nothing.
 
-    model: the network as `compile_and_share` returns it. scaler: enabled for fp16 alone.
+    model: the network as `compile_and_share` returns it. scaler: enabled for fp16 only.
     """
 
     model: nn.Module
@@ -33,10 +33,10 @@ class TrainStep:
     loss: MultiBoxLoss
 
     def __call__(self, batch: TrainBatch, step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Take the step that follows `step` earlier ones.
+        """Take one step, after `step` earlier ones.
 
-        Returns the loss's parts on this rank, localisation and confidence (2, float32), and whether the step
-        was taken (bool, the same on all ranks), both still on the device.
+        Returns this rank's loss parts, localisation and confidence (2, float32), and whether the step was
+        taken (bool, the same on all ranks). Both stay on the device.
         """
         groups = self.optimizer.param_groups
         for group in groups:
@@ -46,15 +46,15 @@ class TrainStep:
             offsets, logits = self.model(self.runtime.arrange(batch.images))
         localization, confidence = self.loss.parts(offsets, logits, batch.target_offsets, batch.labels)
         loss = localization + confidence
-        # An infinite loss may have finite gradients, on one rank alone: replicas would get out of sync. A NaN
-        # factor reaches every gradient, and every rank through the sum over ranks; 1 changes no bit.
+        # An infinite loss can have finite gradients, and on one rank only: replicas would get out of sync.
+        # A factor of NaN reaches every gradient and, through the all-reduce, every rank. 1 changes no bit.
         loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self.scaler.scale(loss).backward()
 
-        # The sum of magnitudes: a value that is not finite makes it so, in a fifth of the largest one's time.
+        # The L1 norm is not finite if any value isn't, and takes a fifth of the time of the maximum norm.
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         skipped = ~torch.isfinite(get_total_norm(gradients, norm_type=1.0))
-        # A fused optimizer leaves parameters and momentum alone where this is 1. A loss scaler sets its own.
+        # If this is 1, a fused optimizer changes neither parameters nor momenta. A loss scaler sets its own.
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]  # read by SGD.step
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -66,14 +66,14 @@ class TrainStep:
             )
 
         parts = torch.stack([localization.detach(), confidence.detach()])
-        # Overflow under a loss scaler is how it finds its scale; a bad step is one whose loss isn't finite.
+        # A loss scaler finds its scale through overflows: with one, only a non-finite loss makes a bad step.
         bad = ~torch.isfinite(parts).all() if self.scaler.is_enabled() else skipped
         self.guard.note(step, parts, bad)
         return parts, ~skipped
 
     @cached_property
     def _statistics(self) -> list[list[Tensor]]:
-        """BatchNorm's buffers by type, floats and counts: together they take a few kernels, not hundreds."""
+        """BatchNorm's buffers, floats and counts apart: copying each group at once takes few kernels."""
         buffers = list(self.model.buffers())
         floats = [each for each in buffers if each.is_floating_point()]
         counts = [each for each in buffers if not each.is_floating_point()]
@@ -85,19 +85,19 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 
 def compile_and_share(network: nn.Module, config: RuntimeConfig, ranks: Ranks) -> nn.Module:
-    """Return the network as a step calls it: compiled where configured, in DDP where there are ranks."""
+    """Return the network compiled, if configured, and wrapped in DDP if there are several ranks."""
     if config.compile:
-        torch.compiler.reset()  # a sweep's job before left code for any shape, which may round otherwise
+        torch.compiler.reset()  # an earlier sweep job left dynamic-shape code, which may round differently
     model = cast(nn.Module, torch.compile(network)) if config.compile else network
     if ranks.world_size == 1:
         return model
-    # DDP rebuilds its buckets after a process's first step, and from then on sums over 3 and more ranks in
-    # another order: a resumed run would differ by rounding. Looking for unused parameters forbids it.
+    # DDP rebuilds its buckets after a process's first step, which changes the order of sums over 3 or more
+    # ranks: a resumed run would differ by rounding. With find_unused_parameters it doesn't rebuild them.
     return DistributedDataParallel(
         model,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=config.deterministic,
-        # Training looks at no BatchNorm statistics, and whoever does takes rank 0's (Ranks.take_main).
+        # Training doesn't read BatchNorm statistics; evaluating and saving take rank 0's (Ranks.take_main).
         forward_sync_buffers=False,
     )

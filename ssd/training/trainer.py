@@ -1,4 +1,4 @@
-"""The training loop: steps, and what is due after a step."""
+"""The training loop: take a step, then record, save and evaluate when they are due."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ from ssd.training.step import TrainStep, compile_and_share
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: training input, how it is scored, which validation images are shown.
+    """What to learn: the training input, how to score it, and which validation images to show.
 
-    batch_size: images a rank and step. examples: paths by image id. fingerprint: of the cleaned training
-    annotations. excluded: ids of images left out for their bad files.
+    batch_size: images per rank and step. examples: paths of the images to show, by image id. fingerprint: a
+    hash of the cleaned training annotations. excluded: ids of images left out because their files are bad.
     """
 
     loader: TrainLoader
@@ -52,14 +52,14 @@ class Task:
     excluded: list[int]
 
 
-FAILED = 1000  # what a rank without a batch tells the others; with one it tells the signal that it got, or 0
+FAILED = 1000  # sent by a rank that has no batch; a rank that has one sends the signal it received, or 0
 
 
 class Trainer:
-    """Trains a network on a task until its last step, from any step on.
+    """Trains a network on a task, from any step to the last one.
 
-    `step` counts optimizer steps done; epoch and position in it follow from it. Everything that logging,
-    evaluating and saving do leaves the trajectory as it is.
+    `step` counts the optimizer steps done; the epoch and the position in it follow from it. Logging,
+    evaluating and saving never change the trajectory.
     """
 
     def __init__(self, config: TrainConfig, network: SSD300, task: Task, session: Session) -> None:
@@ -79,39 +79,39 @@ class Trainer:
         self.saver = CheckpointSaver(config.checkpoint, session, self._rolls_back_to)
         self.nonfinite = NonFinitePolicy(config.training, session.folder, self.ranks)
         self.report = ReportMaker(session, self.ranks.is_main and config.logging.report)
-        self.log: RunLog | None = None  # rank 0's, while training
+        self.log: RunLog | None = None  # set on rank 0 while it trains
         self.step = 0
-        self._known_bad: set[int] = set()  # ids of images replaced while training
+        self._known_bad: set[int] = set()  # ids of images replaced during training
         self._scores: list[float] = []  # AP of each evaluation
         self._may_roll_back = config.training.on_nonfinite is OnNonfinite.rollback
-        self._roll_back_due = False  # a step was not finite: the next check that is due rolls back
-        self._evaluation_missing = False  # the step resumed at is saved, its evaluation not yet done
+        self._roll_back_due = False  # a step was not finite: roll back at the next record or save that is due
+        self._evaluation_missing = False  # resumed after a step that was saved but not yet evaluated
 
     @property
     def last_step(self) -> int:
-        """Optimizer steps at which the run ends."""
+        """Number of optimizer steps after which the run ends."""
         steps = self.config.schedule.epochs * self.steps_per_epoch
         return min(steps, self.config.schedule.max_steps or steps)
 
     @property
     def epoch(self) -> int:
-        """Epoch of the last step done."""
+        """Epoch of the latest step done."""
         return max(self.step - 1, 0) // self.steps_per_epoch
 
     @property
     def out_of_patience(self) -> bool:
-        """Tell whether the last training.patience evaluations have brought no better AP."""
+        """Tell whether the last training.patience evaluations brought no new best AP."""
         patience, scores = self.config.training.patience, self._scores
         best = scores.index(max(scores)) if scores else 0
         return patience is not None and len(scores) - 1 - best >= patience
 
     @property
     def finished(self) -> bool:
-        """Tell whether no step is left to take and no evaluation to make."""
+        """Tell whether there are no more steps to take and no evaluation to run."""
         return (self.step >= self.last_step or self.out_of_patience) and not self._evaluation_missing
 
     def resume(self, saved: SavedRun) -> None:
-        """Go on where a checkpoint of this run was written."""
+        """Continue from a checkpoint of this run. Raises CheckpointError if its state doesn't fit."""
         try:
             self.state.restore(vars(saved))
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -128,11 +128,11 @@ class Trainer:
         self._evaluation_missing = self._evaluation_is_due() and saved.numbers is None
 
     def fit(self, facts: Mapping[str, str] | None = None) -> None:
-        """Train from the current step to the last one, leaving everything in the run's folder.
+        """Train from the current step to the last one; write all results to the run's folder.
 
-        facts: the rows of the start-up table, which starts.jsonl keeps.
-        Raises UserError on every rank, Preempted for a signal; a step done by then is saved, unless a
-        checkpoint can't be written (CheckpointError) or its loss or gradients were not finite.
+        facts: the rows of the start-up table, written to starts.jsonl.
+        Raises UserError on every rank, and Preempted after a signal. The steps done so far are saved first,
+        unless a checkpoint can't be written (CheckpointError) or a loss or gradient was not finite.
         """
         if self.finished:
             return
@@ -164,10 +164,10 @@ class Trainer:
                 self.log.close()
 
     def agreed(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
-        """Yield this rank's batches as long as all ranks have one; else save and raise on all ranks.
+        """Yield this rank's batches while every rank has one; once a rank has none, all save and raise.
 
-        With several ranks, the next batch is taken before the step on this one is launched, so that what the
-        ranks tell each other about it travels meanwhile. A signal that comes meanwhile counts one step later.
+        With several ranks, the next batch is taken before the step on the current one is launched, so that
+        the ranks agree on it while the step runs. A signal that arrives meanwhile counts one step later.
         """
         ahead = None
         while True:
@@ -183,10 +183,10 @@ class Trainer:
             yield batch
 
     def _take(self, batches: Iterator[TrainBatch]) -> tuple[TrainBatch | None, UserError, Callable[[], int]]:
-        """Take a batch, and begin to tell the other ranks over a CPU group: no device is waited for.
+        """Take the next batch and start telling the other ranks, over a CPU group: no wait for the device.
 
-        Returns the batch, or None and why this rank has none, and a call that waits for the highest that any
-        rank told: FAILED, the number of a signal, or 0.
+        Returns the batch (None if this rank has none), the error that says why, and a function that waits for
+        the highest value that any rank sent: FAILED, a signal's number, or 0.
         """
         batch, error = None, UserError(ANOTHER_RANK_FAILED)
         try:
@@ -198,7 +198,7 @@ class Trainer:
         return batch, error, self.ranks.begin_highest(told)
 
     def take_step(self, batch: TrainBatch) -> None:
-        """Take the next step."""
+        """Take one training step on this rank's batch."""
         if self.log and self.step == 0:
             self.log.picture("input", "first_training_batch", batch_picture(batch, self.task.categories), 0)
         epoch = self.step // self.steps_per_epoch
@@ -210,7 +210,7 @@ class Trainer:
         self.console.advance(self.step, epoch)
 
     def _leave(self, number: int) -> NoReturn:
-        """Save this step and raise Preempted; every rank calls this once any of them got a signal."""
+        """Save this step and raise Preempted. Every rank calls this after any rank received a signal."""
         if not self.step:
             self.session.signals.leave(0, number)
         self._save_unless_saved()
@@ -220,7 +220,7 @@ class Trainer:
         self.session.signals.leave(self.step, number, saved)
 
     def _save_unless_saved(self) -> None:
-        """Have this step on disk. Raises CheckpointError on all ranks where it can't be."""
+        """Make sure this step is on disk. Raises CheckpointError on all ranks if it can't be written."""
         if self.saver.step != self.step:
             self.save()
         self.saver.check(final=True)
@@ -253,16 +253,16 @@ class Trainer:
         return step > 0 and position == 0 and self.config.evaluation.due(epochs - 1)
 
     def _saves_after(self, step: int) -> bool:
-        """Before an evaluation too: whatever happens in it, no step is lost."""
+        """Tell whether to save: also before each evaluation, so that a crash in it loses no step."""
         due = self.config.checkpoint.due(step, self.steps_per_epoch)
         return step > 0 and (due or self._evaluates_after(step))
 
     def _rolls_back_to(self, step: int) -> bool:
-        """Tell whether a step's checkpoint is one to roll back to: due however the run is stopped or ends."""
+        """Tell whether a rollback may use this step's checkpoint: only if that save was scheduled."""
         return self._may_roll_back and self._saves_after(step)
 
     def _record(self) -> None:
-        """Read the losses off the device, which is where training waits for it, check and record them."""
+        """Check and record the losses: reading them is the one place where training waits for the device."""
         self._check_health()
         sums = torch.tensor(self.ranks.gather(self.meter.sums.tolist()), dtype=torch.float64).sum(dim=0)
         localization, confidence = (sums[:2] / sums[2]).tolist()
@@ -285,11 +285,11 @@ class Trainer:
         self.stopwatch.restart()
 
     def _check_health(self) -> None:
-        """Tell all ranks what went wrong on any since the last time, and do what the config says about it."""
+        """Share with all ranks what went wrong on any of them since the last check, and act on the config."""
         if told := self.nonfinite.check(self.guard, self.task.loader):
             self.console.say(f"{told}; going on ({self.nonfinite.count} such steps so far)")
             self._roll_back_due = self._may_roll_back
-        # A save that only a signal or an error asks for leaves it to the check that would have come anyhow.
+        # Not at a save caused by a signal or an error: an uninterrupted run has no check at this step.
         if self._roll_back_due and (self._record_is_due() or self._save_is_due()):
             self._roll_back()
         check_loss_scale(self.state.scaler)
@@ -301,10 +301,10 @@ class Trainer:
                     self._known_bad.add(image_id)
 
     def _roll_back(self) -> None:
-        """Take back what was learned since the newest checkpoint that was due, on all ranks.
+        """Restore weights, momenta and loss scale from the newest scheduled checkpoint, on all ranks.
 
-        What a signal or an error left doesn't count: a run that had none would end otherwise. The step stays:
-        the images between are not seen again, since the same ones would lead to the same end.
+        Checkpoints written because of a signal or an error don't count: an uninterrupted run has none. The
+        step number stays: training on the same images again would end in the same non-finite step.
         """
         self.saver.wait()
         saved = load_newest(self.session, self._rolls_back_to)
@@ -318,10 +318,10 @@ class Trainer:
         self.console.say(f"weights and momenta are those after step {saved.step} again")
 
     def _evaluate(self) -> None:
-        """Score the network, show what it finds, and save with the numbers; this step is saved already."""
+        """Score the network, record the results, and save this step again, now with the numbers."""
         self._check_health()
         self.ranks.take_main(list(self.network.buffers()))
-        # A round is short, but after the last one rank 0 computes COCO's numbers while the others wait.
+        # A batch is quick, but after the last one rank 0 computes COCO's numbers while the others wait.
         scoring = timedelta(minutes=self.config.evaluation.timeout_minutes)
         self.session.watchdog.alive(scoring)
         evaluator, rows = self.task.evaluator, []
@@ -331,8 +331,8 @@ class Trainer:
             if number := self.ranks.highest(self.session.signals.received):
                 self._leave(number)
         result = evaluator.score(rows, self.ranks)
-        self.saver.check()  # that took a while: is the folder still there?
-        if self.log and result.scored:  # both are rank 0's
+        self.saver.check()  # scoring takes a while: is the folder still there?
+        if self.log and result.scored:  # both are set on rank 0 only
             self.log.record("evaluation", {"step": self.step, "epoch": self.epoch, **result.numbers})
             self.log.analysis(result.scored, self.step)
             pictures = example_pictures(self.task.examples, result.scored, self.task.categories)
@@ -347,8 +347,8 @@ class Trainer:
             self.report.begin()
 
     def save(self, numbers: dict[str, float] | None = None) -> None:
-        """Copy the state and begin to write it; best.pt too where the evaluation of this step is the best."""
-        self.saver.wait()  # for what it has to tell
+        """Copy the state and start writing it, also as best.pt if this step's evaluation is the best."""
+        self.saver.wait()  # so that the check below sees how the previous write ended
         self._check_health()
         best = self.saver.best
         if numbers is not None and (best is None or numbers["AP"] > best["AP"]):
@@ -378,10 +378,10 @@ class Trainer:
 def start_or_resume(
     config: TrainConfig, saved: SavedRun | None, task: Task, session: Session
 ) -> tuple[Trainer, str]:
-    """Make the trainer of a run, at its first step or where its checkpoint was saved.
+    """Build a run's trainer, at step 0 or at the step of its checkpoint.
 
-    Returns it and what its weights come from. Raises CheckpointError where the checkpoint is of a run shaped
-    by other values.
+    Returns the trainer and a phrase that says where its weights come from. Raises UserError for a bad
+    resume.override, CheckpointError if keys that shape a run differ from the checkpoint's.
     """
     check_override(config.resume.override)
     if saved is None:
@@ -403,7 +403,7 @@ def start_or_resume(
 
 
 def derived_numbers(trainer: Trainer, origin: str) -> dict[str, str]:
-    """Return what follows from config, data and machine, for the start-up table."""
+    """Return the numbers derived from config, data and machine, as rows of the start-up table."""
     config, schedule, batch_size = trainer.config, trainer.schedule, trainer.task.batch_size
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     scaled = "scaled from" if config.optimizer.scale_learning_rate else "as given, not scaled:"
