@@ -1,7 +1,7 @@
 """Compare runs on one HTML page: python scripts/compare_runs.py runs/a runs/b … [out=compare.html]
 
-A folder that holds runs stands for all of them. Runs that are alike in what shapes their numbers, but for the
-seed, are of one config: the page shows mean, deviation and 95 % interval, and whether other configs differ.
+A folder that contains runs stands for all of them. Runs whose settings differ only in the seed belong to one
+config: the page shows each config's mean, standard deviation and 95% interval, and whether configs differ.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from ssd.errors import UserError, printable, require
 from ssd.evaluation.coco import NAMES, score
 from ssd.training.state import MUST_STAY
 
-LEVEL = 0.05  # of a test; intervals are of 1 − LEVEL
+LEVEL = 0.05  # significance level of the tests; intervals have the confidence 1 − LEVEL
 TESTED = NAMES[:3]  # AP, AP50, AP75
-POINTS = 200  # of a curve: a loss's noise would hide which of two is lower
+POINTS = 200  # per curve; with more, the noise of two losses hides which is lower
 
-# A config's keys: besides what must stay, those that a resumed run may change but its last numbers depend on.
+# The keys that tell configs apart: MUST_STAY, and keys that may change on resume but affect the numbers.
 SHAPING = (
     *(key for key in MUST_STAY if key != "seed"),
     *("data.path", "data.train_images", "data.val_annotations", "data.decoder"),
@@ -41,7 +41,7 @@ SHAPING = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run to compare. config: by full key. scored_on: alike where numbers can be compared."""
+    """A run to compare. config: values by full key. scored_on: the validation set."""
 
     name: str
     config: dict[str, Any]
@@ -53,7 +53,7 @@ Configs = dict[str, list[Run]]
 
 
 def main(words: Sequence[str]) -> None:
-    """Read the runs, write the page, print its headline."""
+    """Read the runs, write the page, print the headline."""
     out = [word[4:] for word in ("out=compare.html", *words) if word.startswith("out=")][-1]
     check_file(out, "out")
     runs = [read(folder) for folder in find([Path(word) for word in words if not word.startswith("out=")])]
@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def find(given: Sequence[Path]) -> list[Path]:
-    """List the folders of runs, each once. Raises UserError for a path that is none and holds none."""
+    """List the runs' folders, each once. Raises UserError for a path without any run."""
     require(bool(given), "RUN", None, "give the folders of runs, such as runs/NAME")
     folders: list[Path] = []
     for path in given:
@@ -87,7 +87,7 @@ def find(given: Sequence[Path]) -> list[Path]:
 
 
 def read(folder: Path) -> Run:
-    """Read a run's files. Raises UserError where they aren't such as train.py leaves."""
+    """Read a run's files. Raises UserError if they don't look like those of train.py."""
     try:
         config = by_full_key(
             cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
@@ -103,20 +103,20 @@ def read(folder: Path) -> Run:
 
 
 def chance(t: Any, freedom: float) -> Any:
-    """Return how likely Student's t is to lie as far from 0 as `t`, or farther, on either side."""
+    """Return the two-sided p-value of Student's t."""
     return mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of the 95 % interval of the mean of two values or more."""
-    freedom, ends = len(values) - 1, (1, 13)  # t is 12.7 for two values, 1.96 for ever so many
+    """Return the ends of the mean's 95% confidence interval, for two or more values."""
+    freedom, ends = len(values) - 1, (1, 13)  # t is 12.7 for two values and approaches 1.96
     t = float(mpmath.findroot(lambda t: chance(t, freedom) - LEVEL, ends, solver="illinois"))
     half = t * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
 
 
 def welch(first: Sequence[float], other: Sequence[float]) -> float:
-    """Return p, how likely equal configs differ as much, of two values or more each; nan without a spread.
+    """Return the two-sided p-value of Welch's t-test of two or more values each; nan if both variances are 0.
 
     Source: Welch 1947, "The generalization of 'Student's' problem …", Biometrika 34.
     """
@@ -129,18 +129,18 @@ def welch(first: Sequence[float], other: Sequence[float]) -> float:
 
 
 def numbers(runs: Sequence[Run]) -> Markup:
-    """Show each run's last numbers and its best."""
+    """Show the last numbers and the best AP of each run."""
     rows = []
     for run in runs:
         best, trained = run.told.best, (run.told.training or [{}])[-1]
         last = (run.told.evaluations or [{}])[-1]
         ends = (*map(last.get, ("step", *NAMES[:6])), best.get("AP"), best.get("step"), trained.get("loss"))
         rows.append((run.name, run.config.get("seed"), *ends))
-    return page.table(("run", "seed", "evaluated after", *NAMES[:6], "best AP", "after", "last loss"), rows)
+    return page.table(("run", "seed", "last step", *NAMES[:6], "best AP", "best step", "last loss"), rows)
 
 
 def curves(configs: Configs) -> list[Markup]:
-    """Draw the runs' curves over each other, those of one config in one colour."""
+    """Draw the curves of all runs in one plot per metric, one color per config."""
     colours = dict(zip(configs, cycle(page.COLOURS), strict=False))
     parts = [page.legend([*colours.items()])]
     for key in ("loss", "learning_rate", "AP", "AP50"):
@@ -153,11 +153,11 @@ def curves(configs: Configs) -> list[Markup]:
 
 
 def seeds(configs: Configs, comparable: bool) -> tuple[list[str], list[Markup]]:
-    """Show mean, deviation and interval of configs of two seeds or more, and test each against the first.
+    """Show mean, deviation and interval of each config with two or more seeds; test each against the first.
 
-    Returns the page's headline besides.
+    Returns the page's headline and the parts.
     """
-    lasts: dict[str, dict[Any, dict[str, Any]]] = {}  # of each config the last evaluation of each seed
+    lasts: dict[str, dict[Any, dict[str, Any]]] = {}  # last evaluation by config and seed
     for name, runs in configs.items():
         evaluated = [run for run in runs if run.told.evaluations]
         lasts[name] = {run.config.get("seed"): run.told.evaluations[-1] for run in evaluated}
@@ -166,29 +166,27 @@ def seeds(configs: Configs, comparable: bool) -> tuple[list[str], list[Markup]]:
     for number, name in product(TESTED, enough):
         first, values = ([last[number] for last in lasts[of].values()] for of in (enough[0], name))
         mean, (low, high) = fmean(values), interval(values)
-        says = f"AP of {name}: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+        says = f"AP of {name}: {mean:.3f}, 95% interval {low:.3f} to {high:.3f}"
         tested: tuple[float | str | None, ...] = (None, None, "")
         if comparable and name != enough[0]:
             difference, p = mean - fmean(first), welch(first, values)
-            found = "the configs differ" if p < LEVEL else "no difference is shown"
-            says += f"; against {enough[0]} {difference:+.3f}, p = {p:.2g}: {found}"
+            found = "the configs differ" if p < LEVEL else "no significant difference"
+            says += f"; {difference:+.3f} against {enough[0]}, p = {p:.2g}: {found}"
             tested = difference, p, found
         rows.append((f"{number} of {name}", len(values), mean, stdev(values), low, high, *tested))
         if number == "AP":
             told.append(f"{says}.")
     if few := sum(len(of_seeds) < 3 for of_seeds in lasts.values()):
-        told.append(
-            f"Too few seeds, so that an interval is wide or there is none: {few} of {len(lasts)} configs."
-        )
+        told.append(f"{few} of {len(lasts)} configs have fewer than 3 seeds: intervals are wide or missing.")
     if not rows:
         return told, [page.text("No config has two evaluated seeds.")]
-    head = ("", "seeds", "mean", "deviation", "95 % from", "to", "difference", "p", "")
-    caption = f"Last evaluations; p of Welch's t-test against {enough[0]}, as if it were the only test made"
+    head = ("", "seeds", "mean", "std. dev.", "95% from", "to", "difference", "p", "result")
+    caption = f"Last evaluations; Welch's t-test against {enough[0]}, p not corrected for multiple tests"
     return told, [page.table(head, rows, caption)]
 
 
 def classes(configs: Configs) -> list[Markup]:
-    """Show AP by class at the best evaluation, the mean of a config's runs; say where there is none."""
+    """Show AP by class at the best evaluation, averaged over a config's runs, and why it is missing."""
     aps: dict[str, Any] = {}  # K of each config
     names: list[str] = []
     parts = []
@@ -213,7 +211,7 @@ def classes(configs: Configs) -> list[Markup]:
 
 
 def differing_keys(runs: Sequence[Run]) -> Markup:
-    """Show the keys of which not all runs have the same value."""
+    """Show the keys whose values differ between runs."""
     columns = {}
     for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [run.config.get(key, "no such key") for run in runs]
@@ -225,7 +223,7 @@ def differing_keys(runs: Sequence[Run]) -> Markup:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s RUN … [out=FILE.html]")
-    parser.add_argument("words", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
+    parser.add_argument("words", nargs="+", metavar="RUN", help="a run's folder, or one that contains runs")
     try:
         main(parser.parse_args().words)
     except UserError as error:

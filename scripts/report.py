@@ -1,6 +1,6 @@
-"""Make a run's report.html again: python scripts/report.py run=runs/NAME
+"""Regenerate a run's report.html: python scripts/report.py run=runs/NAME
 
-What the run's folder or its data set doesn't have, the page says. Of a checkpoint without its run:
+The page lists what is missing from the run's folder or data set. For a checkpoint without a run, use
 python evaluate.py checkpoint=… report=FILE.html. Keys and their values: conf/report.yaml.
 """
 
@@ -25,12 +25,12 @@ from ssd.evaluation.coco import score
 from ssd.evaluation.errors import Analysis, explain
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = 2000  # training images whose default boxes are matched
+SAMPLE = 2000  # training images whose objects are matched with default boxes
 
 
 def main(config: ReportConfig) -> None:
-    """Read the folder, analyse the best evaluation, write the page."""
-    fix = "give a run's folder; of a checkpoint alone: python evaluate.py checkpoint=… report=FILE.html"
+    """Read the folder, analyze the best evaluation, write the page."""
+    fix = "give a run's folder; for a checkpoint alone: python evaluate.py checkpoint=… report=FILE.html"
     require(config.run is not None and Path(config.run).is_dir(), "run", config.run, fix)
     folder = Path(str(config.run))
     out = config.out or str(folder / "report.html")
@@ -41,11 +41,11 @@ def main(config: ReportConfig) -> None:
     with noting(missing):
         trained = parse(TrainConfig, cast(DictConfig, OmegaConf.load(folder / "config.yaml")))
         name, published = trained.name, published_ap(run, trained.runtime.tf32)
-        with noting(missing):  # default boxes can be matched all the same
+        with noting(missing):  # without detections the section on default boxes is still possible
             analysis, paths = analyse_best(run, trained.data)
             failures |= report.failures(analysis, paths)
         failures["Default boxes"] = default_boxes(trained.data)
-    sections = {"What is missing": [page.text(each) for each in missing]} if missing else {}
+    sections = {"Missing": [page.text(each) for each in missing]} if missing else {}
     sections |= {"Numbers": report.numbers(run, published), **failures}
     sections |= {"Training": report.training(run), "The run": report.about_run(run)}
     page.write(out, "out", (name, str(folder)), report.headline(run, analysis), sections)
@@ -53,7 +53,7 @@ def main(config: ReportConfig) -> None:
 
 @contextmanager
 def noting(missing: list[str]) -> Iterator[None]:
-    """Note why a part can't be made, and go on."""
+    """Record why a part can't be made, and continue."""
     try:
         yield
     except (OSError, ValueError, EOFError, YAMLError) as error:  # UserError is a ValueError
@@ -61,7 +61,7 @@ def noting(missing: list[str]) -> Iterator[None]:
 
 
 def analyse_best(run: report.Run, data: DataConfig) -> tuple[Analysis, dict[int, str]]:
-    """Analyse what the best evaluation has detected; return that and where the images are."""
+    """Analyze the detections of the best evaluation; also return the image files by id."""
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
     file = data.locate("val_annotations")
     index = read_index(file, data.locate("val_images"), selection, cache_folder(data.cache))
@@ -70,7 +70,7 @@ def analyse_best(run: report.Run, data: DataConfig) -> tuple[Analysis, dict[int,
 
 
 def default_boxes(data: DataConfig) -> list[Markup]:
-    """Match the default boxes with an evenly spaced sample of the training images."""
+    """Match default boxes with the objects of an evenly spaced sample of training images."""
     selection = Selection("train", data.limit, data.crowd, data.min_box_px)
     files = data.locate("train_annotations"), data.locate("train_images")
     index = read_index(*files, selection, cache_folder(data.cache))
@@ -79,7 +79,7 @@ def default_boxes(data: DataConfig) -> list[Markup]:
 
 
 def published_ap(run: report.Run, tf32: bool) -> float | None:
-    """Return the AP that RECIPE 8 has for the run's experiment, None where it is no row there."""
+    """Return the AP that RECIPE 8 lists for the run's experiment, None if it has no row there."""
     command = run.starts[-1]["command"] if run.starts else ""
     found = re.search(r"experiment=coco_(\d)x(\d+)", command)
     recipe = (ROOT / "RECIPE.md").read_text(encoding="utf-8")

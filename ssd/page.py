@@ -1,6 +1,6 @@
-"""How does a page of results look? Tables, plots and pictures in one HTML file that asks no network.
+"""How does a page of results look? Tables, plots and pictures in one HTML file that needs no network.
 
-Its parts are macros of page.html, which says what each takes; Jinja2 escapes what they are given.
+The parts are macros of page.html, which documents their arguments; Jinja2 escapes the values.
 """
 
 import math
@@ -20,26 +20,26 @@ from matplotlib.figure import Figure
 from ssd.cli import writing
 
 Sections = dict[str, list[Markup]]
-"""Of a page: what each holds, by its title."""
+"""The parts of each section of a page, by section title."""
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#06b6d4", "#ec4899")
-"""Of curves: seen on a light page and on a dark one."""
+"""Colors of curves, visible on light and dark backgrounds."""
 
 _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "axes.grid": True, "axes.axisbelow": True, "grid.color": "gray", "grid.alpha": 0.2,
-    "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False,  # names may hold $
+    "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False,  # names may contain $
 }  # fmt: skip
 mpl.rcParams.update(_STYLE)
 
 
 def _shown(value: object) -> str:
-    """Write a cell of a table; −1 is COCO's sign of nothing to count."""
+    """Format a table cell; COCO's −1 means that there was nothing to count."""
     if value is None or (isinstance(value, float) and (value == -1 or not math.isfinite(value))):
         return "–"
     if isinstance(value, float):
         return f"{value:.3f}".replace("-", "−")
-    return f"{value:,}" if isinstance(value, Integral) else str(value)  # NumPy's too
+    return f"{value:,}" if isinstance(value, Integral) else str(value)  # Integral includes NumPy's
 
 
 _environment = Environment(
@@ -60,7 +60,7 @@ pictures: Part = _macros.pictures
 
 
 def axes(x_label: str, y_label: str = "") -> Axes:
-    """Return the axes of a new plot, to be drawn on."""
+    """Return the axes of a new plot."""
     drawn = Figure(figsize=(4.6, 2.7), layout="constrained").subplots()
     drawn.set_prop_cycle(color=COLOURS)
     drawn.set(xlabel=x_label, ylabel=y_label)
@@ -68,7 +68,7 @@ def axes(x_label: str, y_label: str = "") -> Axes:
 
 
 def plot(drawn: Axes, caption: str) -> Markup:
-    """Return what was drawn, as SVG in the page's own colour and type."""
+    """Return a plot as SVG in the page's color and font."""
     if drawn.get_legend_handles_labels()[0]:
         drawn.legend()
     file = StringIO()
@@ -79,13 +79,13 @@ def plot(drawn: Axes, caption: str) -> Markup:
 
 
 def write(given: str, key: str, about: tuple[str, str], headline: Sequence[str], sections: Sections) -> None:
-    """Write a page, whole or not at all, to the file that a key gave. Raises UserError where that fails.
+    """Write a page atomically to the file named by `key`. Raises UserError if that fails.
 
-    about: its title, and a line on what it is about.
+    about: the title and the line below it.
     """
     path = Path(given)
     with writing(path, key):
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another may be at work on it
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be writing it
         page = _macros.page(*about, headline, sections)
         temporary.write_text(page, encoding="utf-8", errors="replace")
         temporary.replace(path)

@@ -25,36 +25,36 @@ from ssd.evaluation.errors import KINDS, Analysis
 from ssd.image import PictureError, read_picture
 
 _GREY = "#94a3b8"
-# What lines of run.log begin with.
+# Lines of run.log that are shown begin with one of these.
 _TOLD = ("stopped by", "error:", "bad image", "loss or gradient", "weights and momenta")
-_SHOWN = 50  # of them
+_SHOWN = 50  # at most this many lines
 _TRAINING = {
     "Loss and its parts": ("loss", "loss_localization", "loss_confidence"),
     "Learning rate": ("learning_rate",),
-    "Images a second": ("images_per_second",),
+    "Images per second": ("images_per_second",),
     "Share of time spent waiting for data": ("data_wait",),
 }
-_SMOOTH = 50  # points of a smoothed curve
-_CURVES = 8  # of precision and recall, those of the most frequent classes
-_CONFUSED = 20  # classes in the confusion matrix, those confused most
-_CARDS = 11  # worst false positives, and as many misses: with the best and the median image 24 pictures
+_SMOOTH = 50  # points per smoothed curve
+_CURVES = 8  # precision-recall curves: the most frequent classes
+_CONFUSED = 20  # classes in the confusion matrix: the most confused
+_CARDS = 11  # pictures of errors, and as many of misses; 24 in all with the best and the median image
 _CARD_PX, _CARD_BOXES = 560, 100
 _MEANING = {
     "classification": "right place, wrong class",
-    "localization": "right class, IoU with it 0.1 to 0.5",
+    "localization": "right class, but IoU only 0.1 to 0.5",
     "both": "wrong class and wrong place",
-    "duplicate": "right, but a surer detection has that object",
-    "background": "nothing annotated there",
-    "missed": "annotated, but nothing was detected there",
+    "duplicate": "right, but the object already has a more confident detection",
+    "background": "no object there",
+    "missed": "object without a detection",
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder tells; any of it may be empty.
+    """What a run's folder contains; any field may be empty.
 
-    starts: what starts.jsonl has of each. told: lines of run.log about what went wrong. training and
-    evaluations: the two kinds of records in metrics.jsonl.
+    starts: the records of starts.jsonl. told: lines of run.log about problems. training, evaluations: the two
+    kinds of records in metrics.jsonl.
     """
 
     folder: Path
@@ -65,17 +65,17 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The first evaluation of the highest AP, {} where there is none."""
+        """The first evaluation with the highest AP, {} if there is none."""
         return max(self.evaluations, key=lambda record: record["AP"], default={})
 
     @property
     def detections(self) -> Path:
-        """The file that the best evaluation has left; it may be missing."""
+        """The file with the best evaluation's detections; it may be missing."""
         return next(self.folder.glob("detections_*.npy"), self.folder / "detections_STEP.npy")
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder. A file that isn't there, or a line that was cut short, tells nothing."""
+    """Read a run's folder, skipping missing files and truncated lines."""
     starts, records = _records(folder / "starts.jsonl"), _records(folder / "metrics.jsonl")
     told = [line for line in _lines(folder / "run.log") if line.startswith(_TOLD)]
     kinds = ([record for record in records if key in record] for key in ("loss", "AP"))
@@ -95,9 +95,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(records: Sequence[Mapping[str, Any]], key: str, most: int | None = None) -> NDArray[np.float64]:
-    """Return steps and a number at each, 2×N; of more than `most` records means of equally many.
+    """Return steps and values, 2×N. More than `most` records are averaged down to `most` points.
 
-    NaN for null and for COCO's −1 of nothing to count.
+    null, and COCO's −1 for nothing to count, become NaN.
     """
     points = np.array([(record["step"], record[key]) for record in records], np.float64).reshape(-1, 2)
     points[points < 0] = np.nan
@@ -106,17 +106,17 @@ def curve(records: Sequence[Mapping[str, Any]], key: str, most: int | None = Non
     return points.T
 
 
-# ---- how the run went
+# ---- the run
 
 
 def about_run(run: Run) -> list[Markup]:
-    """Say what was trained, where, on what, and what happened to it."""
+    """Show what was trained, where, on what data, and what went wrong."""
     if not run.starts:
-        return [page.text("There is no starts.jsonl: how the run was started is not known.")]
+        return [page.text("There is no starts.jsonl, so it is unknown how the run was started.")]
     first, last = run.starts[0], run.starts[-1]
     words = [word for word in shlex.split(last["command"]) if "=" in word]
     changed = [word for word in words if not word.startswith("experiment=")]
-    facts = last | {"differs from the experiment's file": " ".join(changed) or "nothing"}
+    facts = last | {"overrides": " ".join(changed) or "none"}
     with suppress(OSError):
         ended = datetime.fromtimestamp((run.folder / "metrics.jsonl").stat().st_mtime).replace(microsecond=0)
         facts["last record"] = f"{ended}, {ended - datetime.fromisoformat(first['started'])} after the start"
@@ -126,15 +126,15 @@ def about_run(run: Run) -> list[Markup]:
         parts.append(page.table(head, [[start[key] for key in head] for start in run.starts], "Starts"))
     if not run.told:
         return [*parts, page.text("No image was left out or replaced; every step was finite.")]
-    caption = f"What run.log tells of stops and defects, the first {_SHOWN} lines"
+    caption = f"Stops and problems in run.log (first {_SHOWN} lines)"
     return [*parts, page.table(["line"], [[line] for line in run.told[:_SHOWN]], caption)]
 
 
 def training(run: Run) -> list[Markup]:
-    """Plot the records as they are and smoothed, evaluations marked."""
+    """Plot the records, raw and smoothed, and mark the evaluations."""
     if not run.training:
-        return [page.text("No step was recorded yet; logging.every_steps says how often that is.")]
-    parts = [page.text("Faint: as recorded; strong: means of equally many; dotted: evaluations.")]
+        return [page.text("No step has been recorded yet; logging.every_steps sets how often steps are.")]
+    parts = [page.text("Faint lines: raw records. Strong lines: averages. Dotted lines: evaluations.")]
     for caption, keys in _TRAINING.items():
         axes = page.axes("step")
         for key, colour in zip(keys, page.COLOURS, strict=False):
@@ -147,28 +147,28 @@ def training(run: Run) -> list[Markup]:
 
 
 def numbers(run: Run, published_ap: float | None) -> list[Markup]:
-    """Show COCO's numbers of each evaluation, the best marked, beside the AP published for the experiment."""
+    """Show COCO's numbers of each evaluation, the best highlighted, and the experiment's published AP."""
     if not run.evaluations:
         return [page.text("No evaluation yet.")]
-    tiles = {"best, after step": run.best["step"]} | {name: run.best[name] for name in NAMES[:6]}
-    parts = [page.tiles(tiles if published_ap is None else tiles | {"AP published": published_ap})]
+    tiles = {"best step": run.best["step"]} | {name: run.best[name] for name in NAMES[:6]}
+    parts = [page.tiles(tiles if published_ap is None else tiles | {"published AP": published_ap})]
     for caption, names in (("AP", NAMES[:3]), ("AP by size", NAMES[3:6]), ("AR", NAMES[6:9])):
         axes = page.axes("step")
         for name in names:
             axes.plot(*curve(run.evaluations, name), ".-", label=name)
         if published_ap is not None and caption == "AP":
-            axes.axhline(published_ap, color=_GREY, linestyle="--", label="AP published")
+            axes.axhline(published_ap, color=_GREY, linestyle="--", label="published AP")
         parts.append(page.plot(axes, caption))
     head = ("step", "epoch", *NAMES)
     rows = [[record[name] for name in head] for record in run.evaluations]
     best = run.evaluations.index(run.best)
-    return [*parts, page.table(head, rows, "Each evaluation, the best marked", best)]
+    return [*parts, page.table(head, rows, "All evaluations, the best highlighted", best)]
 
 
 def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> list[Markup]:
-    """Count which default boxes the objects of training images match (RECIPE 3).
+    """Count how many objects of training images match each kind of default box (RECIPE 3).
 
-    sample: of some images the boxes, G×4 ltrb relative to it. images: how many images there are.
+    sample: the boxes of each sampled image, G×4 ltrb relative to the image. images: the number of all images.
     """
     boxes = default_boxes()
     claims = torch.zeros(len(boxes), dtype=torch.int64)
@@ -181,18 +181,18 @@ def default_box_matches(sample: Sequence[NDArray[np.float32]], images: int) -> l
         never = float((of_map == 0).double().mean())
         rows.append((f"{size}×{size}, {side_px} px", *shapes, int(of_map.sum()), never))
     words = (
-        f"{sum(map(len, sample)):,} objects of {len(sample):,} training images (of {images:,}), seen whole. "
-        "Never claimed: the share of a map's default boxes that no object matches."
+        f"{sum(map(len, sample)):,} objects of {len(sample):,} of {images:,} training images, without "
+        "augmentation. Unmatched: the share of a map's default boxes that no object matches."
     )
-    head = ("map, box side", "1:1", "1:1 larger", "2:1", "1:2", "3:1", "1:3", "all", "never claimed")
-    return [page.text(words), page.table(head, rows, "Matches by map and width:height")]
+    head = ("map, box side", "1:1", "1:1 larger", "2:1", "1:2", "3:1", "1:3", "all", "unmatched")
+    return [page.text(words), page.table(head, rows, "Matches by feature map and width:height")]
 
 
 # ---- where it fails
 
 
 def failures(analysis: Analysis, paths: Mapping[int, str]) -> page.Sections:
-    """Show an evaluation by class, by kind of error and in pictures. paths: of the images, by id."""
+    """Show an evaluation by class, by kind of error, and in pictures. paths: image files by image id."""
     return {
         "Classes": _classes(analysis),
         "Errors": [*_errors(analysis), _confusion(analysis)],
@@ -212,35 +212,36 @@ def _classes(analysis: Analysis) -> list[Markup]:
         for k in drawn:
             axes.plot(RECALL_LEVELS, precision[:, k], label=analysis.names[k][:24])
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03))
-        parts.append(page.plot(axes, f"Precision by recall at IoU {threshold}{some}"))
+        parts.append(page.plot(axes, f"Precision and recall at IoU {threshold}{some}"))
     return parts
 
 
 def _errors(analysis: Analysis) -> list[Markup]:
     kinds = [(kind, analysis.counts[kind], analysis.cost[kind], _MEANING[kind]) for kind in KINDS]
-    head = ("kind of error", "how many", "AP50 lost", "what it is")
-    parts = [page.table(head, kinds, "Kinds as in TIDE (Bolya et al. 2020); AP50 lost: by these alone")]
+    head = ("kind of error", "count", "AP50 lost", "meaning")
+    caption = "Kinds of error as in TIDE (Bolya et al. 2020). AP50 lost: to errors of this kind only"
+    parts = [page.table(head, kinds, caption)]
     of = analysis.numbers
     sizes = [(size, boxes, of[f"AP_{size}"], of[f"AR_{size}"]) for size, boxes in analysis.sizes.items()]
-    parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By area, divided at 32² and 96² px"))
+    parts.append(page.table(("size", "boxes", "AP", "AR_100"), sizes, "By size (area limits 32² and 96² px)"))
     axes = page.axes("AP50 lost")
     axes.barh(KINDS[::-1], [analysis.cost[kind] for kind in KINDS[::-1]])
-    parts.append(page.plot(axes, "What each kind of error costs"))
-    axes = page.axes("score", "share that is right")
+    parts.append(page.plot(axes, "Cost of each kind of error"))
+    axes = page.axes("score", "share correct")
     axes.plot(*analysis.calibration.T, ".-")
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=0.8)
-    return [*parts, page.plot(axes, "Calibration: below the dashed line scores are too high")]
+    return [*parts, page.plot(axes, "Calibration: below the dashed line, scores are too high")]
 
 
 def _confusion(analysis: Analysis) -> Markup:
     names, matrix = [*analysis.names, "background"], analysis.confusion
     confused = (matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal())[:-1]
     kept = [*np.sort(np.argsort(-confused, kind="stable")[:_CONFUSED]), len(names) - 1]
-    some = f", the {_CONFUSED} classes confused most" if len(kept) < len(names) else ""
+    some = f", the {_CONFUSED} most confused classes" if len(kept) < len(names) else ""
     names, matrix = [names[k] for k in kept], matrix[np.ix_(kept, kept)]
     rows = [(name, *row) for name, row in zip(names, matrix, strict=True)]
     shades = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    caption = f"Confusion of scores from {SHOWN_SCORE}: rows annotated, columns detected{some}"
+    caption = f"Confusion matrix for scores of {SHOWN_SCORE} or more: rows annotated, columns detected{some}"
     return page.table(("", *names), rows, caption, shades=shades)
 
 
@@ -251,16 +252,18 @@ def _pictures(analysis: Analysis, paths: Mapping[int, str]) -> list[Markup]:
             cards.append({"reason": reason} | _card(analysis, image_id, subject, paths[image_id]))
         except PictureError as error:
             failed.append(error)
-    words = (
-        "The surest errors, the largest not found, the best and the median image. Point at a box to see why."
-    )
+    words = "The most confident errors, the largest missed objects, the best and the median image."
     kinds = ("annotated", "missed", "right", *KINDS[:-1])
-    parts = [page.text(words), page.pictures(cards, kinds, analysis.names)] if cards else []
-    return parts + [page.text(f"{len(failed)} pictures can't be shown: {error}") for error in failed[:1]]
+    parts = (
+        [page.text(f"{words} Hover over a box for details."), page.pictures(cards, kinds, analysis.names)]
+        if cards
+        else []
+    )
+    return parts + [page.text(f"{len(failed)} pictures can't be shown; the first: {e}") for e in failed[:1]]
 
 
 def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, list[float]]]:
-    """Choose up to 24 times an image, by id; say why, and for which box. Of a kind each image comes once."""
+    """Choose up to 24 examples: image id, reason, and the box concerned; each image once per kind."""
     found, truths = analysis.detections, analysis.truths[analysis.truths["kind"] != "crowd"]
     errors, lost = found[np.isin(found["kind"], KINDS)], truths[truths["kind"] != "found"]
     surest = errors[np.argsort(-errors["score"], kind="stable")]
@@ -272,7 +275,7 @@ def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, list[float]]]:
             name, (width, height) = analysis.names[row["category"]], row["bbox"][2:]
             reason = f"{row['kind']}: {name} {row['score']:.2f}"
             if rows is largest:
-                reason = f"not found: {name}, {width:.0f}×{height:.0f} px"
+                reason = f"missed: {name}, {width:.0f}×{height:.0f} px"
             chosen.append((int(row["image_id"]), reason, row["bbox"].tolist()))
     shown = found[(found["score"] >= SHOWN_SCORE) & (found["kind"] != "ignored")]
     is_right = shown["kind"] == "right"
@@ -290,7 +293,7 @@ def _worth_seeing(analysis: Analysis) -> list[tuple[int, str, list[float]]]:
 
 
 def _card(analysis: Analysis, image_id: int, subject: list[float], path: str) -> dict[str, object]:
-    """Return a picture, not turned by EXIF as in training, and its boxes, the surest on top."""
+    """Return a picture, without EXIF rotation (as in training), and its boxes, the most confident on top."""
     picture = read_picture(path, upright=False)
     width, height = picture.size
     picture.thumbnail((_CARD_PX, _CARD_PX))
@@ -309,7 +312,7 @@ def _card(analysis: Analysis, image_id: int, subject: list[float], path: str) ->
 
 
 def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
-    """Say in up to three sentences, from the numbers, what was reached, what is hard and what costs most."""
+    """Summarize in up to three sentences: the best AP, what is hardest, and which errors cost most."""
     told = []
     if run and run.best:
         count = len(run.evaluations)
@@ -326,11 +329,11 @@ def headline(run: Run | None, analysis: Analysis | None) -> list[str]:
         worst, *_, best = sorted(aps, key=lambda size: aps[size])
         share = analysis.sizes[worst] / sum(analysis.sizes.values())
         told.append(
-            f"{worst.capitalize()} objects, {share:.0%} of all, are found worst: AP {aps[worst]:.3f} "
-            f"against {aps[best]:.3f} for {best} ones."
+            f"{worst.capitalize()} objects ({share:.0%} of all) have the lowest AP, {aps[worst]:.3f}; "
+            f"{best} objects have the highest, {aps[best]:.3f}."
         )
     kind = max(KINDS, key=lambda kind: analysis.cost[kind])
-    costs = f"Most AP50, {analysis.cost[kind]:.3f}, is lost to errors of the kind {kind} ({_MEANING[kind]})"
+    costs = f"The most costly kind of error is {kind} ({_MEANING[kind]}), {analysis.cost[kind]:.3f} of AP50"
     annotated = np.flatnonzero(analysis.boxes)
     if len(annotated) > 1:
         hardest = annotated[analysis.ap[annotated].argmin()]

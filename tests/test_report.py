@@ -1,4 +1,4 @@
-"""report.html says what there is, and what is missing; opened in Chromium, its controls work."""
+"""report.html shows what a run left and what is missing; its controls work in Chromium."""
 
 import json
 import re
@@ -27,7 +27,7 @@ TIMES = "2026-11-24 12:00:00", "2026-11-24 12:30:00"
 
 
 def leave_run(folder: Path, evaluations: Sequence[dict[str, Any]], losses: int = 4, **keys: Any) -> Path:
-    """Leave a run's config and metrics: `losses` records, then evaluations. keys: with dots."""
+    """Write a run's config and metrics: `losses` records, then evaluations. keys: dotted config keys."""
     folder.mkdir(parents=True)
     config = OmegaConf.structured(TrainConfig(name=folder.name))
     for key, value in keys.items():
@@ -44,7 +44,7 @@ def leave_run(folder: Path, evaluations: Sequence[dict[str, Any]], losses: int =
 
 
 def make_run(folder: Path, names: tuple[str, ...], detect: bool = True) -> Path:
-    """Make a data set of these classes and a finished, once interrupted run on it; return its folder."""
+    """Make a data set of these classes and a run on it, resumed once and finished; return its folder."""
     data = CocoFolder(folder, categories=[{"id": k, "name": name} for k, name in enumerate(names, start=1)])
     found = []
     for image in range(1, IMAGES + 1):
@@ -75,7 +75,7 @@ def make_run(folder: Path, names: tuple[str, ...], detect: bool = True) -> Path:
 
 
 def words_of(page: Path) -> str:
-    """Return a page as a reader sees it, plots apart: words, cells ended by |."""
+    """Return the words of a page as a reader sees them, without plots; | ends each cell."""
     html = page.read_text(encoding="utf-8")
     body = re.sub(r"(?s)<style.*?</style>|<script.*?</script>|<svg.*?</svg>", "", html)
     words = re.sub(r"<[^>]*>", " ", re.sub("</t[dh]>", "|", body))
@@ -93,19 +93,19 @@ def test_a_page_tells_what_the_run_was_and_where_it_fails(tmp_path: Path):
     best = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])
     for told in (
         f"AP {best['AP']:.3f} and AP50 {best['AP50']:.3f} after step 20, the best of 2 evaluations.",
-        "8 with 24 boxes", "differs from the experiment's file name=run seed=17", f"started {TIMES[1]}",
+        "8 with 24 boxes", "overrides name=run seed=17", f"started {TIMES[1]}",
         f"{TIMES[0]}| 0| train.py", f"{TIMES[1]}| 20| train.py",
-        "AP published", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
-        "classification", "the best image", "not found: ", "24 objects of 8 training images (of 8)",
+        "published AP", "stopped by SIGTERM after step 20 of 40", "taken by another: 3.jpg <i>",
+        "classification", "the best image", "missed: ", "24 objects of 8 of 8 training images",
     ):  # fmt: skip
         assert told in words, told
     images = (run / "report.html").read_text().count("<image ")
-    assert images == 2 * IMAGES + 2  # for an error, for a miss; the best and the median
+    assert images == 2 * IMAGES + 2  # an error and a miss each; the best and the median
     assert not list(run.glob("*.tmp"))
 
 
 def keep(run: Path, records: str) -> None:
-    """Leave of the records those that have this word, and no detections."""
+    """Keep only the records that contain this word, and no detections."""
     next(run.glob("detections_*")).unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if records in line))
@@ -115,12 +115,12 @@ def keep(run: Path, records: str) -> None:
     ("lose", "told"),
     [
         (lambda run: keep(run, "loss"), "No evaluation yet."),
-        (lambda run: keep(run, "none"), "No step was recorded yet"),
+        (lambda run: keep(run, "none"), "No step has been recorded yet"),
         (lambda run: [path.unlink() for path in run.iterdir()], "There is no starts.jsonl"),
-        (lambda run: shutil.rmtree(run.parent / "pictures"), " pictures can't be shown: "),
+        (lambda run: shutil.rmtree(run.parent / "pictures"), " pictures can't be shown; the first: "),
         (lambda run: (run.parent / "annotations.json").unlink(), "annotations.json"),
-        (lambda run: (run / "config.yaml").write_text("data: {"), "What is missing"),
-        (lambda run: next(run.glob("*.npy")).write_bytes(b"\x93NUMPY"), "What is missing"),
+        (lambda run: (run / "config.yaml").write_text("data: {"), "Missing "),
+        (lambda run: next(run.glob("*.npy")).write_bytes(b"\x93NUMPY"), "Missing "),
     ],
 )
 def test_what_is_missing_is_said_and_the_rest_is_there(lose: Any, told: str, tmp_path: Path):
@@ -212,7 +212,7 @@ def test_in_a_browser_tables_sort_boxes_filter_and_the_slider_hides(browser: Any
     assert boxes() == [box for box in every if box[1] == "background"] != []
     page.locator("select").nth(1).select_option("dog")
     assert boxes() == []
-    assert page.get_by_text("No picture here has such a box.").is_visible()
+    assert page.get_by_text("No picture has a box of this kind and class.").is_visible()
     page.locator("select").nth(0).select_option("all")
     assert boxes() == [box for box in every if box[2] == "dog"] != []
     assert troubles == []

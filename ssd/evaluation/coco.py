@@ -1,9 +1,9 @@
-"""Where do COCO's 12 numbers come from? Detections and an annotation file in, the numbers of pycocotools out.
+"""How are COCO's 12 numbers computed? From detections and an annotation file, as pycocotools computes them.
 
-Every decision and every sum is that of pycocotools 2.0.11, so the numbers equal its own to the last bit.
+Every decision and every sum follows pycocotools 2.0.11, so the numbers equal its own to the last bit.
 
 Letters: G annotated boxes, D detections, T IoU thresholds, A area ranges, R recall levels, K categories.
-A cell is one category on one image: detections are matched to the annotated boxes of their own cell alone.
+A cell is one category in one image: detections are matched only to annotated boxes of the same cell.
 """
 
 import json
@@ -23,9 +23,9 @@ Results = list[dict[str, Any]] | NDArray[np.void] | str | Path
 RESULT = np.dtype(
     [("image_id", np.int64), ("category_id", np.int64), ("bbox", np.float64, 4), ("score", np.float64)]
 )
-"""An entry in an array of results, with whole ids: float64 does not tell apart those from 2**53 on."""
+"""One detection in an array. The ids are integers because float64 can't tell ids of 2**53 and more apart."""
 
-# What is averaged, IoU, area and detections an image, as pycocotools prints them.
+# The metric, IoU, area and maximum detections, as pycocotools prints them.
 _SETTINGS = {
     "AP": ("Precision", "0.50:0.95", "all", 100),
     "AP50": ("Precision", "0.50", "all", 100),
@@ -47,31 +47,31 @@ SIZES = ("small", "medium", "large")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_LEVELS = np.linspace(0, 1, 101)
 AREAS = ("all", *SIZES)
-# Of each in square pixels; both ends belong to the range.
+# In square pixels, both ends included.
 AREA_RANGES = np.array([(0, 1e5**2), (0, 32**2), (32**2, 96**2), (96**2, 1e5**2)])
 DETECTIONS_PER_CELL = 100
-# Best detections of each cell that count for a recall; precision counts all of them.
+# How many of a cell's best detections count toward recall; precision counts all of them.
 RECALL_LIMITS = (1, 10, DETECTIONS_PER_CELL)
 
 
 def coco_numbers(
     annotation_file: str | Path, detections: Results, image_ids: Iterable[int] | None = None
 ) -> dict[str, float]:
-    """Score detections against the annotation file as it stands.
+    """Score detections against an annotation file.
 
-    detections: COCO's results list ({image_id, category_id, bbox ltwh in pixels, score}), a path to a json
-    file of one, or an array of RESULT.
-    image_ids: score these images alone; by default every image of the file.
+    detections: a COCO results list ({image_id, category_id, bbox ltwh in pixels, score}), the path of a json
+    file that holds one, or an array of RESULT.
+    image_ids: score only these images; by default all images of the file.
 
-    Returns the numbers of RECIPE 7 by NAMES, −1 where the file has no ground truth to count (as pycocotools).
-    Without any detection every number that counts something is 0. An annotation without `area` counts by its
-    box's area. Raises UserError for a file or detections that can't be scored, naming the first bad entry.
+    Returns the numbers of RECIPE 7, keyed by NAMES. As in pycocotools, a number is −1 if there is no ground
+    truth for it; if there are no detections, all other numbers are 0. If an annotation has no `area`, the
+    area of its box is used. Raises UserError, naming the first bad entry, for input that can't be scored.
     """
     return numbers_of(score(annotation_file, detections, image_ids))
 
 
 def summary_lines(numbers: dict[str, float]) -> list[str]:
-    """Return the 12 lines that pycocotools prints for these numbers, to the letter."""
+    """Return the exact 12 lines that pycocotools prints for these numbers."""
     lines = []
     for name, (kind, iou, area, limit) in _SETTINGS.items():
         setting = f"@[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ]"
@@ -80,7 +80,7 @@ def summary_lines(numbers: dict[str, float]) -> list[str]:
 
 
 class Found(NamedTuple):
-    """Detected boxes, a row each, otherwise as Truth."""
+    """Detected boxes, one per row; images and categories as in Truth."""
 
     images: NDArray[np.int64]
     categories: NDArray[np.int64]
@@ -89,7 +89,7 @@ class Found(NamedTuple):
 
     @property
     def cells(self) -> NDArray[np.int64]:
-        """The cell of each box, as Truth's."""
+        """The cell of each box, numbered as in Truth."""
         return self.categories * MOST_IMAGES + self.images
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Found":
@@ -98,14 +98,14 @@ class Found(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Detections matched and counted; the numbers are means over its tables.
+    """Matched detections and the tables that COCO's numbers are means of.
 
-    truth: in the file's order. found: by cell and falling score, equal ones as given, of each cell the best
-    100 alone; the others count for nothing.
+    truth: in file order. found: sorted by cell, then by descending score (ties in input order); only the best
+    100 of each cell.
     matched: A×T×D int32, the row of `truth` that each detection matches, −1 for none.
-    right, wrong: A×T×D; a detection that is neither counts for nothing there.
-    to_find: A×G, boxes that count in an area range.
-    precision: T×R×K×A, the best at each recall level or beyond. recall: T×K×A×limits. Both are −1 where a
+    right, wrong: A×T×D; a detection that is neither is ignored.
+    to_find: A×G, the boxes that count in each area range.
+    precision: T×R×K×A, the best at each recall level or beyond. recall: T×K×A×limits. Both are −1 if the
     category has no box to find in that area range.
     """
 
@@ -121,7 +121,7 @@ class Scored(NamedTuple):
 
 
 def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[int] | None = None) -> Scored:
-    """Match and count detections, given and refused as coco_numbers does."""
+    """Match and count detections; takes and rejects the same input as coco_numbers."""
     annotated = read_ground_truth(Path(annotation_file))
     truth = annotated.truth
     found = _read_results(detections, annotated)
@@ -134,13 +134,13 @@ def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[
         truth = truth.take(np.isin(truth.images, images))
         found = found.take(np.isin(found.images, images))
     found = found.take(np.lexsort((-found.scores, found.cells)))
-    ranks = np.arange(len(found.cells)) - np.searchsorted(found.cells, found.cells)  # in its cell
+    ranks = np.arange(len(found.cells)) - np.searchsorted(found.cells, found.cells)  # within the cell
     found, ranks = found.take(ranks < DETECTIONS_PER_CELL), ranks[ranks < DETECTIONS_PER_CELL]
     to_find = ~(truth.crowd | _outside_area_ranges(truth.areas))
     matched = _match(truth, found, to_find)
-    # A detection counts for nothing where it matches a box that need not be found, or matches none and lies
-    # outside the area range itself.
-    counts = np.pad(to_find, ((0, 0), (0, 1)))  # the row −1 is no box
+    # A detection is ignored if it matches a box that need not be found, or if it matches none and its own
+    # area is outside the range.
+    counts = np.pad(to_find, ((0, 0), (0, 1)))  # row −1 stands for "no box"
     right = np.stack([of_area[rows] for of_area, rows in zip(counts, matched, strict=True)])
     wrong = (matched < 0) & ~_outside_area_ranges(found.boxes_ltwh_px[:, 2:].prod(axis=1))[:, None]
 
@@ -161,7 +161,7 @@ def score(annotation_file: str | Path, detections: Results, image_ids: Iterable[
 
 
 def numbers_of(scored: Scored) -> dict[str, float]:
-    """Average what was counted: coco_numbers of it."""
+    """Average the tables into the numbers that coco_numbers returns."""
     numbers = {}
     for name, (kind, iou, area, limit) in _SETTINGS.items():
         if kind == "Precision":
@@ -174,14 +174,14 @@ def numbers_of(scored: Scored) -> dict[str, float]:
     return numbers
 
 
-# Detections as they come → columns
+# Input detections → columns
 
 _FIELDS = RESULT.names or ()
 _SHAPE = f"COCO's results, a list of objects with {', '.join(_FIELDS)}, the ids whole numbers"
 
 
 def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
-    """Check detections and find their images and categories in the annotation file."""
+    """Check detections and look up their images and categories in the annotation file."""
     source, entries = "detections", results
     if isinstance(results, str | Path):
         source = f"detections {results}"
@@ -220,7 +220,7 @@ def _read_results(results: Results, annotated: GroundTruthFile) -> Found:
 
 
 def _as_array(entries: list[Any], source: str) -> NDArray[np.void]:
-    """Turn COCO's results into an array of RESULT. Raises UserError naming the first that is none."""
+    """Turn a COCO results list into an array of RESULT. Raises UserError naming the first invalid entry."""
     if not entries:
         return np.empty(0, RESULT)
     columns = _columns(entries)
@@ -231,16 +231,16 @@ def _as_array(entries: list[Any], source: str) -> NDArray[np.void]:
 
 
 def _columns(entries: list[Any]) -> list[NDArray[Any]] | None:
-    """Return the fields of results, None where one is missing or not as many numbers as it should be."""
+    """Return one array per field, None if a field is missing or has the wrong type or number of values."""
     try:
         columns = [np.array([entry[field] for entry in entries]) for field in _FIELDS]
-    except (KeyError, TypeError, ValueError):  # a field is missing, an entry is no object, a box is ragged
+    except (KeyError, TypeError, ValueError):  # missing field, entry that isn't an object, ragged box
         return None
     for field, column in zip(_FIELDS, columns, strict=True):
         wanted = RESULT[field]
         if column.dtype.kind not in "fiu" or column.shape[1:] != wanted.shape:
             return None
-        # An id may be 42.0, but beyond 2**53 a float doesn't tell it from its neighbours.
+        # An id may be 42.0, but from 2**53 on a float can't tell neighboring ids apart.
         is_id = wanted.kind == "i"
         if is_id and column.dtype.kind == "f" and ((column != column.round()) | (abs(column) >= 2**53)).any():
             return None
@@ -253,7 +253,7 @@ def _columns(entries: list[Any]) -> list[NDArray[Any]] | None:
 def in_both(
     first: NDArray[np.int64], other: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield for each value that both have, ascending, where it stands in the one and where in the other."""
+    """Yield, for each value that both contain (ascending), its positions in the first and in the other."""
     common = np.intersect1d(first, other)
     places = []
     for values in (first, other):
@@ -266,13 +266,13 @@ def in_both(
 def _match(truth: Truth, found: Found, to_find: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Return the row of the annotated box that each detection matches, −1 for none: A×T×D.
 
-    found: by cell, a cell's detections best first. to_find: A×G.
+    found: sorted by cell, best detections first. to_find: A×G.
     """
     matched = np.full((len(AREA_RANGES), len(IOU_THRESHOLDS), len(found.scores)), -1, dtype=np.int32)
     for rows, boxes in in_both(found.cells, truth.cells):
         crowd = truth.crowd[boxes]
         ious = mask.iou(found.boxes_ltwh_px[rows], truth.boxes_ltwh_px[boxes], crowd)
-        near = (ious >= IOU_THRESHOLDS[0]).any(axis=1)  # the others match nothing
+        near = (ious >= IOU_THRESHOLDS[0]).any(axis=1)  # the rest match nothing
         if near.any():
             choices = _match_cell(ious[near], crowd, to_find[:, boxes])
             matched[:, :, rows[near]] = np.append(boxes, -1)[choices]
@@ -282,19 +282,19 @@ def _match(truth: Truth, found: Found, to_find: NDArray[np.bool_]) -> NDArray[np
 def _match_cell(
     ious: NDArray[np.float64], crowd: NDArray[np.bool_], to_find: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
-    """Match the detections of one cell, best first, each to the best box that no better one has taken.
+    """Match the detections of one cell, best first, each to the best box not yet taken.
 
     ious: D×G. crowd: G, boxes that any number of detections may match. to_find: A×G.
-    Returns which box each matches, G for none: A×T×D.
+    Returns the index of the box that each detection matches, G for none: A×T×D.
     """
-    # One more column is "no match": never below a threshold, never used up, and the last choice.
+    # An extra column stands for "no match": it passes every threshold, is never used up and is chosen last.
     no_match = len(crowd)
     ious = np.pad(ious, ((0, 0), (0, 1)), constant_values=-1)
     reusable = np.append(crowd, True)
     counts = np.pad(to_find, ((0, 0), (0, 1)))
     close = ious[:, None] >= IOU_THRESHOLDS[:, None]  # D×T×(G+1)
     close[..., no_match] = True
-    # A box that counts is preferred to an ignored one, then the higher IoU, then the later box.
+    # Prefer boxes that count over ignored ones, then higher IoU, then the later box.
     by_iou = ious.argsort(axis=1, kind="stable").argsort(axis=1)
     preference = by_iou[:, None] + len(reusable) * counts  # D×A×(G+1)
     choices = np.empty((len(counts), len(IOU_THRESHOLDS), len(ious)), dtype=np.intp)  # A×T×D
@@ -308,20 +308,20 @@ def _match_cell(
 
 
 def _outside_area_ranges(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell for each area range which areas lie outside it, A×n."""
+    """Return which of n areas lie outside each area range: A×n."""
     low, high = AREA_RANGES.T[:, :, None]
     outside: NDArray[np.bool_] = (areas < low) | (areas > high)
     return outside
 
 
 def precision_of(hits: NDArray[np.bool_], misses: NDArray[np.bool_], to_find: int) -> NDArray[np.float64]:
-    """Return the best precision at each recall level or beyond, 0 where it is not reached, T×R.
+    """Return the best precision at each recall level or beyond, 0 if the level is not reached: T×R.
 
-    hits, misses: T×D, of falling score.
+    hits, misses: T×D, by descending score.
     """
     true, false = np.cumsum(hits, axis=1, dtype=np.float64), np.cumsum(misses, axis=1, dtype=np.float64)
     recall = true / to_find
-    # np.spacing(1) moves the last bit of some quotients: without it AP50 is not pycocotools'.
+    # np.spacing(1) changes the last bit of some quotients; without it AP50 differs from pycocotools.
     precision = true / (false + true + np.spacing(1))
     beyond = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     beyond = np.pad(beyond, ((0, 0), (0, 1)))

@@ -1,8 +1,8 @@
-"""Where does a detector fail, and what does it cost? By class, by size, by kind of error, box by box.
+"""Where does a detector fail, and what does it cost? By class, size, kind of error, and box.
 
 The kinds of error and their costs are TIDE's: Bolya et al. 2020, "TIDE: A General Toolbox for Identifying
-Object Detection Errors", section 2. What is right, what counts for nothing and every AP are COCO's, from
-ssd/evaluation/coco.py.
+Object Detection Errors", section 2. ssd/evaluation/coco.py decides, by COCO's rules, which detections are
+right or ignored, and computes every AP.
 
 Letters: G annotated boxes, D detections, T IoU thresholds, R recall levels, K categories.
 """
@@ -26,30 +26,30 @@ BOX = np.dtype(
         *(("kind", "U14"), ("iou", "f8"), ("truth", "i8")),
     ]
 )
-"""A box detected or annotated. category: a row of Analysis.names. The others: see Analysis."""
+"""A detected or annotated box. category: index into Analysis.names. For the other fields see Analysis."""
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What there was to find, what of it was found, and what was wrong. −1 where nothing is annotated.
+    """What there was to find, what was found, and what went wrong. Metrics are −1 if nothing is annotated.
 
-    names: K, by ascending id. boxes, images: K, annotated boxes of each class (no crowds), and
-    images with one. ap, recall: K, COCO's; their means are its AP and AR_100.
-    precision: 2×R×K at IoU .5 and .75, over coco.RECALL_LEVELS; means over R are AP50 and AP75 of a class.
-    numbers: COCO's. sizes: of SIZES, how many annotated boxes have it.
-    cost: of each of KINDS, what AP50 would gain if errors of that kind alone were fixed; they don't add up.
-    counts: of each of KINDS, how many detections are of it; of missed, how many boxes.
-    confusion: (K+1)×(K+1), annotated × detected with a score from SHOWN_SCORE on, at IoU .5; the last row and
-    column are background. A box counts once: where it is found, else for the best detection whose only error
-    is the class.
-    calibration: of each tenth of the scores from 0 to 1 that has detections a row, their mean score and the
-    share of them that is right at IoU .5.
-    detections: rows of BOX, those of Scored. kind: "right", one of KINDS, or "ignored", where it matches a
-    crowd. truth: the annotated box concerned, a row of `truths`, or −1. iou: with that box, else the best
-    with any.
-    truths: rows of BOX, in the file's order, their score NaN, truth their own row. kind: "found", where a
-    detection is right about it, "mistaken", where one is wrong about its class or place alone, "missed" or
-    "crowd". iou: the best with a detection of any class.
+    names: K class names, by ascending id. boxes: K, annotated boxes per class, without crowds. images: K,
+    images with such a box. ap, recall: K, COCO's per class; their means are AP and AR_100.
+    precision: 2×R×K at IoU 0.5 and 0.75, over coco.RECALL_LEVELS; means over R are AP50 and AP75 of a class.
+    numbers: COCO's 12. sizes: annotated boxes of each of SIZES.
+    cost: for each of KINDS, how much AP50 would gain if only these errors were fixed; costs don't add up.
+    counts: for each of KINDS, the number of detections; for "missed", the number of annotated boxes.
+    confusion: (K+1)×(K+1), annotated × detected, for scores of SHOWN_SCORE or more, at IoU 0.5; the last row
+    and column are background. Each box counts once: if it is found, as found, otherwise for the best
+    detection whose only error is the class.
+    calibration: one row for each tenth of the score range 0 to 1 that has detections: their mean score, and
+    the share of them that is right at IoU 0.5.
+    detections: rows of BOX, in the order of Scored.found. kind: "right", one of KINDS, or "ignored" if it
+    matches a crowd. truth: the row in `truths` of the box it was compared with, or −1. iou: with that box, or
+    else the best with any box.
+    truths: rows of BOX in file order; score is NaN, truth the row itself. kind: "found" if a detection is
+    right about it, "mistaken" if one is wrong only about its class or place, "missed", or "crowd". iou: the
+    best with a detection of any class.
     """
 
     names: list[str]
@@ -69,12 +69,12 @@ class Analysis:
 
 
 def explain(scored: Scored) -> Analysis:
-    """Say what became of each detection and each annotated box.
+    """Classify each detection and each annotated box.
 
-    A detection that is not right is of the first of these kinds that holds, by its best IoU with a box of its
-    class and its best with one of another: localization, the former is in [.1, .5); classification, the
-    latter is .5 or more; duplicate, the former is; background, both are below .1; both. The paper leaves the
-    order open; this is that of its authors' code.
+    A wrong detection gets the first kind that applies, from its best IoU with boxes of its own class (same)
+    and of other classes (other): localization if 0.1 ≤ same < 0.5, classification if other ≥ 0.5, duplicate
+    if same ≥ 0.5, background if both are below 0.1, otherwise both. The paper leaves this order open; it is
+    the order of its authors' code.
     """
     truth, counts = scored.truth, scored.to_find[0]
     categories = len(scored.annotated.category_ids)
@@ -101,7 +101,7 @@ def explain(scored: Scored) -> Analysis:
 
 
 def _boxes(scored: Scored) -> tuple[NDArray[np.void], NDArray[np.void]]:
-    """Return detections and annotated boxes as Analysis has them."""
+    """Return Analysis.detections and Analysis.truths."""
     truth, found, counts = scored.truth, scored.found, scored.to_find[0]
     matched, right, wrong = scored.matched[0, 0], scored.right[0, 0], scored.wrong[0, 0]
     matched_iou, same_iou, other_iou = np.zeros((3, len(found.scores)))
@@ -145,8 +145,8 @@ def _boxes(scored: Scored) -> tuple[NDArray[np.void], NDArray[np.void]]:
 
 
 def _cost(rows: NDArray[np.void], truths: NDArray[np.void]) -> dict[str, float]:
-    """Return what AP50 gains by TIDE's oracle of each kind."""
-    # Best first, equal scores as COCO takes them: by image, then as given.
+    """Return how much AP50 gains from TIDE's oracle for each kind."""
+    # Best first. COCO breaks ties by image, then by input order.
     order = np.lexsort((rows["image_id"], -rows["score"]))
     order = order[rows["kind"][order] != "ignored"]
     kinds, boxes, classes = rows["kind"][order], rows["truth"][order], rows["category"][order]
@@ -159,7 +159,7 @@ def _cost(rows: NDArray[np.void], truths: NDArray[np.void]) -> dict[str, float]:
             of_class = hits[None, classes == category]
             if left[category]:
                 aps.append(precision_of(of_class, ~of_class, left[category]).mean())
-            else:  # all its boxes are missed: nothing is left to find, and what was detected is wrong
+            else:  # all its boxes are missed: nothing is left to find, so every detection is wrong
                 aps.append(float(not of_class.size))
         return float(np.mean(aps)) if aps else 0.0
 
@@ -170,7 +170,7 @@ def _cost(rows: NDArray[np.void], truths: NDArray[np.void]) -> dict[str, float]:
         of_kind = kinds == kind
         hits, fixed_classes = right.copy(), classes.copy()
         if kind in ("classification", "localization"):
-            # Once fixed they compete for their box with each other and with the one that is right about it.
+            # Fixed detections compete for their box with each other and with the one already right about it.
             rivals = np.flatnonzero(right | of_kind)
             won, first = np.unique(boxes[rivals], return_index=True)
             hits[rivals] = False

@@ -1,4 +1,4 @@
-"""How is a network evaluated? Every image once, on any number of ranks; then numbers, a report, pictures."""
+"""How is a network evaluated? Every image once, on any number of ranks: numbers, a json report, pictures."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,8 +31,7 @@ from ssd.runtime import Runtime
 class Evaluation:
     """COCO's numbers and the detections they were computed from, on every rank.
 
-    detections: an array of RESULT, image by image. scored: what became of them, for errors.explain; None but
-    on rank 0.
+    detections: an array of RESULT, sorted by image. scored: the matches, for errors.explain; only on rank 0.
     """
 
     numbers: dict[str, float]
@@ -41,7 +40,7 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """Say what a reader of the numbers should know."""
+        """What a reader of the numbers should know."""
         none = f"No detection scored above {SCORE_THRESHOLD}, so every number is 0 (early in training)."
         return [] if len(self.detections) or max(self.numbers.values()) > 0 else [none]
 
@@ -50,9 +49,9 @@ class Evaluation:
 class Evaluator:
     """Scores a network on one validation set: `detect` on every rank, then `score` on every rank.
 
-    image_ids: the images that this evaluation is about, over all ranks; None where these are all of the
-    annotation file. images, images_without_truth: how many they are, and how many have no box.
-    timeout: how long other ranks wait for rank 0's numbers.
+    image_ids: the images to score, over all ranks; None for all images of the annotation file.
+    images, images_without_truth: how many images are scored, and how many of them have no box.
+    timeout: how long the other ranks wait for rank 0's numbers.
     """
 
     loader: EvaluationLoader
@@ -68,10 +67,10 @@ class Evaluator:
     ) -> Iterator[NDArray[np.void]]:
         """Yield the detections of this rank's batches, arrays of RESULT.
 
-        It yields equally often on every rank, no rows where this one has no batch left, so that the ranks can
-        exchange something between two rounds. A batch that one rank can't read, and outputs of the network
-        that are not finite, are a UserError on all of them.
-        The network is in evaluation mode meanwhile and afterwards in the mode it came in.
+        Every rank yields equally often (empty arrays once it has no batch left), so that the ranks can
+        communicate between two rounds. Raises UserError on all ranks if one rank can't read a batch or the
+        network's outputs are not finite. The network is in evaluation mode during the iteration and gets its
+        previous mode back at the end.
         """
         boxes = default_boxes().to(runtime.device)
         batches = iter(self.loader)
@@ -96,7 +95,7 @@ class Evaluator:
             offsets, logits = network(runtime.arrange(batch.images))
         finite = offsets.isfinite().all() & logits.isfinite().all()
         rows = result_rows(batch, detect(offsets, logits, boxes), self.categories)
-        if not finite:  # read here, where the detections have waited for the device anyway
+        if not finite:  # checked only now: result_rows has already waited for the device
             raise UserError(
                 f"the network's outputs are not finite in {runtime.precision.value}; give "
                 "runtime.precision=fp32, or another checkpoint where that is so in fp32 too"
@@ -104,11 +103,11 @@ class Evaluator:
         return rows
 
     def score(self, rows: list[NDArray[np.void]], ranks: Ranks) -> Evaluation:
-        """Compute the numbers of what `detect` yielded on all ranks: on rank 0, while the others wait."""
+        """Score what `detect` yielded on all ranks. Rank 0 computes the numbers while the others wait."""
         nothing = np.empty(0, RESULT)
         gathered = ranks.gather(np.concatenate([nothing, *rows]))
         detections = np.concatenate([nothing, *gathered])
-        # By image, so that equal scores stand in the same order whatever rank found them.
+        # Sorted by image, so that tied scores have the same order whichever rank found them.
         detections = detections[np.argsort(detections["image_id"], kind="stable")]
         scored = None
 
@@ -121,7 +120,7 @@ class Evaluator:
 
 
 def result_rows(batch: EvaluationBatch, found: list[Detections], categories: Categories) -> NDArray[np.void]:
-    """Turn a batch's detections into an array of RESULT, the boxes unclipped (RECIPE 7)."""
+    """Turn a batch's detections into an array of RESULT; boxes are not clipped (RECIPE 7)."""
     category_ids = np.array((0, *categories.ids))  # by label
     counts = [len(scores) for _, scores, _ in found]
     boxes_ltrb, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -139,7 +138,7 @@ def result_rows(batch: EvaluationBatch, found: list[Detections], categories: Cat
 def evaluation_report(
     checkpoint: str, evaluator: Evaluator, result: Evaluation, runtime: Runtime
 ) -> dict[str, Any]:
-    """Return the numbers with all that they depend on."""
+    """Return the numbers and everything that they depend on, for json."""
     return {
         "numbers": result.numbers,
         "notes": result.notes,
@@ -158,9 +157,9 @@ def evaluation_report(
 
 
 def write_report(given: str, key: str, report: object, indent: int | None = 2) -> None:
-    """Write a report as json to the file that a key gave, which check_file has found good.
+    """Write a report as json to the file named by `key`, already checked by check_file.
 
-    Raises UserError where that fails.
+    Raises UserError if that fails.
     """
     path = Path(given)
     with writing(path, key):
@@ -168,7 +167,7 @@ def write_report(given: str, key: str, report: object, indent: int | None = 2) -
 
 
 def as_results(detections: NDArray[np.void]) -> list[dict[str, Any]]:
-    """Turn an array of RESULT into COCO's results, to the bit."""
+    """Turn an array of RESULT into a COCO results list, bit for bit."""
     fields = RESULT.names or ()
     columns = (detections[field].tolist() for field in fields)
     return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -177,9 +176,9 @@ def as_results(detections: NDArray[np.void]) -> list[dict[str, Any]]:
 def example_pictures(
     paths: Mapping[int, str], scored: Scored, categories: Categories
 ) -> dict[str, Image.Image]:
-    """Draw images twice, with their ground truth and with their detections above SHOWN_SCORE.
+    """Draw each image with its ground truth and, beside it, with its detections above SHOWN_SCORE.
 
-    paths: of the images, by id. Returns the pictures by the name of their image file.
+    paths: image files by image id. Returns the pictures, keyed by the image file's name without extension.
     """
     names, labels = scored.annotated.names, np.argsort(categories.ids) + 1  # both by ascending id
     truth = scored.truth.take(~scored.truth.crowd)
