@@ -1,7 +1,7 @@
 """Check a data set before training on it: python scripts/check_dataset.py data.path=DIR
 
-Reads both annotation files and decodes every picture; prints figures and all that is wrong, and writes it as
-json. Exit status 0 where training takes the set as it is, 1 elsewhere.
+Reads both annotation files, decodes every picture, prints figures and problems, and writes them all as json.
+The exit status is 0 if training accepts the set, else 1.
 Keys and their values: conf/check_dataset.yaml.
 """
 
@@ -15,14 +15,14 @@ from ssd.evaluation.evaluator import write_report
 
 
 def main(config: CheckDatasetConfig) -> None:
-    """Examine, print, write, judge."""
+    """Examine the data set, print and write the report, set the exit status."""
     check_file(config.out, "out")
     with RunConsole(is_main=True) as progress:
         report = examine(config, progress)
     console = PlainConsole()
     report.show(console)
     write_report(config.out, "out", report.as_json())
-    console.print(f"all of it: {config.out}")
+    console.print(f"full report: {config.out}")
     if not report.is_fit:
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""scripts/check_dataset.py as a user calls it: its table, its json, its verdict and exit status."""
+"""scripts/check_dataset.py as a user calls it: table, json, verdict and exit status."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def check_dataset(*overrides: str) -> object:
-    """Run the script in this process, which takes a tenth of the time; return what it exits with."""
+    """Run the script in this process, in a tenth of the time; return its exit code or message."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["check_dataset.py", *overrides])
         try:
@@ -44,8 +44,8 @@ def test_sound_set_ends_with_status_0(folder: Path) -> None:
         "val: reading the annotation file",
     ]
     assert ended.stdout.splitlines()[-2:] == [
-        "fit for training: nothing is wrong",
-        "all of it: dataset_report.json",
+        "fit for training: no problems found",
+        "full report: dataset_report.json",
     ]
     report = json.loads((folder / "dataset_report.json").read_text())
     assert report["fit"] is True
@@ -57,7 +57,7 @@ def test_sound_set_ends_with_status_0(folder: Path) -> None:
 def test_all_that_is_wrong_is_shown_and_names_as_they_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rich takes [x] for a style and :x: for an emoji unless it is told not to, and lets ESC through."""
+    """By default Rich reads [x] as a style and :x: as an emoji, and lets ESC through."""
     root = sound_set(folder / "set")
     for split in ("train", "val"):
         file = root / f"annotations/instances_{split}2017.json"

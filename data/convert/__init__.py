@@ -1,25 +1,25 @@
-"""Pascal VOC xml, YOLO txt and the COCO layout that `data.path=` reads, each into each other.
+"""Convert data sets between Pascal VOC xml, YOLO txt and the COCO layout that `data.path=` reads.
 
 Conventions, the same in both directions:
 
-- Inside, a box is COCO's: ltwh in pixels of a picture that reaches from 0 to its width and height.
-- VOC counts pixels from 1 and its corners are part of the box: left = xmin − 1, right = xmax (the devkit's
-  rule). Written are whole pixels: a side moves by half a pixel at most; a box thinner than a pixel becomes a
-  pixel wide.
-- YOLO's class cx cy w h are relative to the picture and written with all digits of a float64. COCO boxes are
-  written to a millionth of a pixel, which takes off the noise of the division: COCO → YOLO → COCO returns the
-  very numbers where they had no more than six decimals.
-- VOC's `difficult` is COCO's `iscrowd`: to evaluation neither is a hit or a miss. YOLO has no such mark:
-  crowd boxes are left out, and counted.
-- Categories have the ids 1 … K in the order of the classes file (data.yaml, classes.txt, obj.names); without
-  one, VOC's are sorted by name. All splits have all of them. Writers of VOC and YOLO add the file: the order
-  survives the way there and back.
-- Boxes that hang over an edge are cut there and counted, as training cuts them.
-- Pictures are linked or copied, never encoded again; their headers say what size they have.
-- A test split comes along where the source has annotations of it.
-- Ids of images and categories do not survive, nor do polygons: `area` is the box's.
-- No library does this (2026): globox and labelformat take VOC's corners for 0-based and know no splits,
-  supervision forgets `difficult`.
+- Internally, boxes are COCO's: ltwh in pixels of a picture that spans 0 to its width and height.
+- VOC counts pixels from 1, and its corners are part of the box: left = xmin − 1, right = xmax (the devkit's
+  rule). Corners are written as whole pixels: a side moves by at most half a pixel, and a box thinner than a
+  pixel becomes one pixel wide.
+- YOLO's class cx cy w h are relative to the picture and written with full float64 precision. COCO boxes are
+  rounded to a millionth of a pixel, which removes float noise: COCO → YOLO → COCO returns exactly the same
+  numbers if they have at most six decimals.
+- VOC's `difficult` is COCO's `iscrowd`: evaluation counts neither as a hit or a miss. YOLO has no such flag:
+  crowd boxes are left out and counted.
+- Category ids are 1 … K in the order of the classes file (data.yaml, classes.txt, obj.names); without one,
+  VOC's names are sorted. Every split lists all categories. VOC and YOLO output includes the classes file, so
+  the order survives a round trip.
+- Boxes that extend past an edge are clipped there, as in training, and counted.
+- Pictures are linked or copied, never re-encoded; their sizes come from their headers.
+- A test split is converted if the source has annotations for it.
+- Image ids, category ids and polygons are not preserved: `area` is the box's.
+- No library does this (2026): globox and labelformat treat VOC's corners as 0-based and ignore splits;
+  supervision drops `difficult`.
 """
 
 import hashlib
@@ -46,10 +46,10 @@ FORMATS = {
     "voc": (find_voc, write_voc, "JPEGImages"),
     "yolo": (find_yolo, write_yolo, "images/{}"),
 }
-"""What finds the pictures, what writes the annotations, and the folder of a split's pictures."""
+"""By format: the function that finds pictures, the one that writes annotations, a split's picture folder."""
 LINKS: dict[str, Callable[[Path, Path], object]]
 LINKS = {"hard": os.link, "symlink": os.symlink, "copy": shutil.copy2}
-"""How a picture gets into the new folder, by the value of --link."""
+"""How a picture gets into the new folder, by --link value."""
 LISTED_PROBLEMS = 20
 
 _SIGNS = {
@@ -60,15 +60,15 @@ _SIGNS = {
         *("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt"),
     ],
 }
-"""Files that a data set of a format has, wherever its pictures are."""
+"""Files that identify a format, wherever its pictures are."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert, where the source leaves it open.
+    """Settings that the source doesn't determine.
 
-    val_fraction, seed: how a set without a validation split is split. classes_file: category names, one a
-    line; None takes what the source has. link: a key of LINKS.
+    val_fraction, seed: how to split a set that has no validation split. classes_file: category names, one
+    per line; None uses the source's. link: a key of LINKS.
     """
 
     val_fraction: float = 0.2
@@ -78,21 +78,21 @@ class Options:
 
 
 def convert(source: Path, source_format: str, out: Path, out_format: str, options: Options) -> list[str]:
-    """Convert a folder; `out` appears when all of it is there. Return lines that say what was done.
+    """Convert a folder; `out` appears only once it is complete. Return lines that say what was done.
 
-    Everything is read before anything is written. Raises UserError for what is wrong with the source, at
-    most one problem of each picture, and for a folder that cannot be written or is not empty.
+    Everything is read before anything is written. Raises UserError for problems of the source, at most one
+    per picture, and if `out` can't be written or is not empty.
     """
     source = Path(os.path.abspath(source))
     fraction = options.val_fraction
     require(0 < fraction < 1, "--val-fraction", fraction, "give a number between 0 and 1")
     formats = formats_in(source)
     if not source.exists():
-        raise UserError(f"{source} is not there; give the folder that holds the data set")
+        raise UserError(f"{source} does not exist; give the folder that holds the data set")
     if formats and source_format not in formats:
         raise UserError(f"{source} looks like {' and '.join(formats)}; give that instead of {source_format}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is there and is no empty folder; delete it, or give another one")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists and is not an empty folder; delete it or give another")
     find, (_, write, pattern) = FORMATS[source_format][0], FORMATS[out_format]
     found = find(source, options.classes_file)
     splits = _read(found, source)
@@ -103,7 +103,7 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
     if "val" not in splits:
         splits |= _split(splits["train"], fraction, options.seed)
         how = f"--val-fraction {fraction:g} --seed {options.seed}"
-        found.notes.append((f"no validation split in the source: dealt by file name with {how}", None))
+        found.notes.append((f"no validation split in the source: split by file name with {how}", None))
     splits = {split: splits[split] for split in SPLIT_NAMES if split in splits}
     target = out.absolute()
     try:
@@ -115,12 +115,12 @@ def convert(source: Path, source_format: str, out: Path, out_format: str, option
             write(names, splits, unfinished)
             unfinished.rename(target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); give another folder") from error
+        raise UserError(f"{target} cannot be written ({error.strerror}); give another folder") from error
     return [f"{source} ({source_format}) → {out} ({out_format})", *_summary(names, splits, found.notes)]
 
 
 def formats_in(source: Path) -> dict[str, Path]:
-    """Return the formats that a folder looks like, each with the file that tells; a yaml file is YOLO's."""
+    """Return the formats that a folder looks like, each with a file that shows it; a yaml file is YOLO's."""
     if source.suffix in (".yaml", ".yml") and source.is_file():
         return {"yolo": source}
     found = {name: next(chain(*map(source.glob, signs)), None) for name, signs in _SIGNS.items()}
@@ -128,7 +128,7 @@ def formats_in(source: Path) -> dict[str, Path]:
 
 
 def _read(found: Found, source: Path) -> Splits:
-    """Read all pictures. A test split without annotations, as many sets have one, is left out."""
+    """Read all pictures. A test split without annotations is left out: many sets have one."""
     splits: Splits = {}
     problems = []
     for split, readers in found.readers.items():
@@ -136,7 +136,7 @@ def _read(found: Found, source: Path) -> Splits:
             found.notes.append(("test split left out: none of its pictures has annotations", None))
             continue
         if not readers:
-            raise UserError(f"{source}: no picture of {split} has annotations; put them as docs/DATA.md says")
+            raise UserError(f"{source}: no picture in {split} has annotations; see docs/DATA.md for layouts")
         splits[split] = []
         for read in _shown(readers, f"reading {split}"):
             try:
@@ -152,23 +152,23 @@ def _read(found: Found, source: Path) -> Splits:
 
 def _check_names(names: Sequence[str], named_in: Path) -> None:
     if not names:
-        raise UserError(f"{named_in}: no category name; write one a line into a file and give --classes FILE")
+        raise UserError(f"{named_in}: no category names; write a file with one per line, give --classes FILE")
     for index, name in enumerate(names):
         if not name or name != name.strip() or not name.isprintable() or names.index(name) < index:
             raise UserError(
-                f"{named_in}: category name {index}, {name!r}, stands there twice, is blank, or has a space "
-                "at an end or a character that cannot be printed; rename it"
+                f"{named_in}: category name {index}, {name!r}, is a duplicate, is blank, has a space at an "
+                "end, or has a character that cannot be printed; rename it"
             )
 
 
 def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> Splits:
     """Put round(val_fraction · N) of N pictures, at least one and not all, into `val`, the rest into `train`.
 
-    Each name is hashed with the seed and the lowest hashes are `val`: neither the order of the files nor the
-    machine matters, and a picture that is added later moves hardly any other one.
+    Each name is hashed with the seed, and the lowest hashes become `val`: neither file order nor the machine
+    matters, and a picture added later moves hardly any others.
     """
     if len(pictures) < 2:
-        raise UserError(f"{pictures[0].file} is the only picture, one split stays empty; add more")
+        raise UserError(f"{pictures[0].file} is the only picture, so one split would be empty; add more")
     ranked = sorted(pictures, key=lambda each: hashlib.sha256(f"{seed}/{each.name}".encode()).digest())
     count = min(max(round(val_fraction * len(pictures)), 1), len(pictures) - 1)
     val = {each.name for each in ranked[:count]}
@@ -179,9 +179,9 @@ def _split(pictures: Sequence[Picture], val_fraction: float, seed: int) -> Split
 
 
 def _place_pictures(splits: Splits, folder: Path, pattern: str, link: str) -> None:
-    """Put pictures into the folders of their splits under their names, unchanged.
+    """Put unchanged pictures into their splits' folders under their names.
 
-    Raises UserError where that cannot be, and for two that would have one annotation file.
+    Raises UserError if that fails, or if two pictures would share an annotation file.
     """
     taken: set[str] = set()
     for split, pictures in splits.items():
@@ -189,28 +189,27 @@ def _place_pictures(splits: Splits, folder: Path, pattern: str, link: str) -> No
             target = folder / pattern.format(split) / picture.name
             stem = os.path.splitext(target)[0]
             if stem in taken:
-                raise UserError(f"{picture.file}: another picture is called {picture.stem} too; rename one")
+                raise UserError(f"{picture.file}: another picture is also called {picture.stem}; rename one")
             taken.add(stem)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                LINKS[link](
-                    picture.file.resolve(), target
-                )  # a hard link to a relative symlink points nowhere
+                # Resolved: a hard link to a relative symlink would point nowhere.
+                LINKS[link](picture.file.resolve(), target)
             except OSError as error:
                 raise UserError(
                     f"{picture.file}: --link {link} to {picture.name} failed ({error.strerror}); "
-                    "give --link symlink or copy, or make room"
+                    "give --link symlink or copy, or free some space"
                 ) from error
 
 
 def _shown(items: Sequence[Item], title: str) -> Iterator[Item]:
-    """Pass items on, with a progress bar in a terminal and silently elsewhere."""
+    """Yield the items, with a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     yield from track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _summary(names: Sequence[str], splits: Splits, notes: list[Note]) -> list[str]:
-    """Return a line for each split, and for each kind of note how often and where first."""
+    """Return a line for each split, and one for each kind of note with its count and first place."""
     lines = []
     for split, pictures in splits.items():
         boxes, empty = sum(len(each.boxes) for each in pictures), sum(not each.boxes for each in pictures)
@@ -220,5 +219,5 @@ def _summary(names: Sequence[str], splits: Splits, notes: list[Note]) -> list[st
     for what, where in chain(notes, *(picture.notes for pictures in splits.values() for picture in pictures)):
         places.setdefault(what, []).append(where)
     for what, found in places.items():
-        lines.append(f"{len(found)} {what} (first: {found[0]})" if found[0] else what)
+        lines.append(f"{what}: {len(found)} (first: {found[0]})" if found[0] else what)
     return lines

@@ -1,4 +1,4 @@
-"""The data set between reading and writing, with its COCO layout, and what VOC and YOLO share."""
+"""The data set between reading and writing, the COCO layout, and the code that VOC and YOLO share."""
 
 import itertools
 import math
@@ -21,24 +21,24 @@ from ssd.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-"""What files and folders of a split are called."""
+"""Names of a split's files and folders."""
 _SPLITS: dict[str, Split] = {
     f"{name}{year}": split for split, names in SPLIT_NAMES.items() for name in names for year in ("", "2017")
 }
 
 EXACT_DECIMALS = 6
-"""Decimals of a pixel that are written to COCO; a smaller difference is float noise."""
+"""Decimals of a pixel in written COCO boxes; smaller differences are float noise."""
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 CLASSES_FILE = "classes.txt"
-"""Category names, one a line, in the order of their ids: written, and read where the source has one."""
+"""Category names, one per line, in id order: always written with VOC and YOLO, read if the source has it."""
 Splits = dict[Split, list["Picture"]]
 Note = tuple[str, object]
-"""What a conversion met or did, and where first to look; None where that is no single place."""
+"""What a conversion found or did, and the place; None if it concerns no single place."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """An object; crowd: evaluation counts it neither as a hit nor as a miss."""
+    """An object. crowd: evaluation counts it neither as a hit nor as a miss."""
 
     category: str
     ltwh_px: tuple[float, float, float, float]
@@ -47,9 +47,9 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its file, its posix path in the split's folder, what its header says, its boxes.
+    """A picture and its boxes. name: its posix path in the split's folder.
 
-    Size and boxes are of the pixels as stored, as in training. notes: of reading and writing it.
+    Size and boxes refer to the pixels as stored, as in training. notes: from reading and writing it.
     """
 
     file: Path
@@ -62,13 +62,13 @@ class Picture:
 
     @property
     def stem(self) -> str:
-        """The name without its suffix, folders kept: what its annotation file is called."""
+        """The name without its suffix but with its folders; annotation files are named after it."""
         return os.path.splitext(self.name)[0]
 
     def add(self, box: Box, where: str) -> None:
-        """Add a box, cut at the picture's edges; raise UserError where none of its area lies inside.
+        """Add a box, clipped at the picture's edges; raise UserError if none of its area lies inside.
 
-        What hangs over is taken off the size, as training does it: a box inside keeps its exact numbers.
+        The overhang is subtracted from the size, as in training: a box inside keeps its exact numbers.
         """
         left, top, width, height = box.ltwh_px
         over_left, over_right = max(-left, 0.0), max(left + width - self.width, 0.0)
@@ -78,21 +78,21 @@ class Picture:
             width, height = width - over_left - over_right, height - over_top - over_bottom
         if not (width > 0 and height > 0 and all(map(math.isfinite, box.ltwh_px))):
             raise UserError(
-                f"{where}: box (left, top, width, height) {box.ltwh_px} px has no area inside the picture of "
-                f"{self.width}×{self.height}; correct or remove it"
+                f"{where}: box (left, top, width, height) {box.ltwh_px} px has no area inside the "
+                f"{self.width}×{self.height} picture; correct or remove it"
             )
         self.boxes.append(Box(box.category, (left, top, width, height), box.crowd))
         if hangs_over:
-            self.notes.append(("boxes hung over an edge of their picture and were cut there", where))
+            self.notes.append(("boxes clipped to their picture", where))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source holds, before its pictures are read.
+    """The contents of a source, before its pictures are read.
 
-    categories: names in the order of their ids; None: those of the boxes, sorted.
-    readers: by split, a call for each picture, which raises UserError or OSError where something is wrong;
-    none where nothing of the split is annotated. A source may lack `val` and `test`.
+    categories: names in id order; None: the boxes' category names, sorted.
+    readers: by split, a function for each picture that reads it and raises UserError or OSError if anything
+    is wrong; empty if nothing in the split is annotated. A source may lack `val` and `test`.
     """
 
     categories: Sequence[str] | None
@@ -101,42 +101,39 @@ class Found:
 
 
 def open_picture(file: Path, name: str, size_px: tuple[float, float] | None = None) -> Picture:
-    """Return a picture without boxes; raise UserError where it cannot be read or has another size.
+    """Return a picture without boxes; raise UserError if it can't be read or has another size.
 
-    size_px: width and height as the annotations say, None if they don't.
+    size_px: width and height according to the annotations, None if they don't say.
     """
     try:
-        # Pillow warns of large pictures; an absurd size it refuses.
+        # Pillow warns about large pictures and refuses absurd sizes.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             turned = orientation(image) != UPRIGHT
             picture = Picture(file, name, image.width, image.height, len(image.getbands()))
     except Exception as error:  # Pillow's readers raise almost anything on a broken header
-        raise UserError(f"{file} is no picture that can be read ({error}); replace or remove it") from error
-    if size_px not in (None, (picture.width, picture.height)):
+        raise UserError(f"{file} cannot be read as a picture ({error}); replace or remove it") from error
+    if size_px is not None and size_px != (picture.width, picture.height):
         raise UserError(
-            f"{file} has {picture.width}×{picture.height} pixels, its annotations say {size_px}; correct "
-            "them, or put the picture there that the boxes were drawn on"
+            f"{file} has {picture.width}×{picture.height} pixels but its annotations say "
+            f"{size_px[0]:.10g}×{size_px[1]:.10g}; correct them, or restore the picture that was annotated"
         )
     if turned:
-        picture.notes.append(("pictures are to be shown turned (EXIF); boxes are taken as unturned", file))
+        picture.notes.append(("pictures with EXIF rotation, boxes taken as unrotated", file))
     return picture
 
 
 def read_lines(file: Path) -> list[str]:
-    """Return a text file's lines up to the last that is not blank, without white space at their ends.
-
-    Raises UserError and OSError.
-    """
+    """Return a text file's lines, stripped, to the last non-blank one. Raises UserError and OSError."""
     try:
         return [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: byte {error.start} is no UTF-8 text; save it as UTF-8") from error
+        raise UserError(f"{file}: byte {error.start} is not valid UTF-8; save the file as UTF-8") from error
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[str]:
-    """Return the posix paths of a folder's files, sub-folders and links included, hidden ones not, sorted.
+    """Return the sorted posix paths of a folder's files, with subfolders and links but no hidden files.
 
-    suffixes: in lower case, of pictures by default; those of the files may be in any case.
+    suffixes: in lower case, the pictures' by default; the files' own may be in any case.
     """
     found = []
     for above, folders, files in os.walk(folder, followlinks=True):
@@ -147,7 +144,7 @@ def find_files(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> li
 
 
 def split_by_folder(names: Iterable[str]) -> dict[Split, dict[str, str]]:
-    """Return the paths whose first folder names a split, each with what follows, else all as `train`."""
+    """Return the paths whose first folder names a split, each with the rest of it; else all as `train`."""
     splits: dict[Split, dict[str, str]] = {}
     for name in names:
         folder, _, rest = name.partition("/")
@@ -157,16 +154,16 @@ def split_by_folder(names: Iterable[str]) -> dict[Split, dict[str, str]]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file, and the folder that it is in."""
+    """Write a text file, creating its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
 
 def find_coco(source: Path, classes_file: Path | None) -> Found:
-    """Find the pictures of the folder that `data.path=` names, in the splits it has annotations of.
+    """Find the pictures of a folder laid out for `data.path=`, in the splits that have annotations.
 
-    Boxes without area inside their picture have no counterpart elsewhere: left out, and counted.
-    Raises UserError at the first bad entry of an annotation file.
+    Boxes with no area inside their picture have no equivalent in VOC and YOLO: they are left out and counted.
+    Raises UserError for a missing training file and for the first bad entry of an annotation file.
     """
     if classes_file is not None:
         raise UserError(f"--classes {classes_file}: COCO annotations name their categories; leave it out")
@@ -174,7 +171,9 @@ def find_coco(source: Path, classes_file: Path | None) -> Found:
     for split in SPLIT_NAMES:
         file = coco_place(source, f"{split}_annotations")
         if split == "train" or file.exists():
-            contents[split] = read_annotations(file, f"data.{split}_annotations")
+            if not file.is_file():
+                raise UserError(f"{file} is missing or not a file; see docs/DATA.md for COCO's layout")
+            contents[split] = read_annotations(file, "file")
             contents["train"].categories.check_scored_by(contents[split].categories, file)
     readers: dict[Split, list[Callable[[], Picture]]] = {
         split: [
@@ -196,12 +195,12 @@ def _read_picture(annotations: Annotations, image: int, folder: Path) -> Picture
         try:
             picture.add(Box(annotations.categories.name_of(label), tuple(ltwh_px), crowd), name)
         except UserError:
-            picture.notes.append(("boxes without area inside their picture are left out", name))
+            picture.notes.append(("boxes left out because no area lies inside their picture", name))
     return picture
 
 
 def write_coco(names: Sequence[str], splits: Splits, folder: Path) -> None:
-    """Write the annotation file of each split, ids counted from 1 through all; `area` is the box's."""
+    """Write the annotation file of each split; ids count from 1 across splits, and `area` is the box's."""
     category_ids = {name: place for place, name in enumerate(names, start=1)}
     categories = [{"id": place, "name": name} for name, place in category_ids.items()]
     image_ids, annotation_ids = itertools.count(1), itertools.count(1)

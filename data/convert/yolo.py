@@ -1,4 +1,4 @@
-"""YOLO as Ultralytics, Roboflow and darknet lay it out: a text file a picture, `class cx cy w h` a line."""
+"""YOLO as Ultralytics, Roboflow and darknet lay it out: a text file per picture, `class cx cy w h`."""
 
 import os
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from ssd.errors import UserError
 _CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES_FILES = (CLASSES_FILE, "obj.names")
 _Pictures = list[tuple[Path, str]]
-"""Files, and their names in the split."""
+"""Each file with its name in the split."""
 
 
 class _Config(msgspec.Struct):
@@ -41,10 +41,10 @@ class _Config(msgspec.Struct):
 
 
 def find_yolo(source: Path, classes_file: Path | None) -> Found:
-    """Find the pictures of a folder or data.yaml; splits are where that says, else where tools put them.
+    """Find the pictures of a folder or data.yaml; splits are where that says, else in the usual places.
 
-    Without splits all is one set. classes_file: the category names by index; else data.yaml, classes.txt or
-    obj.names of the source. A picture without a label file is one without objects.
+    Without splits everything is one set. classes_file: the category names by index; default: those of the
+    source's data.yaml, classes.txt or obj.names. A picture without a label file has no objects.
     """
     config_file = next((source / name for name in _CONFIG_FILES if (source / name).exists()), None)
     if source.is_file():
@@ -64,7 +64,7 @@ def find_yolo(source: Path, classes_file: Path | None) -> Found:
         expected = {labels for labels, _, _ in entries}
         folders = {labels.parent for labels in expected} - {file.parent for file, _ in pictures}
         orphans = {labels for folder in folders for labels in folder.glob("[!.]*.txt")} - expected
-        found.notes.extend(("label files belong to no picture", labels) for labels in sorted(orphans))
+        found.notes.extend(("label files ignored, having no picture", labels) for labels in sorted(orphans))
     return found
 
 
@@ -86,7 +86,7 @@ def _category_names(source: Path, config: _Config, classes_file: Path | None) ->
 
 
 def _find_pictures(source: Path, config: _Config) -> dict[Split, _Pictures]:
-    """Return the pictures of data.yaml's folders and lists, else of the usual ones."""
+    """Return the pictures in data.yaml's folders and lists, else in the usual ones."""
     places = {split: getattr(config, split) for split in SPLIT_NAMES}
     if not places["train"]:
         lists = [(split, f"{name}.txt") for split, names in SPLIT_NAMES.items() for name in names]
@@ -106,10 +106,10 @@ def _find_pictures(source: Path, config: _Config) -> dict[Split, _Pictures]:
 
 
 def _pictures_of(source: Path, config: _Config, split: Split, place: str) -> _Pictures:
-    """Return the pictures of a folder, or those that a list file names.
+    """Return the pictures in a folder, or those that a list file names.
 
-    Tools write `path` for the machine they ran on, and ../train/images for train/images: what lies in the
-    source itself comes first. A test split may be missing.
+    Tools write a `path` valid on their own machine, and ../train/images instead of train/images: paths inside
+    the source are tried first. A test split may be missing.
     """
     inside = place if os.path.isabs(place) else place.lstrip("./")
     paths = [os.path.normpath(source / path) for path in (inside, Path(config.path, place))]
@@ -119,10 +119,10 @@ def _pictures_of(source: Path, config: _Config, split: Split, place: str) -> _Pi
     if not path.exists():
         if split == "test":
             return []
-        raise UserError(f"{source}: {split}: {place} of its yaml file is not there; correct the entry")
+        raise UserError(f"{source}: {split}: {place} in its yaml file does not exist; correct the entry")
     files = []
     for line in filter(None, read_lines(path)):
-        # Darknet's lines begin with data/, which is no folder. What is missing is told when it is read.
+        # Darknet's lines begin with data/, which is not a folder. Reading reports missing files.
         names = [os.path.normpath(source / name) for name in (line, line.removeprefix("data/"))]
         files.append(Path(next(filter(os.path.isfile, names), names[0])))
     top = os.path.commonpath([file.parent for file in files]) if files else ""
@@ -130,7 +130,7 @@ def _pictures_of(source: Path, config: _Config, split: Split, place: str) -> _Pi
 
 
 def _label_file(source: Path, picture: Path) -> Path:
-    """Return images/…/a.jpg → labels/…/a.txt for the last `images` of the path, else the txt beside."""
+    """Map images/…/a.jpg to labels/…/a.txt at the path's last `images`, else to the txt beside it."""
     base = source if picture.is_relative_to(source) else Path(picture.anchor)
     above, images, below = f"/{picture.relative_to(base).with_suffix('.txt')}".rpartition("/images/")
     return base / f"{above}/labels/{below}".lstrip("/") if images else picture.with_suffix(".txt")
@@ -139,27 +139,27 @@ def _label_file(source: Path, picture: Path) -> Path:
 def _read_picture(labels: Path, file: Path, name: str, names: list[str]) -> Picture:
     picture = open_picture(file, name)
     if not labels.exists():
-        picture.notes.append(("pictures have no label file: kept as pictures without objects", file))
+        picture.notes.append(("pictures kept without boxes because they have no label file", file))
         return picture
     for row, words in enumerate(map(str.split, read_lines(labels)), start=1):
         where = f"{labels}: line {row}"
         if words:
             picture.add(_read_object(words, names, picture, where), where)
         if len(words) > 5:
-            picture.notes.append(("polygons are replaced by the boxes around them", where))
+            picture.notes.append(("polygons replaced by bounding boxes", where))
     return picture
 
 
 def _read_object(words: list[str], names: list[str], picture: Picture, where: str) -> Box:
-    """Return the box of `class cx cy w h`, or the one around the polygon `class x y x y x y …`."""
+    """Return the box of `class cx cy w h`, or the bounding box of the polygon `class x y x y x y …`."""
     try:
         index, *values = map(float, words)
     except ValueError as error:
         raise UserError(f"{where}: {error}; correct it") from error
     if index not in range(len(names)):
         raise UserError(
-            f"{where}: class index {index:g} is none of the names' 0 to {len(names) - 1}; correct it, or add "
-            "the name"
+            f"{where}: class index {index:g} is not a whole number from 0 to {len(names) - 1}; correct it, "
+            "or add the name"
         )
     if len(values) == 4:
         cx, cy, width, height = values
@@ -169,14 +169,14 @@ def _read_object(words: list[str], names: list[str], picture: Picture, where: st
         width, height = max(values[::2]) - left, max(values[1::2]) - top
     else:
         raise UserError(
-            f"{where}: {len(words)} numbers, neither class cx cy w h nor class x y x y x y …; correct it"
+            f"{where}: {len(words)} numbers are neither class cx cy w h nor class x y x y x y …; correct it"
         )
     ltwh_px = (left * picture.width, top * picture.height, width * picture.width, height * picture.height)
     return Box(names[int(index)], ltwh_px)
 
 
 def write_yolo(names: Sequence[str], splits: Splits, folder: Path) -> None:
-    """Write labels/, data.yaml and classes.txt; crowd boxes are left out: YOLO has no mark for them.
+    """Write labels/, data.yaml and classes.txt; crowd boxes are left out: YOLO has no flag for them.
 
     A picture without boxes gets an empty label file.
     """
@@ -186,7 +186,7 @@ def write_yolo(names: Sequence[str], splits: Splits, folder: Path) -> None:
             lines = []
             for box in picture.boxes:
                 if box.crowd:
-                    what = "crowd boxes are left out: YOLO has no mark for them"
+                    what = "crowd boxes left out, as YOLO has no flag for them"
                     picture.notes.append((what, picture.file))
                     continue
                 left, top, width, height = box.ltwh_px
@@ -194,7 +194,7 @@ def write_yolo(names: Sequence[str], splits: Splits, folder: Path) -> None:
                 sides = f"{width / picture.width!r} {height / picture.height!r}"
                 lines.append(f"{indices[box.category]} {cx!r} {cy!r} {sides}\n")
             write_text(folder / f"labels/{split}/{picture.stem}.txt", "".join(lines))
-    # Without `path` the folders are relative to the file.
+    # Without `path`, folders are relative to data.yaml.
     config = {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(names))}
     (folder / "data.yaml").write_bytes(msgspec.yaml.encode(config))
     write_text(folder / CLASSES_FILE, "".join(f"{name}\n" for name in names))

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, found before anything is trained on it.
+"""Find everything that is wrong with a data set before training on it.
 
-Start at `examine`; what each kind of finding means for training stands in `findings`.
+Start at `examine`; `findings` says what each kind of finding means for training.
 """

@@ -1,4 +1,4 @@
-"""Every look at a data set: annotation files, ground truth as detections, pictures, split against split."""
+"""Every check of a data set: annotation files, ground truth as detections, pictures, split differences."""
 
 import hashlib
 import os
@@ -30,23 +30,23 @@ from ssd.evaluation.coco import DETECTIONS_PER_CELL, IOU_THRESHOLDS, coco_number
 from ssd.evaluation.evaluator import result_rows
 
 SCORED_IMAGES = 5000
-"""Of a larger set as many are scored, at equal distances; COCO's validation split is scored whole."""
+"""Larger sets are sampled evenly down to this many; COCO's validation split is scored whole."""
 
 THUMBNAIL, ALIKE = 16, 0.99
-"""Pixels a side, and the correlation from which on two thumbnails are taken for one picture.
+"""Side in pixels, and the correlation from which two thumbnails count as the same picture.
 
-Of BCCD's pictures, 498 of COCO's and the embedded set's, none of val reached 0.91 with one of train. Copies
-of JPEG quality 60, of another size or as PNG all reached 0.99, of those cropped by 2 % a side a fifth.
+In BCCD, 498 pictures of COCO and the embedded set, no val picture reached 0.91 with a train picture. Copies
+at JPEG quality 60, at another size or as PNG all reached 0.99; of copies cropped by 2 % a side, a fifth did.
 """
 
-MOVING_FORMATS = ("PNG", "WEBP")  # of those that DALI reads; a TIFF's pages and a phone's MPO don't move
+MOVING_FORMATS = ("PNG", "WEBP")  # among DALI's formats; TIFF pages and phones' MPO files aren't animations
 
 
 @dataclass(frozen=True)
 class _Split:
-    """A split whose annotation file was examined; annotations: None where it has no image.
+    """A split whose annotation file was examined. annotations: None if it has no usable image list.
 
-    paths: N, of its images; "" where the file names none.
+    paths: N, one per image; "" if its file name can't be used.
     """
 
     name: str
@@ -57,9 +57,9 @@ class _Split:
 
 
 def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
-    """Look at everything once. What is wrong with the data goes into the report, nothing of it is raised.
+    """Check everything once. Problems of the data go into the report; none is raised.
 
-    Raises UserError for paths that are not given.
+    Raises UserError if a path is not given.
     """
     data = config.data
     threads = data.threads or default_threads()
@@ -81,7 +81,7 @@ def examine(config: CheckDatasetConfig, console: RunConsole) -> DatasetReport:
 def _examine_annotation_file(split: Split, data: DataSource, console: RunConsole) -> _Split:
     name = split.value
     file = data.locate(f"{name}_annotations")
-    # Absolute, so that a picture has one path even if the two splits name its folder differently.
+    # Absolute, so that a picture has one path even if the splits name its folder differently.
     folder = Path(os.path.abspath(data.locate(f"{name}_images")))
     console.say(f"{name}: reading the annotation file")
     annotations, defects = examine_annotations(file)
@@ -92,7 +92,7 @@ def _examine_annotation_file(split: Split, data: DataSource, console: RunConsole
         findings += of_boxes
         report = describe(annotations, used, str(file), str(folder))
         findings += [
-            Finding(Kind.category_without_boxes, f"category {category!r}", "no box is used")
+            Finding(Kind.category_without_boxes, f"category {category!r}", "training uses none of its boxes")
             for category, count in report.boxes_of_class.items()
             if count == 0
         ]
@@ -101,7 +101,7 @@ def _examine_annotation_file(split: Split, data: DataSource, console: RunConsole
             console.say(f"{name}: scoring the ground truth")
             source = Source(file, folder, split.value)
             try:
-                if split is Split.train:  # which refuses a file that leaves it no image with a box
+                if split is Split.train:  # select refuses a file without a usable box
                     select(annotations, source, Selection(min_box_px=data.min_box_px))
                 every = Selection(split.value, crowd_boxes=False, min_box_px=0.0, images_without_boxes=True)
                 ap, scored = score_truth(select(annotations, source, every))
@@ -110,12 +110,12 @@ def _examine_annotation_file(split: Split, data: DataSource, console: RunConsole
             except UserError as error:
                 findings.append(Finding(Kind.refused, str(file), str(error)))
     if report.ground_truth_ap is None:
-        findings.append(Finding(Kind.truth_unscored, str(file), "training does not open the file"))
+        findings.append(Finding(Kind.truth_unscored, str(file), "training refuses the file"))
     return _Split(name, report, annotations or None, paths, findings)
 
 
 def _judge_boxes(annotations: Annotations, min_box_px: float) -> tuple[NDArray[np.bool_], list[Finding]]:
-    """Return which boxes training uses, B, and what is wrong with the geometry of any."""
+    """Return which boxes training uses, B, and findings about box geometry and duplicates."""
     size = annotations.boxes_ltwh_px[:, 2:]
     inside = inside_px(annotations.boxes_ltwh_px, annotations.sizes_px[annotations.images])
     faults = {
@@ -134,29 +134,29 @@ def _judge_boxes(annotations: Annotations, min_box_px: float) -> tuple[NDArray[n
     rows = np.column_stack([annotations.images, annotations.labels, annotations.boxes_ltwh_px])
     _, first, same = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     for box in np.flatnonzero(first[same] != np.arange(len(rows))).tolist():
-        detail = f"{annotations.where(int(first[same][box]))} is the same: {_describe_box(annotations, box)}"
+        detail = f"same as {annotations.where(int(first[same][box]))}: {_describe_box(annotations, box)}"
         findings.append(Finding(Kind.box_twice, annotations.where(box), detail))
     return first_fault >= kinds.index(Kind.box_clipped), findings
 
 
 def _explain_truth(ap: float, annotations: Annotations, file: str) -> list[Finding]:
-    """Say what the AP of the ground truth as detections is below 1.000 for."""
+    """Say why the AP of the ground truth as detections is below 1.000."""
     if ap < 0:
-        return [Finding(Kind.truth_unscored, file, "it has no box that counts")]
+        return [Finding(Kind.truth_unscored, file, "none of its boxes count in evaluation")]
     findings = [*_lost_truth(annotations)]
     if round(ap, 3) < 1 and not findings:
-        detail = f"the ground truth as detections has an AP of {ap:.3f}, not 1.000"
+        detail = f"scored as detections, the ground truth has an AP of {ap:.3f}, not 1.000"
         findings = [Finding(Kind.truth_unlike, file, detail)]
     return findings
 
 
 def score_truth(index: CocoIndex) -> tuple[float, int]:
-    """Score ground truth as if a network had found it: the evaluator must give it an AP of 1.000.
+    """Score the ground truth as if a network had detected it: the evaluator must give it an AP of 1.000.
 
-    It takes the way of detections: the index's relative boxes and labels → pixels and category ids → scores.
-    If ids are shifted, sizes exchanged or boxes lost on that way, the number says so before a network is
-    blamed. index: every image of the annotation file, without crowd boxes, which an evaluation passes over.
-    Returns the AP, −1 where no box counts, and how many images were scored. Raises UserError.
+    It takes the path of detections: the index's relative boxes and labels → pixels and category ids → scores.
+    If ids are shifted, sizes swapped or boxes lost on the way, the AP shows it before the network is blamed.
+    index: every image of the annotation file, without crowd boxes, which evaluation ignores.
+    Returns the AP, −1 if no box counts, and the number of images scored. Raises UserError.
     """
     scored = np.linspace(0, len(index) - 1, min(len(index), SCORED_IMAGES)).astype(np.int64)
     found = [
@@ -173,13 +173,13 @@ def score_truth(index: CocoIndex) -> tuple[float, int]:
 
 
 def _lost_truth(annotations: Annotations) -> Iterator[Finding]:
-    """Yield each box that can't be found again: clipping changes it too much, or the image has too many."""
+    """Yield boxes that can't be matched: clipping changes one too much, or the image has too many."""
     images, counted = annotations.images, ~annotations.crowd
     size = annotations.boxes_ltwh_px[:, 2:]
     inside = np.maximum(inside_px(annotations.boxes_ltwh_px, annotations.sizes_px[images]), 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         kept = np.where((size > 0).all(axis=1), inside.prod(axis=1) / size.prod(axis=1), 0)
-    too_little = kept < IOU_THRESHOLDS[-1]  # the strictest that AP averages over (RECIPE 7)
+    too_little = kept < IOU_THRESHOLDS[-1]  # the strictest threshold in AP (RECIPE 7)
     for box in np.flatnonzero(too_little & counted).tolist():
         detail = f"only {kept[box]:.0%} of it lies inside the image: {_describe_box(annotations, box)}"
         yield Finding(Kind.truth_lost, annotations.where(box), detail)
@@ -196,7 +196,7 @@ def _examine_pictures(split: _Split, threads: int, console: RunConsole) -> Itera
     """Yield what is wrong with the image files."""
     folder = split.report.image_folder
     if not os.path.isdir(folder):
-        yield Finding(Kind.folder_missing, folder, "there is no such folder")
+        yield Finding(Kind.folder_missing, folder, "the folder does not exist")
         return
     if split.annotations is None:
         return
@@ -205,9 +205,9 @@ def _examine_pictures(split: _Split, threads: int, console: RunConsole) -> Itera
     for image, path in enumerate(split.paths):
         real = os.path.realpath(path)
         if path and not real.startswith(inside):
-            shown = real.encode(errors="backslashreplace").decode()  # its bytes need not be UTF-8
-            yield Finding(Kind.link_leaves_folder, path, f"images[{image}]: it lies at {shown}")
-    # What has no size in the annotation file is an error already, and there is nothing to compare it with.
+            shown = real.encode(errors="backslashreplace").decode()  # the name may not be UTF-8
+            yield Finding(Kind.link_leaves_folder, path, f"images[{image}]: it points to {shown}")
+    # An image without a size in the annotation file is already an error, and there is nothing to compare.
     images = [image for image, path in enumerate(split.paths) if path and sizes_px[image].all()]
     paths = [split.paths[image] for image in images]
     with console.counting(len(paths), f"{split.name}: decoding {len(paths)} pictures") as count:
@@ -222,9 +222,9 @@ def _examine_pictures(split: _Split, threads: int, console: RunConsole) -> Itera
 def _compare_pictures(
     splits: list[_Split], threads: int, console: RunConsole
 ) -> Iterator[tuple[str, Finding]]:
-    """Yield pictures whose files are the same, and each of val that looks like one of train.
+    """Yield files with the same bytes in any splits, and val pictures that look like a train picture.
 
-    That is: byte by byte, of any split; or encoded anew, or of another size.
+    A picture looks like another if it was, for example, re-encoded or resized.
     """
     console.say("comparing the pictures")
     pictures = [(split.name, path) for split in splits for path in dict.fromkeys(split.paths)]
@@ -236,34 +236,34 @@ def _compare_pictures(
     for (name, path), (digest, thumbnail) in zip(pictures, looks, strict=True):
         other_name, other = first.setdefault(digest, (name, path))
         if other_name != name:
-            yield "both", Finding(Kind.picture_in_both, path, f"it is {other} of {other_name}")
+            yield "both", Finding(Kind.picture_in_both, path, f"same bytes as {other} in {other_name}")
         elif other != path:
-            yield name, Finding(Kind.picture_twice, path, f"it is {other}, byte by byte")
+            yield name, Finding(Kind.picture_twice, path, f"same bytes as {other}")
         else:
             thumbnails[name][path] = thumbnail
     if not all(thumbnails.values()):
         return
     train, val = (np.stack([*each.values()]) for each in thumbnails.values())
     train_paths, val_paths = ([*each] for each in thumbnails.values())
-    for start in range(0, len(val), 256):  # so that little memory is taken
+    for start in range(0, len(val), 256):  # to save memory
         likeness = val[start : start + 256] @ train.T
         for path, row in zip(val_paths[start:], likeness, strict=False):
             if row.max() >= ALIKE:
-                detail = f"it looks like {train_paths[row.argmax()]} of train"
+                detail = f"it looks like {train_paths[row.argmax()]} in train"
                 yield "both", Finding(Kind.picture_alike, path, detail)
 
 
 def _fingerprint(path: str) -> tuple[bytes, NDArray[np.float32]]:
-    """Return a file's digest, and grey levels of a thumbnail with mean 0 and length 1.
+    """Return a file's digest and its thumbnail's gray levels, shifted to mean 0 and scaled to length 1.
 
-    These are all 0 of an even or unreadable picture.
+    The levels are all 0 for a uniform or unreadable picture.
     """
     digest, thumbnail = os.fsencode(path), np.zeros(THUMBNAIL**2, np.float32)
-    with suppress(Exception):  # Pillow's readers raise almost anything; told by those who decode it
+    with suppress(Exception):  # Pillow's readers raise almost anything; decoding reports it
         content = Path(path).read_bytes()
         digest = hashlib.blake2b(content).digest()
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(content)) as picture:
-            picture.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))  # of a JPEG that is enough to decode
+            picture.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))  # decode a JPEG no larger than needed
             grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         levels = np.asarray(grey, dtype=np.float32).ravel()
         levels -= levels.mean()
@@ -283,15 +283,15 @@ def _look_beside_pixels(path: str, entry: str) -> Iterator[Finding]:
     if moves:
         yield Finding(Kind.animated, path, f"{entry}: it has more than one frame")
     if held != UPRIGHT:
-        yield Finding(Kind.exif_rotation, path, f"{entry}: orientation {held} of 1 to 8, where 1 is upright")
+        yield Finding(Kind.exif_rotation, path, f"{entry}: orientation {held} (1 is upright)")
 
 
 def compare_categories(train: Categories, val: Categories) -> Iterator[Finding]:
-    """Yield each category that one split lacks, or that has another id or name there.
+    """Yield each category that one split lacks or that has another id or name there.
 
-    Training learns the categories of one split, those of the other score it.
+    Training learns the categories of train; evaluation scores them against those of val.
     """
-    # Backwards, so that of a name that stands there twice the first counts.
+    # Reversed, so that the first entry of a duplicate name counts.
     train_ids, val_ids = (dict(zip(each.names[::-1], each.ids[::-1], strict=True)) for each in (train, val))
     train_names, val_names = (dict(zip(each.ids, each.names, strict=True)) for each in (train, val))
     for name in dict.fromkeys((*train.names, *val.names)):
@@ -305,7 +305,7 @@ def compare_categories(train: Categories, val: Categories) -> Iterator[Finding]:
                 yield Finding(Kind.category_missing, where, f"id {id_} in train, missing from val")
         elif name not in train_ids:
             id_ = val_ids[name]
-            if train_names.get(id_, name) in val_ids:  # else told of train's name
+            if train_names.get(id_, name) in val_ids:  # else reported with train's name
                 yield Finding(Kind.category_missing, where, f"id {id_} in val, missing from train")
         elif train_ids[name] != val_ids[name]:
             detail = f"id {train_ids[name]} in train, {val_ids[name]} in val"

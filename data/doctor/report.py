@@ -1,4 +1,4 @@
-"""What was found out about a data set: its figures, as json and as a person reads them in the terminal."""
+"""The report on a data set: figures and findings, as json and as text in the terminal."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -16,22 +16,22 @@ from data.graph import MATCH_IOU
 from ssd.annotations import Annotations, inside_px
 from ssd.boxes import BOXES_PER_CELL, IMAGE_SIZE, MAP_SIZES, SCALES_PX, default_boxes
 
-SHOWN_FINDINGS = 5  # of a kind; the json has all
-SHOWN_CLASSES = 20  # those with most boxes
+SHOWN_FINDINGS = 5  # per kind; the json has all
+SHOWN_CLASSES = 20  # the ones with the most boxes
 STYLES = {Severity.error: "bold red", Severity.warning: "yellow", Severity.info: "cyan"}
-SIZE_LIMITS_PX = (0, *SCALES_PX)  # of the default boxes (RECIPE 2); the last class holds all that are larger
+SIZE_LIMITS_PX = (0, *SCALES_PX)  # scales of the default boxes (RECIPE 2); the last bin has no upper limit
 
 
 @dataclass
 class SplitReport:
-    """What a split holds that training uses, 0 where its annotation file can't be read.
+    """Figures of the part of a split that training uses, 0 if its annotation file can't be read.
 
-    boxes and the rest count used boxes, crowd ones included. boxes_of_class: by category name, in the order
-    of the file. sizes: boxes whose side, the root of their area at 300×300 pixels, lies in
-    from_px ≤ side < to_px. unmatched: boxes that no default box overlaps with an IoU above 0.5; each still
-    claims its best one.
-    ground_truth_ap: AP of the ground truth as detections, on so many images; −1 where no box counts, None
-    where it could not be scored.
+    All box counts are of used boxes, including crowd boxes. boxes_of_class: by category name, in file order.
+    sizes: counts of the boxes with from_px ≤ side < to_px; the side is the square root of the area at
+    300×300 pixels. unmatched: boxes that have no default box with an IoU above 0.5; each still claims its
+    best one.
+    ground_truth_ap: AP of the ground truth as detections, on ground_truth_images_scored images; −1 if no box
+    counts, None if it could not be scored.
     """
 
     annotation_file: str
@@ -49,28 +49,28 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """The splits by name, and all findings by kind, each with its split's name, or "both"."""
+    """The splits by name, and all findings sorted by kind, each with the name of its split or "both"."""
 
     splits: dict[str, SplitReport]
     findings: list[tuple[str, Finding]]
 
     @property
     def is_fit(self) -> bool:
-        """Whether training takes all of it."""
+        """Whether training accepts the whole set."""
         return all(finding.kind.severity is not Severity.error for _, finding in self.findings)
 
     def verdict(self) -> str:
-        """Say in one line whether it can be trained on."""
+        """Say in one line whether the set can be trained on."""
         counts = Counter(finding.kind.severity for _, finding in self.findings)
         words = {Severity.error: "error", Severity.warning: "warning", Severity.info: "note"}
         numbers = ", ".join(
             f"{counts[each]} {word}{'s'[: counts[each] != 1]}" for each, word in words.items() if counts[each]
         )
         fit = "fit for training" if self.is_fit else "not fit for training"
-        return f"{fit} ({numbers})" if numbers else f"{fit}: nothing is wrong"
+        return f"{fit} ({numbers})" if numbers else f"{fit}: no problems found"
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the whole report as plain values."""
         return {
             "fit": self.is_fit,
             "verdict": self.verdict(),
@@ -89,7 +89,7 @@ class DatasetReport:
         }
 
     def show(self, console: Console) -> None:
-        """Print figures, findings by kind and the verdict."""
+        """Print the figures, the findings by kind and the verdict."""
         figures = {name: _figures(report) for name, report in self.splits.items()}
         console.print(_table("data set", figures, [*dict.fromkeys(chain(*figures.values()))]))
         classes = {name: report.boxes_of_class for name, report in self.splits.items()}
@@ -118,13 +118,13 @@ def _figures(report: SplitReport) -> dict[str, object]:
         "images without boxes": report.images_without_boxes,
         "classes": len(report.boxes_of_class),
         "boxes used": report.boxes,
-        "of them crowd": report.crowd_boxes,
-        f"no default box above IoU {MATCH_IOU}": (
+        "of which crowd boxes": report.crowd_boxes,
+        f"unmatched (no default box above IoU {MATCH_IOU})": (
             f"{report.unmatched} ({report.unmatched / max(report.boxes, 1):.1%})"
         ),
         "AP of the ground truth": "–" if truth is None or truth < 0 else f"{truth:.3f}{part}",
         **{
-            f"side {size['from_px']}–{size['to_px']} of {IMAGE_SIZE} px (none)": (
+            f"side {size['from_px']}–{size['to_px']} of {IMAGE_SIZE} px (unmatched)": (
                 f"{size['boxes']} ({size['unmatched']})"
             )
             for size in report.sizes
@@ -133,7 +133,7 @@ def _figures(report: SplitReport) -> dict[str, object]:
 
 
 def _table(title: str, columns: dict[str, dict[str, Any]], names: list[str]) -> Table:
-    """Return a table of columns, each with its values by the row's name, of the rows named."""
+    """Return a table with the rows `names`; each column holds its values by row name."""
     table = Table("", title=title, title_justify="left", title_style="bold")
     for name in columns:
         table.add_column(name, justify="right")
@@ -143,7 +143,7 @@ def _table(title: str, columns: dict[str, dict[str, Any]], names: list[str]) -> 
 
 
 def describe(annotations: Annotations, used: NDArray[np.bool_], file: str, folder: str) -> SplitReport:
-    """Count the boxes that training uses: B. Boxes of two categories with one name are counted together."""
+    """Count the boxes that training uses. used: B. Categories with the same name are counted together."""
     images, labels = annotations.images[used], annotations.labels[used]
     ltwh_px, sizes_px = annotations.boxes_ltwh_px[used], annotations.sizes_px[images]
     inside = inside_px(ltwh_px, sizes_px)
@@ -175,17 +175,17 @@ def describe(annotations: Annotations, used: NDArray[np.bool_], file: str, folde
 
 
 def best_ious(boxes_cxcywh: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the highest IoU of each box B×4, relative to the image, with any default box.
+    """Return the highest IoU of each box, B×4 relative to the image, with any default box: B.
 
-    A default box of one shape overlaps most where its center is nearest, in each axis by itself: so only one
-    of each shape's cells is looked at, 30 boxes instead of 8732.
+    Among default boxes of one shape, the one with the nearest center on each axis overlaps most. So only one
+    cell per shape is checked, 30 boxes instead of 8732.
     """
     centers, sizes = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
     best = np.zeros(len(boxes_cxcywh))
     maps = default_boxes().double().split([s * c**2 for s, c in zip(BOXES_PER_CELL, MAP_SIZES, strict=True)])
     for boxes_of_map, shapes, cells in zip(maps, BOXES_PER_CELL, MAP_SIZES, strict=True):
         grid = boxes_of_map.numpy().reshape(shapes, cells, cells, 4)
-        middles = (grid[0, 0, 1:, 0] + grid[0, 0, :-1, 0]) / 2  # between the centers of the cells
+        middles = (grid[0, 0, 1:, 0] + grid[0, 0, :-1, 0]) / 2  # halfway between cell centers
         column, row = np.searchsorted(middles, centers).T
         for default in grid[:, row, column]:  # B×4
             right_bottom = np.minimum(centers + sizes / 2, default[:, :2] + default[:, 2:] / 2)

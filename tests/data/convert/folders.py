@@ -1,4 +1,4 @@
-"""Small VOC, YOLO and COCO folders that the tests write, and how they read a result."""
+"""Writers of small VOC, YOLO and COCO folders, and readers of conversion results, for the tests."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def voc_xml(file: Path, *objects: str, filename: str = "", size: tuple[object, o
 
 
 def voc_devkit(folder: Path, **objects: tuple[str, ...]) -> Path:
-    """Write a devkit folder with a picture of 200×100 pixels a keyword; the first one is `val`."""
+    """Write a devkit folder with a 200×100 picture per keyword; the first one is in `val`."""
     for stem, things in objects.items():
         picture(folder / "JPEGImages" / f"{stem}.png")
         voc_xml(folder / "Annotations" / f"{stem}.xml", *things)
@@ -55,14 +55,14 @@ def voc_list(folder: Path, name: str, *stems: str) -> None:
 
 
 def labelled(file: Path, labels: Path, text: str = YOLO_LINE) -> None:
-    """Write a picture of 200×100 pixels and its YOLO label file."""
+    """Write a 200×100 picture and its YOLO label file."""
     picture(file)
     labels.parent.mkdir(parents=True, exist_ok=True)
     labels.write_text(text)
 
 
 def yolo_folder(folder: Path, **lines: str) -> Path:
-    """Write images/ and labels/ with a picture a keyword, the first one in `val`, and two class names."""
+    """Write images/, labels/ and two class names, with a picture per keyword; the first is in `val`."""
     for place, (stem, text) in enumerate(lines.items()):
         split = "train" if place else "val"
         labelled(folder / "images" / split / f"{stem}.png", folder / "labels" / split / f"{stem}.txt", text)
@@ -71,7 +71,7 @@ def yolo_folder(folder: Path, **lines: str) -> Path:
 
 
 def coco_folder(folder: Path, splits: dict[str, dict[str, list[Row]]], names: tuple[str, ...]) -> Path:
-    """Write a COCO layout of pictures of 200×100 pixels; category ids are 5, 15, 25, …"""
+    """Write a COCO layout with 200×100 pictures; category ids are 5, 15, 25, …"""
     (folder / "annotations").mkdir(parents=True)
     ids = {name: 5 + 10 * place for place, name in enumerate(names)}
     for split, pictures in splits.items():
@@ -94,7 +94,7 @@ def content(folder: Path, split: str) -> dict[str, Any]:
 
 
 def rows(folder: Path, split: str) -> dict[str, list[Row]]:
-    """Return what a COCO layout says of each picture of a split, by file name."""
+    """Return the rows of each picture in a split of a COCO layout, by file name."""
     loaded = content(folder, split)
     names = {category["id"]: category["name"] for category in loaded["categories"]}
     files = {image["id"]: image["file_name"] for image in loaded["images"]}
@@ -118,5 +118,5 @@ def from_coco(source: Path, out: Path, out_format: str) -> list[str]:
 
 
 def said_of(lines: list[str], start: str) -> str:
-    """Return the line of a conversion that begins with `start`, "" where none does."""
+    """Return the line of a conversion that begins with `start`, "" if none does."""
     return next((line for line in lines if line.startswith(start)), "")

@@ -1,4 +1,4 @@
-"""The folder that a conversion makes, how it deals pictures, and the command line."""
+"""The folder that a conversion makes, how it assigns pictures to splits, and the command line."""
 
 import os
 import random
@@ -45,7 +45,7 @@ def dealt(folder: Path, count: int, fraction: float = 0.2, seed: int = 0) -> set
     pictures: dict[str, list[Row]] = {f"{number}.png": [("ant", (1, 1, 9, 9), 0)] for number in range(count)}
     source = coco_folder(folder / f"{out.name} coco", {"train": pictures}, ("ant",))
     said = convert(source, "coco", out, "voc", Options(fraction, seed))
-    assert said_of(said, "no validation split in the source: dealt by file name")
+    assert said_of(said, "no validation split in the source: split by file name")
     train, val = (
         set((out / "ImageSets" / "Main" / f"{split}.txt").read_text().split()) for split in ("train", "val")
     )
@@ -56,10 +56,10 @@ def dealt(folder: Path, count: int, fraction: float = 0.2, seed: int = 0) -> set
 def test_set_without_validation_split_is_dealt_by_name_and_seed(tmp_path: Path) -> None:
     val = dealt(tmp_path, 30)
     assert val != dealt(tmp_path, 30, seed=1)
-    assert len(val ^ dealt(tmp_path, 31)) <= 2  # another picture hardly moves the others
+    assert len(val ^ dealt(tmp_path, 31)) <= 2  # adding a picture moves hardly any others
     for count, fraction, expected in ((10, 0.2, 2), (2, 0.01, 1), (2, 0.99, 1), (7, 0.5, 4)):
         assert len(dealt(tmp_path, count, fraction)) == expected
-    with pytest.raises(UserError, match=r"0.png is the only picture, one split stays empty; add"):
+    with pytest.raises(UserError, match=r"0.png is the only picture, so one split would be empty; add"):
         dealt(tmp_path, 1)
     for fraction in (0, 1, float("nan")):
         with pytest.raises(UserError, match=r"--val-fraction=.*: give a number between 0 and 1"):
@@ -98,7 +98,7 @@ def test_empty_folder_is_taken_and_another_left_alone(source: Path, tmp_path: Pa
     to_coco(source, "yolo", tmp_path / "empty")
     before = sorted(tmp_path.rglob("*"))
     for out in (tmp_path / "empty", source, source / "classes.txt"):
-        with pytest.raises(UserError, match="is there and is no empty folder; delete it"):
+        with pytest.raises(UserError, match="already exists and is not an empty folder; delete it"):
             to_coco(source, "yolo", out)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -108,7 +108,7 @@ def test_rotation_mark_is_said_aloud_and_the_stored_size_counts(source: Path, tm
     exif[0x0112] = 6
     Image.new("RGB", (200, 100)).save(source / "images" / "val" / "v.png", exif=exif)
     said = to_coco(source, "yolo", tmp_path / "out")
-    assert "v.png" in said_of(said, "1 pictures are to be shown turned (EXIF)")
+    assert "v.png" in said_of(said, "pictures with EXIF rotation, boxes taken as unrotated: 1 ")
     assert rows(tmp_path / "out", "val") == {"v.png": [("zebra", (75, 25, 50, 50), 0)]}
 
 
@@ -158,8 +158,8 @@ def test_mutated_files_are_converted_or_refused_by_name(
     ("arguments", "message"),
     [
         ("coco empty out --to voc --classes x", "COCO annotations name their categories"),
-        ("coco empty out --to voc", "instances_train2017.json: it cannot be read"),
-        ("yolo none out", "none is not there; give the folder"),
+        ("coco empty out --to voc", "instances_train2017.json is missing or not a file; see docs/DATA.md"),
+        ("yolo none out", "none does not exist; give the folder"),
         ("yolo yolo out --classes none.txt", "none.txt"),
         ("coco yolo out", "yolo looks like yolo; give that instead of coco"),
         ("coco data.yaml out", "data.yaml looks like yolo; give that instead of coco"),

@@ -1,4 +1,4 @@
-"""Reading Pascal VOC: the devkit's rules, the layouts of tools, and every kind of damage by its file."""
+"""Reading Pascal VOC: the devkit's rules, the layouts of tools, and every kind of damage by file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 DOG = voc_object("dog", (48, 24, 195, 37))
 DOG_BOX = (47, 23, 148, 14)
 
-OBJECTS = {  # counted from 1, both corners part of the box: → ltwh_px and iscrowd
+OBJECTS = {  # pixels count from 1, both corners are part of the box → ltwh_px and iscrowd
     "of the devkit": (DOG, DOG_BOX, 0),
     "whole picture": (voc_object("dog", (1, 1, 200, 100)), (0, 0, 200, 100), 0),
     "fractions": (voc_object("dog", (1.5, 2.25, 10.5, 20)), (0.5, 1.25, 10, 18.75), 0),
@@ -40,7 +40,7 @@ def test_object_is_read(tmp_path: Path, text: str, ltwh_px: tuple[float, ...], c
     said = to_coco(source, "voc", tmp_path / "out")
     assert rows(tmp_path / "out", "val") == {"v.png": [("dog", ltwh_px, crowd)] * 2}
     assert rows(tmp_path / "out", "train") == {"a.png": [("dog", DOG_BOX, 0)], "b.png": []}
-    assert bool(said_of(said, "2 boxes hung over an edge")) == (ltwh_px == (0, 0, 200, 50))
+    assert bool(said_of(said, "boxes clipped to their picture: 2 ")) == (ltwh_px == (0, 0, 200, 50))
 
 
 def test_categories_are_sorted_names_of_both_splits_or_the_classes_files(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ def test_set_without_validation_list_is_dealt(tmp_path: Path, listed: bool) -> N
     assert {*train, *val} == {f"p{n}.png" for n in range(5 if listed else 10)}
     assert bool(said_of(said, "test split left out: none of its pict")) == listed
     assert said_of(said, "no validation split in the source")
-    assert said_of(said, f"{6 if listed else 1} pictures without an xml file, or in no split, are left out")
+    assert f"no split: {6 if listed else 1} (" in said_of(said, "pictures left out because they")
 
 
-LAYOUTS = {  # xml file, picture; lists of the splits where the paths don't name them
+LAYOUTS = {  # xml file, picture; folder of the split lists if the paths don't name the splits
     "beside": ("{split}/{stem}.xml", "{split}/{stem}.JPG", ""),
     "in splits": ("{split}/annotations/{stem}.xml", "{split}/images/{stem}.jpg", ""),
     "splits in them": ("Annotations/{split}/{stem}.xml", "Images/{split}/{stem}.jpg", ""),
@@ -136,27 +136,27 @@ def away(file: str) -> Callable[[Path], object]:
 LAUGHS = "".join(f"<!ENTITY e{n} '{f'&e{n - 1};' * 50}'>" for n in range(1, 9))
 BOMB = f"<!DOCTYPE a [<!ENTITY e0 'ha'>{LAUGHS}]><annotation>&e8;</annotation>".encode()
 DAMAGE = {
-    "broken": (write("Annotations/a.xml", b"<annotation><object>"), r"a\.xml is broken xml \(.*line 1.*;"),
-    "encoding": (write("Annotations/a.xml", b"<?xml version='1.0' encoding='klingon'?><a/>"), "broken"),
-    "entities": (write("Annotations/a.xml", BOMB), r"a\.xml is broken xml \(limit on input amplification"),
-    "other root": (write("Annotations/a.xml", b"<html/>"), r"begins with <html>, a VOC file with <ann"),
-    "no picture": (away("JPEGImages/a.png"), r"a\.xml: its picture is missing .* found none;"),
+    "broken": (write("Annotations/a.xml", b"<annotation><object>"), r"a\.xml is not valid XML \(.*line 1.*;"),
+    "encoding": (write("Annotations/a.xml", b"<?xml version='1.0' encoding='klingon'?><a/>"), "not valid X"),
+    "entities": (write("Annotations/a.xml", BOMB), r"a\.xml is not valid XML \(limit on input amplification"),
+    "other root": (write("Annotations/a.xml", b"<html/>"), "begins with <html>, not with VOC's <ann"),
+    "no picture": (away("JPEGImages/a.png"), r"a\.xml must have exactly one picture, found none; add"),
     "no xml": (away("Annotations/a.xml"), r"No such file .*Annotations/a\.xml"),
-    "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), "voc: no picture of train has ann"),
-    "two files": (lambda source: voc_xml(source / "labels/a.xml", DOG), "is of one picture with .*a.xml;"),
-    "two pictures": (write("JPEGImages/a.bmp", b""), r"a\.xml: .* found .*a\.bmp and .*a\.png; leave"),
-    "bytes": (write("JPEGImages/a.png", b"x"), r"a\.png is no picture that can be read .*; replace"),
-    "size": (xml(DOG, size=(100, 200)), r"a\.png has 200×100 .* say \(100\.0, 200\.0\); correct"),
-    "size text": (xml(DOG, size=("w", 1)), r"a\.xml: size/width is 'w', which is no number"),
-    "xmin text": (thing("dog", "left", 1, 9, 9), r"a\.xml: object 2: bndbox/xmin is 'left', which is no"),
+    "outside": (write("ImageSets/Main/train.txt", b"../Annotations/a"), "voc: no picture in train has ann"),
+    "two files": (lambda source: voc_xml(source / "labels/a.xml", DOG), "a.xml and .*a.xml have the same p"),
+    "two pictures": (write("JPEGImages/a.bmp", b""), r"a\.xml .* found .*a\.bmp and .*a\.png; add or rem"),
+    "bytes": (write("JPEGImages/a.png", b"x"), r"a\.png cannot be read as a picture .*; replace"),
+    "size": (xml(DOG, size=(100, 200)), r"a\.png has 200×100 .* say 100×200; correct"),
+    "size text": (xml(DOG, size=("w", 1)), r"a\.xml: size/width is 'w', which is not a number"),
+    "xmin text": (thing("dog", "left", 1, 9, 9), r"a\.xml: object 2: bndbox/xmin is 'left', which is not"),
     "NaN": (thing("dog", 1, "nan", 9, 9), r"a\.xml: object 2: box .* nan, .* px has no area"),
     "inverted": (thing("dog", 50, 1, 20, 9), r"a\.xml: object 2: box .*-29.0, 9.0.* px has no area"),
     "boundless": (thing("dog", -1e308, 1, 1e308, 9), r"a\.xml: object 2: box .* inf, 9.0.* px has no area"),
-    "no name": (thing(" ", 1, 1, 9, 9), r"object 2: its name is ''; correct it"),
-    "no bndbox": (xml("<object><name>dog</name></object>"), r"object 1: bndbox/xmin is '', which is no"),
-    "class": (write("classes.txt", b"cat"), r"v\.xml: object 1: its name is 'dog'; correct it, or add"),
-    "no pictures": (away("JPEGImages"), "no picture of (val|train) has annotations; put them as docs/DATA"),
-    "empty list": (write("ImageSets/Main/train.txt", b"\n"), "no picture of train has annotations"),
+    "no name": (thing(" ", 1, 1, 9, 9), r"object 2: name '' is blank or not in"),
+    "no bndbox": (xml("<object><name>dog</name></object>"), r"object 1: bndbox/xmin is '', which is not"),
+    "class": (write("classes.txt", b"cat"), r"v\.xml: object 1: name 'dog' is blank or not in the cl"),
+    "no pictures": (away("JPEGImages"), "no picture in (val|train) has annotations; see docs/DATA.md"),
+    "empty list": (write("ImageSets/Main/train.txt", b"\n"), "no picture in train has annotations"),
 }  # fmt: skip
 
 

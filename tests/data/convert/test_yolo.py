@@ -1,5 +1,6 @@
-"""Reading YOLO: the layouts of its tools, class names from each of their files, and damage by its line."""
+"""Reading YOLO: the layouts of its tools, class names from each kind of file, and damage named by line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ LINES = {
     "whole picture": ("1 0.5 0.5 1 1\n", [("ant", (0, 0, 200, 100), 0)], ""),
     "blank line": (f"{YOLO_LINE}\n1.0 .5 0.5 0.25 5e-1", [ZEBRA, ANT], ""),
     "empty file": ("", [], ""),
-    "polygon": ("0 0.1 0.2 0.3 0.4 0.2 0.6\n", [("zebra", (20, 20, 40, 40), 0)], "1 polygons are replaced"),
-    "rounded": ("0 0.50001 0.5 1.0 0.5\n", [("zebra", (0.002, 25, 199.998, 50), 0)], "1 boxes hung over"),
+    "polygon": ("0 0.1 0.2 0.3 0.4 0.2 0.6\n", [("zebra", (20, 20, 40, 40), 0)], "polygons replaced .*: 1 "),
+    "rounded": ("0 0.50001 0.5 1.0 0.5\n", [("zebra", (0.002, 25, 199.998, 50), 0)], "boxes clipped .*: 1 "),
 }  # fmt: skip
 
 
@@ -41,9 +42,9 @@ def test_line_is_class_and_relative_centre_and_size(
     said = to_coco(source, "yolo", tmp_path / "out")
     assert rows(tmp_path / "out", "val") == {"v.png": expected}
     assert rows(tmp_path / "out", "train") == {"a.png": [("zebra", BOX, 0)], "b.png": []}
-    assert "b.png" in said_of(said, "1 pictures have no label file")
-    assert "gone.txt" in said_of(said, "1 label files belong to no picture")
-    assert said_of(said, note)
+    assert "b.png" in said_of(said, "pictures kept without boxes because they have no label file: 1 ")
+    assert "gone.txt" in said_of(said, "label files ignored, having no picture: 1 ")
+    assert any(re.match(note, line) for line in said)
 
 
 LAYOUTS = {
@@ -57,7 +58,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("places", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_layout_of_tools_is_found(tmp_path: Path, places: tuple[str, str, str, str]) -> None:
-    source = tmp_path / "images" / "yolo"  # a folder of that name above changes nothing
+    source = tmp_path / "images" / "yolo"  # a parent folder called images changes nothing
     labelled(source / f"{places[0]}.png", source / f"{places[1]}.txt")
     labelled(source / f"{places[2]}.png", source / f"{places[3]}.txt")
     (source / "obj.names").write_text("zebra\n")
@@ -71,7 +72,7 @@ def test_layout_of_tools_is_found(tmp_path: Path, places: tuple[str, str, str, s
 
 @pytest.mark.parametrize(
     ("file", "config"),
-    [  # in the folder that is given, or given itself
+    [  # in the given folder, or itself given
         ("data.yaml", "{path: ../x, train: images/one, val: images/two, names: {1: ant, 0: zebra}, nc: 2}"),
         ("dataset.yaml", "{train: ../images/one, val: [../images/two], names: [zebra, ant]}"),
         ("data.yaml", "{train: ./one.txt, val: two.txt, test: two.txt, names: [zebra, ant], roboflow: {}}"),
@@ -106,7 +107,7 @@ def test_set_without_splits_is_dealt(tmp_path: Path, pool: str, labels: str, lis
     source = tmp_path / "yolo"
     for number in range(10):
         labelled(source / pool / f"{number}.png", source / labels / f"{number}.txt")
-    if listed:  # darknet's lists begin with a folder that is not there, others are absolute
+    if listed:  # darknet's lines begin with a folder that doesn't exist; other tools write absolute paths
         lines = [f"{listed}{pool}/{number}.png\n" for number in range(9)]
         (source / "train.txt").write_text("".join([*lines, f"{source}/{pool}/9.png\n"]))
     (source / "classes.txt").write_text("zebra\n")
@@ -115,14 +116,14 @@ def test_set_without_splits_is_dealt(tmp_path: Path, pool: str, labels: str, lis
 
 
 BAD_LINES = {
-    "words": ("0 0.5 0.5", "3 numbers, neither class cx cy w h"),
-    "confidence": ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers, neither"),
+    "words": ("0 0.5 0.5", "3 numbers are neither class cx cy w h"),
+    "confidence": ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers are neither"),
     "text": ("0 0.5 0.5 wide 0.1", "could not convert string to float: 'wide'; correct"),
-    "NaN": ("0 0.5 nan 0.1 0.1", "box .* nan, .* has no area inside the picture"),
-    "class fraction": ("0.5 0.5 0.5 0.1 0.1", "class index 0.5 is none of the names' 0 to 1"),
-    "class unknown": ("2 0.5 0.5 0.1 0.1", "class index 2 is none of the names' 0 to 1; correct"),
-    "pixels": ("0 100 50 20 20", "box .* has no area inside the picture"),
-    "negative": ("0 0.5 0.5 -0.1 0.2", "box .* has no area inside the picture"),
+    "NaN": ("0 0.5 nan 0.1 0.1", "box .* nan, .* has no area inside the 200×100 picture"),
+    "class fraction": ("0.5 0.5 0.5 0.1 0.1", "class index 0.5 is not a whole number from 0 to 1"),
+    "class unknown": ("2 0.5 0.5 0.1 0.1", "class index 2 is not a whole number from 0 to 1; correct"),
+    "pixels": ("0 100 50 20 20", "box .* has no area inside the 200×100 picture"),
+    "negative": ("0 0.5 0.5 -0.1 0.2", "box .* has no area inside the 200×100 picture"),
 }
 
 
@@ -134,19 +135,19 @@ def test_bad_line_is_named_and_nothing_is_written(tmp_path: Path, line: str, mes
     assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
 
 
-FILES = {  # of one bad file in a folder: its name, its content (None: it is removed) and what is said
+FILES = {  # one bad file of a folder: its name, content (None: removed) and the message
     "yaml": ("data.yaml", "{train: [", r"data\.yaml: .*; correct it"),
     "type": ("data.yaml", "{names: [zebra, 3]}", r"Expected `str`, got `int` - at `\$.names.*quote"),
     "gap": ("data.yaml", "{names: {0: zebra, 2: ant}}", r"indices of `names` are \[0, 2\]; number them 0"),
-    "twice": ("data.yaml", "{names: [zebra, zebra]}", "name 1, 'zebra', stands there twice"),
+    "twice": ("data.yaml", "{names: [zebra, zebra]}", "name 1, 'zebra', is a duplicate, is blank"),
     "newline": ("data.yaml", '{names: [zebra, "a\\nb"]}', "name 1, .* cannot be printed"),
-    "place": ("data.yaml", "{names: [zebra], train: images/none}", "images/none of its yaml file is not"),
-    "no pictures": ("data.yaml", "{names: [zebra], train: labels}", "no picture of train has annot"),
-    "same name": ("data.yaml", "{train: [images/train, more], val: images/val}", "picture is called a too"),
+    "place": ("data.yaml", "{names: [zebra], train: images/none}", "images/none in its yaml file does not"),
+    "no pictures": ("data.yaml", "{names: [zebra], train: labels}", "no picture in train has annot"),
+    "same name": ("data.yaml", "{train: [images/train, more], val: images/val}", "picture is also called a;"),
     "no names": ("classes.txt", None, r"no classes\.txt and no obj\.names; give --classes FILE"),
-    "no text": ("classes.txt", "\udcff", r"classes\.txt: byte 0 is no UTF-8 text; save it as UTF-8"),
-    "no labels": ("labels/train/a.txt", None, "no picture of train has annotations; put them"),
-    "list": ("train.txt", "images/train/a.png\n\n/gone.png", "/gone.png is no picture that can be read"),
+    "no text": ("classes.txt", "\udcff", r"classes\.txt: byte 0 is not valid UTF-8; save"),
+    "no labels": ("labels/train/a.txt", None, "no picture in train has annotations; see"),
+    "list": ("train.txt", "images/train/a.png\n\n/gone.png", "/gone.png cannot be read as a picture"),
 }  # fmt: skip
 
 

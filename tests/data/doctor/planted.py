@@ -1,4 +1,4 @@
-"""A sound data set in COCO's layout, and every defect that the doctor knows, each in an entry of its own."""
+"""A sound data set in COCO's layout, and every defect that the doctor knows, each in its own entry."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from tests.data.coco_folder import CocoFolder, noise
 
 Entry = dict[str, Any]
 Expected = set[tuple[str, Kind, str]]
-"""Name of the split, kind, where."""
+"""Split name, kind and place of each finding."""
 
 
 @dataclass
@@ -45,19 +45,19 @@ class Split:
         self.expected.add((self.name, kind, where))
 
     def file(self, kind: Kind, spoil: Callable[[Path], None]) -> None:
-        """Spoil the next picture's file."""
+        """Damage the next picture's file."""
         path = self.folder / self.next_image()["file_name"]
         spoil(path)
         self.expect(kind, os.path.abspath(path))
 
     def next_image(self) -> Entry:
-        """Return an entry of an image into which nothing is planted yet."""
+        """Return the entry of an image that has no planted defect yet."""
         self.used_images += 1
         entry: Entry = self.document["images"][self.used_images - 1]
         return entry
 
     def edit_image(self, kind: Kind, **values: Any) -> None:
-        """Append a copy of the next image, its file too, under an id of its own, with these values."""
+        """Append a copy of the next image and its file, with a new id and then these values."""
         entry = self.copy_image() | values
         place = len(self.document["images"])
         self.document["images"].append(entry)
@@ -68,12 +68,12 @@ class Split:
         number = len(self.document["images"])
         source = self.folder / entry["file_name"]
         entry |= {"id": 1_000_000 + number, "file_name": f"copy_{number}{source.suffix}"}
-        # Behind its end a JPEG may hold anything: no two files are the same.
+        # A JPEG may have trailing bytes: they make each file unique.
         (self.folder / entry["file_name"]).write_bytes(source.read_bytes() + number.to_bytes(2, "big"))
         return entry
 
     def annotate(self, *kinds: Kind, without: str = "", **values: Any) -> Entry:
-        """Append an annotation of the last image that has these values and is sound but for them."""
+        """Append an annotation of the last image that is sound apart from these values."""
         image = self.document["images"][-1]
         place = len(self.document["annotations"])
         entry = {
@@ -90,7 +90,7 @@ class Split:
 
 
 def sound_set(root: Path) -> Path:
-    """Write small JPEG files with boxes, 45 to train on and 8 to evaluate. Return the folder."""
+    """Write 45 small JPEG files with boxes for training and 8 for evaluation. Return the folder."""
     rng = np.random.default_rng(3)
     for split, images in (("train", 45), ("val", 8)):
         data = CocoFolder(root / split)
@@ -98,7 +98,7 @@ def sound_set(root: Path) -> Path:
             width, height = (int(side) for side in rng.integers(60, 120, 2))
             boxes = [(5, 5, width / 2, 20), (2, 2, 9, 9), (3, 9, 30, 9)]
             pixels = noise(rng, width, height)
-            if number == images - 1:  # even pictures look alike and are none the less sound
+            if number == images - 1:  # uniform pictures look alike but are sound
                 pixels[:] = 128
             data.add(1 + number, pixels, boxes, f"{1 + number}.jpg")
         data.write()
@@ -110,9 +110,9 @@ def sound_set(root: Path) -> Path:
 
 
 def plant_all(root: Path) -> Expected:
-    """Plant every defect into the data set; return what the doctor must find, errors and warnings alone.
+    """Plant every defect in the data set; return the errors and warnings that the doctor must find.
 
-    The set must have at least 35 images in train2017 and 5 in val2017, JPEG files, and nothing wrong with it.
+    The set must be sound and have at least 35 JPEG files in train2017 and 5 in val2017.
     """
     train, val = Split.read(root, "train"), Split.read(root, "val")
     plant_files(train)
@@ -213,7 +213,7 @@ def plant_annotations(split: Split) -> None:
 
 
 def plant_categories(train: Split, val: Split) -> Expected:
-    """Change categories of one split alone, so that the two differ."""
+    """Make the categories of the two splits differ, and duplicate a name in train."""
     for split in (train, val):
         split.document["categories"] += [
             {"id": 801, "name": f"renamed in {split.name}"},
@@ -279,7 +279,7 @@ def damage_exif(path: Path) -> None:
 
 
 def claim_absurd_size(path: Path) -> None:
-    """Write a PNG whose header promises 10 gigapixels."""
+    """Write a PNG whose header claims 10 gigapixels."""
     save_as(path, "PNG")
     text = bytearray(path.read_bytes())
     text[16:24] = (100_000).to_bytes(4, "big") * 2

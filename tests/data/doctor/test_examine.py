@@ -1,4 +1,4 @@
-"""One run of the doctor finds everything that is wrong with a data set, and accuses nothing that is sound."""
+"""One run of the doctor finds everything that is wrong with a data set and has no false alarms."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(sound: Path, tmp_path: Path) -> Path:
-    """A sound set to be damaged."""
+    """A copy of the sound set, for a test to damage."""
     return shutil.copytree(sound, tmp_path / "set")
 
 
@@ -66,7 +66,7 @@ def test_every_planted_defect_is_found_and_nothing_else_accused(root: Path) -> N
     assert not report.is_fit
     planted = {kind for _, kind, _ in expected}
     assert {kind for kind in Kind if kind.severity is not Severity.info} - planted == {
-        # below, or in the tests of ssd.annotations: a whole file or folder is wrong
+        # a whole file or folder is wrong: tested below or with ssd.annotations
         Kind.unreadable_file, Kind.no_json, Kind.no_list, Kind.folder_missing, Kind.refused,
         Kind.truth_unlike,
     }  # fmt: skip
@@ -86,7 +86,7 @@ def test_every_defect_planted_among_photographs_is_found(tmp_path: Path, test_da
     assert found(examined(root)) == expected
 
 
-# ---- one thing is wrong: its kind, and where it stands relative to the set's folder
+# ---- one thing is wrong: its kind, and its place relative to the set's folder
 
 TRAIN = "annotations/instances_train2017.json"
 
@@ -155,7 +155,7 @@ def test_splits_can_be_examined_alone_and_paths_given_one_by_one(sound: Path) ->
 
 
 def test_names_that_are_not_utf8_are_reported(root: Path) -> None:
-    """Latin-1, in the file and on the disk."""
+    """Latin-1 names, in the annotation file and on disk."""
     latin = root / os.fsdecode(b"caf\xe9.jpg")
     (root / "train2017/1.jpg").rename(latin)
     (root / "train2017/1.jpg").symlink_to(latin)

@@ -1,4 +1,4 @@
-"""The figures of a report against slow literal ones, and how they are shown."""
+"""A report's figures against slow literal references, and how they are shown."""
 
 import json
 from io import StringIO
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 def figures_of(
     boxes_ltwh_px: list[tuple[float, ...]], file: Path, crowd: tuple[int, ...] = ()
 ) -> SplitReport:
-    """Figures of boxes of a cat and a dog by turns, two an image of 300×300 pixels; there are no eels."""
+    """Describe boxes, cat and dog in turn, two per image of 300×300 pixels; no box is an eel."""
     boxes = [
         {"id": n, "image_id": n // 2, "category_id": 1 + n % 2, "bbox": box, "iscrowd": int(n in crowd)}
         for n, box in enumerate(boxes_ltwh_px)
