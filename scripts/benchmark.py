@@ -1,16 +1,16 @@
-"""How fast is it here? python scripts/benchmark.py data.path=DIR benchmark.of=… and any key of train.py.
+"""Measure training here: python scripts/benchmark.py data.path=DIR benchmark.of=… and any key of train.py.
 
-step     the trainer's own step, loading and checks included, against a bare one: forward, loss, backward and
-         optimizer on one batch that is already loaded; what of it waits for data; what it launches, and how
-         often the host waits in it
-saving   steps beside a checkpoint, which is written in the background, against steps without
-startup  from the imports to the first batch; the second time with the same data.cache the cache is read
-scoring  the 12 numbers of made-up detections of the validation split, against pycocotools
-make     nothing: it writes a made-up set of COCO's size to data.path
+step     the trainer's own step, with loading and checks, against a bare one: forward, loss, backward and
+         optimizer on one batch that is already loaded. Also the share of a step spent waiting for data, the
+         kernels that a step launches, and how often the host waits for the device in it
+saving   steps while a checkpoint is written in the background, against steps without
+startup  from the end of the imports to the first batch; with data.cache, the second call reads the cache
+scoring  the 12 numbers of made-up detections on the validation split, against pycocotools
+make     no measurement: writes a made-up data set of COCO's size to data.path
 
-Sides that are compared take turns in one process, so that a noisy machine hits both. Printed are medians over
-the rounds and the spread of the ratios within them; benchmark.out=FILE writes them as json. More keys:
-benchmark.rounds=10 of both sides, benchmark.steps=4 of each in a round, benchmark.warmup=3 before the first.
+The two sides of a comparison alternate in one process, so that a noisy machine affects both. Medians over
+the rounds and the spread of the ratios within them are printed; benchmark.out=FILE writes them as JSON. More
+keys: benchmark.rounds=10, benchmark.steps=4 of each side per round, benchmark.warmup=3 before the first one.
 """
 
 import contextlib
@@ -46,22 +46,22 @@ from ssd.training.session import open_session
 from ssd.training.state import blank_network
 from ssd.training.trainer import Trainer
 
-READ_AHEAD = 2  # batches that DALI's pipeline has ready, its default
+READ_AHEAD = 2  # batches; the default prefetch depth of DALI's pipeline
 PROFILED_STEPS = 3
-HOST_WAITS = {  # by device; on a CPU, where none waits, the operator that would on a GPU
+HOST_WAITS = {  # by device; on a CPU nothing waits, so count the operator that would wait on a GPU
     "cuda": ("cudaStreamSynchronize", "cudaEventSynchronize"),
     "cpu": ("aten::_local_scalar_dense",),
 }
 DETECTIONS_PER_IMAGE = 100
 
 Figures = dict[str, float]
-Work = Callable[[int], None]  # does that many steps
+Work = Callable[[int], None]  # runs this many steps
 Subject = Enum("Subject", ["step", "saving", "startup", "scoring", "make"])
 
 
 @dataclass
 class Measurement:
-    """What to measure and how long: rounds of both sides, steps of each a round, steps before the first."""
+    """What to measure and for how long: rounds, steps of each side per round, steps before the first."""
 
     of: Subject = Subject.step
     rounds: int = 10
@@ -77,13 +77,13 @@ class Measurement:
 
 @dataclass
 class BenchmarkConfig(TrainConfig):
-    """A training and what to measure of it."""
+    """A training run and what to measure in it."""
 
     benchmark: Measurement = field(default_factory=Measurement)
 
 
 def main(config: BenchmarkConfig) -> None:
-    """Measure, print, write."""
+    """Measure, then print and write the figures."""
     plan, figures = config.benchmark, Figures()
     check_file(plan.out, "benchmark.out")
     if plan.of is Subject.make:
@@ -92,7 +92,7 @@ def main(config: BenchmarkConfig) -> None:
         figures = measure_scoring(config.data.locate("val_annotations"), plan.rounds)
     else:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        # Beside a run of that name, not in it: on its disk, but no run resumes from these checkpoints.
+        # On the run's disk, but outside its folder, so that no run resumes from these checkpoints.
         with TemporaryDirectory(prefix="benchmark-", dir=folder.parent) as temporary:
             figures = measure_training(config, Path(temporary))
     for name, value in figures.items():
@@ -102,7 +102,7 @@ def main(config: BenchmarkConfig) -> None:
 
 
 def measure_training(config: BenchmarkConfig, folder: Path) -> Figures:
-    """Open a training and measure one of its sides; return the figures on rank 0, none on the others."""
+    """Open a training run and measure part of it; return the figures on rank 0, none on other ranks."""
     plan = config.benchmark
     start, start_kb = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open_session(config, folder) as session:
@@ -124,7 +124,7 @@ def measure_training(config: BenchmarkConfig, folder: Path) -> Figures:
 
 
 def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
-    """Return seconds of the trainer's step and of a bare one, and how fast the loader is alone."""
+    """Time the trainer's step, a bare step and the loader alone; count what a step launches."""
     batch, step, agreed = next(batches), trainer.train_step, trainer.agreed(batches)
 
     def ours(count: int) -> None:
@@ -152,14 +152,14 @@ def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurem
     ours(plan.steps)
     trainer.guard.read()
     _, waited = trainer.stopwatch.read()
-    load(READ_AHEAD)  # what lies ready after the steps would count as loaded in no time
+    load(READ_AHEAD)  # batches that are ready already would seem to load in no time
     (load_s,) = in_turns(trainer, plan, load)
-    time.sleep(1 + READ_AHEAD * statistics.median(load_s))  # DALI's own kernels are over by then
+    time.sleep(1 + READ_AHEAD * statistics.median(load_s))  # until DALI's own kernels have finished
     launches = count_launches(lambda: step(batch, trainer.step, trainer.learning_rate), step.runtime.device)
     return {
-        "seconds a step of the trainer": statistics.median(ours_s),
-        "seconds a bare step": statistics.median(bare_s),
-        **spread("share of a step outside", [1 - b / a for a, b in zip(ours_s, bare_s, strict=True)]),
+        "seconds of the trainer's step": statistics.median(ours_s),
+        "seconds of a bare step": statistics.median(bare_s),
+        **spread("overhead as a share of a step", [1 - b / a for a, b in zip(ours_s, bare_s, strict=True)]),
         "share of a step waiting for data": waited,
         "images a second": trainer.global_batch / statistics.median(ours_s),
         "images a second of the loader alone": trainer.global_batch / statistics.median(load_s),
@@ -168,7 +168,7 @@ def measure_step(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurem
 
 
 def count_launches(step: Callable[[], object], device: torch.device) -> Figures:
-    """Profile a step that loads nothing: kernels (on a CPU the operators that call no other), host waits."""
+    """Profile a step that loads nothing; count host waits and kernels (on a CPU, innermost operators)."""
     step()
     with torch.profiler.profile() as profile:
         for _ in range(PROFILED_STEPS):
@@ -185,7 +185,7 @@ def count_launches(step: Callable[[], object], device: torch.device) -> Figures:
 
 
 def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measurement) -> Figures:
-    """Return how much longer steps take while a checkpoint is written, and how long its copy takes."""
+    """Measure how much longer steps take while a checkpoint is written, and the time to copy the state."""
     copies_s: list[float] = []
     agreed = trainer.agreed(batches)
 
@@ -202,20 +202,20 @@ def measure_saving(trainer: Trainer, batches: Iterator[TrainBatch], plan: Measur
     plain(plan.warmup)
     beside_s, plain_s = in_turns(trainer, plan, beside_a_save, plain)
     return {
-        "seconds a step without saving": statistics.median(plain_s),
-        **spread("time beside a save / without", [a / b for a, b in zip(beside_s, plain_s, strict=True)]),
-        "seconds of the copy": statistics.median(copies_s),
+        "seconds of a step without saving": statistics.median(plain_s),
+        **spread("step time while saving / without", [a / b for a, b in zip(beside_s, plain_s, strict=True)]),
+        "seconds to copy the state": statistics.median(copies_s),
     }
 
 
 def in_turns(trainer: Trainer, plan: Measurement, *works: Work) -> list[list[float]]:
-    """Do each work in each round, in turning order; return seconds a step, by work and round."""
+    """Time all works in each round, reversing their order every round; return seconds a step[work][round]."""
     seconds: list[list[float]] = [[] for _ in works]
     for turn in range(plan.rounds):
         sides = list(zip(works, seconds, strict=True))
         for work, taken in sides if turn % 2 == 0 else reversed(sides):
-            trainer.saver.wait()  # for what the side before has begun
-            trainer.guard.read()  # reading a value off the device waits for all that was queued
+            trainer.saver.wait()  # for a save that the previous side started
+            trainer.guard.read()  # reading a value from the device waits for everything queued on it
             start = time.perf_counter()
             work(plan.steps)
             trainer.guard.read()
@@ -224,20 +224,20 @@ def in_turns(trainer: Trainer, plan: Measurement, *works: Work) -> list[list[flo
 
 
 def spread(name: str, values: list[float]) -> Figures:
-    """Return median, quartiles and extremes under names of their own."""
+    """Return the median, quartiles and extremes, each under its own name."""
     low, median, high = statistics.quantiles(values, n=4)
     extremes = {f"{name}, lowest": min(values), f"{name}, highest": max(values)}
     return {name: median, f"{name}, lower quartile": low, f"{name}, upper quartile": high, **extremes}
 
 
 def measure_scoring(annotations: Path, rounds: int) -> Figures:
-    """Return the seconds of both sides. Raises UserError where their numbers differ in any bit."""
+    """Return the seconds of both sides. Raises UserError if their numbers differ in any bit."""
     detections = made_up_detections(json.loads(annotations.read_bytes()))
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         numbers = []
         for name, score in (("coco_numbers", coco_numbers), ("pycocotools", pycocotools_numbers)):
-            given = [dict(detection) for detection in detections]  # pycocotools writes into them
+            given = [dict(detection) for detection in detections]  # pycocotools changes them
             start = time.perf_counter()
             numbers.append(score(annotations, given))
             seconds[name].append(time.perf_counter() - start)
@@ -247,7 +247,7 @@ def measure_scoring(annotations: Path, rounds: int) -> Figures:
 
 
 def made_up_detections(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Make as many detections of each image: its boxes, moved a little, then boxes at random."""
+    """Make the same number of detections for each image: its boxes, moved a little, then random boxes."""
     rng = np.random.default_rng(0)
     categories = [category["id"] for category in truth["categories"]]
     moved = defaultdict(list)

@@ -1,11 +1,11 @@
-"""Kill and preempt real training runs at random moments, and see whether they end as if nothing had happened.
+"""Kill and preempt real training runs at random moments, and check that they end as if nothing had happened.
 
-python scripts/chaos.py --kills 100 --terminations 40: runs of the embedded set under torchrun are hit by
-SIGKILL (one rank, torchrun alone, or all of them) and by the signals that ask a run to end (one rank or
-torchrun), each at a random moment of its life, start-up, evaluations and saves included, and started again
-until they end. Every run must end with the weights, momenta and metrics of the run that nobody touched; after
-a signal to end the newest checkpoint must be of the very step that the run had come to. In every second run
-three steps are not finite, and rolled back.
+python scripts/chaos.py --kills 100 --terminations 40: runs on the embedded set under torchrun are hit by
+SIGKILL (one rank, torchrun only, or all of them) and by the signals that ask a run to stop (one rank or
+torchrun), at random moments that include start-up, evaluations and saves, and started again until they end.
+Every run must end with an untouched run's weights, momenta and metrics; after a stop signal the newest
+checkpoint must be from the step that the run had reached. In every second run three steps are not finite and
+are rolled back.
 """
 
 import argparse
@@ -29,23 +29,23 @@ from ssd.training.signals import PREEMPTED_FILE, SIGNALS
 ROOT = Path(__file__).parent.parent
 TIMES = ("images_per_second", "data_wait")
 POISONED, POISON_PX = "poisoned.json", 1e-6
-POISONED_IMAGES = (26, 30)  # their turns come in steps 5, 7 and 12; checkpoints are due after 4, 8 and 12
+POISONED_IMAGES = (26, 30)  # they come in steps 5, 7 and 12; checkpoints are due after 4, 8 and 12
 ROLLBACK = (
     *("data.train_annotations=${data.path}/" + POISONED, f"data.min_box_px={POISON_PX / 10}"),
     *("training.on_nonfinite=rollback", "logging.every_steps=7"),
     *("checkpoint.every_steps=null", "checkpoint.keep=1"),
 )
 Hit = tuple[signal.Signals, str]
-Outcome = tuple[dict[str, str], list[dict[str, Any]]]  # what was learned, the metrics but for times
+Outcome = tuple[dict[str, str], list[dict[str, Any]]]  # weights and momenta, metrics without times
 
 
 def main() -> None:
-    """Hit runs until enough hits were made; print what came of it; exit with 1 if any run ended otherwise."""
-    parser = argparse.ArgumentParser(description="Hit real training runs by signals at random moments.")
+    """Hit runs until all hits are used up; print the results; exit with 1 if any run ended differently."""
+    parser = argparse.ArgumentParser(description="Hit real training runs with signals at random moments.")
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs to send")
-    parser.add_argument("--terminations", type=int, default=40, help="signals to end to send")
+    parser.add_argument("--terminations", type=int, default=40, help="stop signals to send")
     parser.add_argument("--ranks", type=int, default=2, choices=(1, 2, 3, 4, 6), help="ranks of each run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and targets")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     folder = Path(mkdtemp(prefix="chaos-"))
@@ -65,34 +65,34 @@ def main() -> None:
         failures = torment(run, kinds[runs % 2], hits, chance, lifetime)
         try:
             if outcome(run) != expected:
-                failures.append("other weights, momenta or metrics")
+                failures.append("different weights, momenta or metrics")
         except (CheckpointError, OSError, IndexError) as error:
             failures.append(f"no outcome: {error!r}")
         runs += 1
         failed += bool(failures)
         print(f"{run.name}: {failures or 'ended as expected'}; {failed} of {runs} failed", flush=True)
-        if not failures:  # four checkpoints each
+        if not failures:  # each holds four checkpoints
             shutil.rmtree(run)
             run.with_suffix(".log").unlink()
     if failed:
-        raise SystemExit(f"error: what failed is kept in {folder}")
+        raise SystemExit(f"error: failed runs are kept in {folder}")
     shutil.rmtree(folder)
 
 
 def leave_alone(run: Path, arguments: list[str]) -> tuple[float, Outcome]:
-    """Let a run come to its end; return how long it took and its outcome."""
+    """Let a run finish; return the seconds it took and its outcome."""
     started = time.monotonic()
     status = start(run, arguments).wait()
     lifetime = time.monotonic() - started
     rolled_back = "weights and momenta are those after step" in run.with_suffix(".log").read_text()
     if status != 0 or rolled_back != (ROLLBACK[0] in arguments):
-        raise SystemExit(f"error: status {status} or no rollback of the run left alone: see {run}.log")
-    print(f"{run}, left alone: {lifetime:.0f} s", flush=True)
+        raise SystemExit(f"error: untouched run: status {status}, rolled back: {rolled_back}; see {run}.log")
+    print(f"{run}, untouched: {lifetime:.0f} s", flush=True)
     return lifetime, outcome(run)
 
 
 def command(demo: Path, ranks: int) -> list[str]:
-    """Return what trains on the embedded set for 15 steps."""
+    """Return the command that trains on the embedded set for 15 steps."""
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"),
         f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
@@ -105,7 +105,7 @@ def command(demo: Path, ranks: int) -> list[str]:
 
 
 def poison(demo: Path) -> None:
-    """Write annotations in which some boxes' sides vanish in float32, which makes their losses infinite."""
+    """Write annotations with some boxes whose sides vanish in float32, which makes their losses infinite."""
     content = json.loads((demo / "annotations" / "instances_train2017.json").read_text())
     for annotation in content["annotations"]:
         if annotation["image_id"] in POISONED_IMAGES:
@@ -114,7 +114,7 @@ def poison(demo: Path) -> None:
 
 
 def start(run: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start a run in its folder, or go on with it."""
+    """Start a run in its folder, or resume it."""
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [*arguments, f"hydra.run.dir={run}"],
@@ -127,7 +127,7 @@ def start(run: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
 
 
 def outcome(run: Path) -> Outcome:
-    """Return what a run ended with."""
+    """Return what a finished run has learned and recorded."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     records = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
     return learned(saved_steps(run / "checkpoints")[-1]), records
@@ -136,27 +136,27 @@ def outcome(run: Path) -> Outcome:
 def torment(
     run: Path, arguments: list[str], hits: list[Hit], chance: random.Random, lifetime: float
 ) -> list[str]:
-    """Start a run and hit it, again and again while hits are left, at most four times; then let it end.
+    """Start a run and hit it, one to four times while hits are left; then let it finish.
 
-    Returns what went wrong: a preempted run whose newest checkpoint is not of its step, an end with an error.
+    Returns what went wrong: the newest checkpoint of a preempted run is from another step, or the run failed.
     """
     failures = []
     for _ in range(min(chance.randint(1, 4), len(hits))):
         process = start(run, arguments)
         with suppress(subprocess.TimeoutExpired):
             process.wait(chance.uniform(0, lifetime))
-            break  # it was quicker
+            break  # it ended first
         number, target = hits.pop()
         print(f"{run.name}: {number.name} to {target}", flush=True)
         hit(process, number, target, chance)
         process.wait()
         preempted = run / PREEMPTED_FILE
         step = json.loads(preempted.read_text())["step"] if preempted.exists() else None
-        if step is not None:  # it had begun to train
+        if step is not None:  # training had begun
             saved = saved_steps(run / "checkpoints")
             newest = load_run(saved[-1])["step"] if saved else 0
             if newest != step:
-                failures.append(f"preempted at step {step}, its newest checkpoint is of {newest}")
+                failures.append(f"preempted at step {step}, but the newest checkpoint is from step {newest}")
     status = start(run, arguments).wait()
     if status != 0:
         failures.append(f"ended with status {status}: see {run}.log")
@@ -164,14 +164,14 @@ def torment(
 
 
 def hit(process: subprocess.Popen[bytes], number: signal.Signals, target: str, chance: random.Random) -> None:
-    """Send a signal to torchrun, one of its ranks (torchrun, before it has started any), or to all."""
-    try:  # torchrun puts its ranks into sessions of their own
+    """Send a signal to torchrun, to one of its ranks (to torchrun if it has none yet), or to all of them."""
+    try:  # torchrun starts each rank in a new session
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     except FileNotFoundError:
         children = []
     ranks = [int(pid) for pid in children]
     targets = {"torchrun": [process.pid], "one rank": [chance.choice(ranks or [process.pid])]}
-    with suppress(ProcessLookupError):  # it ended in the meantime
+    with suppress(ProcessLookupError):  # it has ended meanwhile
         for pid in targets.get(target, [process.pid, *ranks]):
             os.kill(pid, number)
 

@@ -1,16 +1,16 @@
-"""The first minutes on a GPU: python scripts/check_gpu.py, or on pictures of your own with --data DIR.
+"""Check a new GPU: python scripts/check_gpu.py, or with your own pictures: --data DIR.
 
-Each check is a process of its own, so that a crash or a hang is a result and not the end:
+Each check runs in its own process, so that a crash or a hang is a result and doesn't end the script:
 
-crops  what training is fed with, made while the device works, against what a CPU alone makes; decoded by the
-       CPU and by the GPU
-steps  scripts/benchmark.py in each number format, compiled and not; then the fastest of them with other batch
-       sizes, threads and the GPU's decoder
-runs   train.py: two ranks keep the same weights; a run that is made again, or stopped and resumed, has the
-       same weights, momenta and evaluation, bit for bit
+crops  the training input, made while the device is busy, against the same input made by a CPU only; pictures
+       decoded by the CPU and by the GPU
+steps  scripts/benchmark.py in each number format, compiled and not; then the fastest of these with other
+       batch sizes, other numbers of threads and the GPU's decoder
+runs   train.py: two ranks keep the same weights; a run that is repeated, or stopped and resumed, has the same
+       weights, momenta and evaluation, bit for bit
 
-It prints a line a check and what to set. Where a check failed it is named, all outputs are kept, and the exit
-status is 1. Without a GPU the CPU stands in for it, which proves the script but no GPU.
+It prints one line per check, and which settings to use. If checks fail, they are named, all outputs are kept,
+and the exit status is 1. Without a GPU the CPU takes its place, which tests the script but no GPU.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from ssd.config import DataSource, default_threads
 ROOT = Path(__file__).parent.parent
 BENCHMARK, TRAIN = str(ROOT / "scripts" / "benchmark.py"), str(ROOT / "train.py")
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
-CORES = len(os.sched_getaffinity(0)) // max(GPUS, 1)  # of a GPU
+CORES = len(os.sched_getaffinity(0)) // max(GPUS, 1)  # per GPU
 RUNTIMES = ("amp", "bf16", "fp32", "tf32") if GPUS else ("bf16", "fp32")
 DECODERS = ("cpu", "gpu") if GPUS else ("cpu",)
 
-# Decoders round differently. A patch of a crop that is so far off, of 255 levels, shows something else.
-LEVELS = sum(STD) / 3  # of a crop's unit
+# Decoders round differently, but a patch that is more than 16 of 255 levels off shows something else.
+LEVELS = sum(STD) / 3  # per unit of a normalized crop
 PATCH_PX, PATCH_LEVELS = 10, 16.0
-QUEUED_PRODUCTS = 4  # before each batch, some 80 ms of an H100
-FASTER = 1.03  # by less no setting is preferred to one that was tried before it
+QUEUED_PRODUCTS = 4  # before each batch; about 80 ms on an H100
+FASTER = 1.03  # a setting must be this many times as fast to replace one tried earlier
 SHOWN = ("images a second", "share of a step waiting for data", "kernels a step", "host waits a step")
 TELLING = re.compile(r"^error: .*|^[\w.]*(?:Error|Exception): .*|Signal \d+ \(SIG.*", re.MULTILINE)
 
@@ -53,19 +53,19 @@ Settings = dict[str, object]
 
 
 class Checks:
-    """Runs one command of python after another, prints how each ended, and knows which failed."""
+    """Runs Python commands one after another, prints how each ended, and collects the failed ones."""
 
     def __init__(self, options: argparse.Namespace, logs: Path, scratch: Path) -> None:
         self.options, self.logs, self.scratch = options, logs, scratch
         self.failed: list[str] = []
-        # What the benchmark and all runs are told.
+        # Settings of the benchmark and of all runs.
         self.common: Settings = {"data.path": scratch / "data", "data.cache": scratch / "cache"}
         self.common |= {"model.backbone": options.backbone, "model.weights": "null"}
 
     def run(self, name: str, program: list[str], settings: Settings, may_not_fit: bool = False) -> str | None:
-        """Return the output of a command that succeeds, whose line the caller then ends; None of others.
+        """Return the command's output, and leave it to the caller to end the printed line; None if it failed.
 
-        may_not_fit: it is no failure that memory is too small for it.
+        may_not_fit: running out of memory is not a failure.
         """
         print(f"{name:<50}", end="", flush=True)
         self.name, self.log = name, self.logs / f"{len(os.listdir(self.logs))}.log"
@@ -75,37 +75,37 @@ class Checks:
                 limit_s = 60 * self.options.minutes
                 subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, timeout=limit_s, check=True)
             except subprocess.SubprocessError as error:
-                ended = str(error).rpartition("]' ")[2]  # behind the command
+                ended = str(error).rpartition("]' ")[2]  # after the command
         output = self.log.read_text(errors="replace").strip()
         if not ended:
             return output
         if may_not_fit and "out of memory" in output:
-            print("– more than the memory holds")
+            print("– does not fit in memory")
         else:
             self.fail(" ".join([ended, *TELLING.findall(output)[-1:]]))
         return None
 
     def fail(self, reason: str) -> None:
-        """End the last command's line."""
+        """End the last command's line with the failure."""
         self.failed.append(self.name)
         print(f"FAILED: {reason} (see {self.log})")
 
 
 def main() -> None:
-    """Check, print, judge."""
+    """Run all checks, print the results, and exit with 1 if any check failed."""
     parser = argparse.ArgumentParser(
         description="Check this machine's GPUs: crops, steps, whole runs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, help="COCO-format folder; without one the embedded set is made")
-    parser.add_argument("--crops", type=int, default=10_000, help="of each decoder")
-    parser.add_argument("--steps", type=int, default=50, help="of each run")
-    sizes, sizes_help = [32, 64, 128, 256], "images a GPU; the first in all checks"
+    parser.add_argument("--data", type=Path, help="COCO-format folder; without it the embedded set is made")
+    parser.add_argument("--crops", type=int, default=10_000, help="crops to compare per decoder")
+    parser.add_argument("--steps", type=int, default=50, help="steps per measurement and per run")
+    sizes, sizes_help = [32, 64, 128, 256], "batch sizes per GPU; all checks use the first"
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=sizes, metavar="N", help=sizes_help)
-    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, help="to measure")
-    parser.add_argument("--backbone", default="resnet50", help="of all networks")
-    parser.add_argument("--minutes", type=float, default=20.0, help="a check may take")
-    parser.add_argument("--crops-by", choices=DECODERS, help="do only this check, and in this process")
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, help="number formats to measure")
+    parser.add_argument("--backbone", default="resnet50", help="backbone of all networks")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time limit of each check")
+    parser.add_argument("--crops-by", choices=DECODERS, help="only compare this decoder's crops, in-process")
     options = parser.parse_args()
     if options.crops < 1 or options.steps < 2 or min(options.batch_sizes) < 2:
         parser.error("give at least --crops 1 --steps 2 --batch-sizes 2")
@@ -115,14 +115,14 @@ def main() -> None:
         print(compare_crops(options))
         return
     logs = Path(mkdtemp(prefix="check-gpu-"))
-    # What hung may still write there.
+    # A process that hung may still write there.
     with TemporaryDirectory(dir=logs, ignore_cleanup_errors=True) as scratch:
-        os.environ["TMPDIR"] = scratch  # for what torchrun and torch.compile leave
+        os.environ["TMPDIR"] = scratch  # for the files that torchrun and torch.compile leave
         checks = Checks(options, logs, Path(scratch))
         versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
-        here = f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else "no GPU, the CPU stands in"
-        print(f"{here}; CPU cores for each: {CORES}; {versions}")
-        data = checks.scratch / "data"  # a name that needs no quotes
+        here = f"{GPUS} × {torch.cuda.get_device_name()}" if GPUS else "no GPU, using the CPU instead"
+        print(f"{here}; CPU cores per device: {CORES}; {versions}")
+        data = checks.scratch / "data"  # this path needs no quotes
         if options.data is None:
             generate(data, 3 * max(options.batch_sizes), 40)
         else:
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def check_crops(checks: Checks) -> list[str]:
-    """Compare each decoder's crops; return those of which they are as they should be."""
+    """Compare each decoder's crops; return the decoders whose crops are right."""
     good = []
     for decoder in DECODERS:
         told: Settings = {"--crops-by": decoder, "--data": checks.scratch / "data"}
@@ -150,9 +150,9 @@ def check_crops(checks: Checks) -> list[str]:
 
 
 def compare_crops(options: argparse.Namespace) -> str:
-    """Compare a decoder's crops with a CPU graph's, in levels of 255; return the figures.
+    """Compare a decoder's crops with those of a CPU graph, in levels of 255; return the figures as text.
 
-    Raises SystemExit with them where crops look different, UserError where a batch can't be made.
+    Raises SystemExit with this text if crops look different, UserError if a batch can't be made.
     """
     batch_size, device = options.batch_sizes[0], torch.device("cuda" if GPUS else "cpu")
     paths = DataSource(path=str(options.data))
@@ -172,7 +172,7 @@ def compare_crops(options: argparse.Namespace) -> str:
         means.append(off.mean((1, 2)).cpu())
         worst.append(avg_pool2d(off, PATCH_PX).amax((1, 2)).cpu())
     mean, patches = torch.cat(means), torch.cat(worst)
-    off_by = f"{mean.mean():.3f} levels of 255, in the worst patch by {patches.max():.0f}"
+    off_by = f"{mean.mean():.3f} of 255 levels, {patches.max():.0f} in the worst patch"
     told = f"{len(patches)} crops, off by {off_by}"
     if different := int((~(patches <= PATCH_LEVELS)).sum()):  # NaN too
         raise SystemExit(f"error: {told}: {different} look different")
@@ -180,7 +180,7 @@ def compare_crops(options: argparse.Namespace) -> str:
 
 
 def check_steps(checks: Checks, decoders: list[str]) -> str:
-    """Measure steps, changing one setting after another in the fastest; return that one."""
+    """Measure steps, changing one setting at a time and keeping the fastest; return the fastest settings."""
     options, threads = checks.options, default_threads(max(GPUS, 1))
     formats = [(runtime, compiled) for runtime in options.runtimes for compiled in ("false", "true")]
     stages: list[list[Settings]] = [
@@ -210,7 +210,7 @@ def check_steps(checks: Checks, decoders: list[str]) -> str:
 
 
 def check_runs(checks: Checks) -> None:
-    """Run the trainer on two ranks; then on one, again as far as halfway, and resumed there."""
+    """Run the trainer on two ranks; then on one: a whole run, its first half again, and that half resumed."""
     half, size = checks.options.steps // 2, checks.options.batch_sizes[0]
     of_all = checks.common | {"runtime": "amp" if GPUS else "bf16", "data.batch_size": size}
     of_all |= {"schedule.epochs": 2 * half, "schedule.milestones": "[]", "schedule.max_steps": 2 * half}
@@ -224,7 +224,7 @@ def check_runs(checks: Checks) -> None:
         if checks.run(f"runs, two ranks over {'NCCL' if GPUS else 'gloo'}", torchrun, told) is not None:
             print("the same weights and momenta after every step")
     of_all |= {"runtime.deterministic": "true"}
-    runs = ("uninterrupted", "whole", 2 * half), ("made again", "again", half), ("resumed", "again", 2 * half)
+    runs = ("uninterrupted", "whole", 2 * half), ("repeated", "again", half), ("resumed", "again", 2 * half)
     for name, folder, steps in runs:
         told = of_all | {"hydra.run.dir": checks.scratch / folder, "schedule.max_steps": steps}
         if checks.run(f"runs, {name}", [TRAIN], told) is None:
@@ -239,7 +239,7 @@ def check_runs(checks: Checks) -> None:
 
 
 def written(settings: Settings) -> list[str]:
-    """Write settings as they are given to a script."""
+    """Return settings as command-line arguments."""
     return [f"{key}={value}" for key, value in settings.items()]
 
 

@@ -1,4 +1,4 @@
-"""Make docs/*.jpg of a finished run on the embedded set: python scripts/make_docs.py runs/docs docs."""
+"""Make docs/*.jpg from a finished run on the embedded set: python scripts/make_docs.py runs/docs docs."""
 
 import sys
 from collections import Counter
@@ -10,7 +10,7 @@ from ssd.image import grid
 
 
 def main(run: Path, out: Path) -> None:
-    """Keep the first training batch, and four of the last validation pictures of their commonest size."""
+    """Save the first training batch, and four of the last validation pictures of the most common size."""
     folders = sorted((run / "pictures").glob("step_*"))
     drawn = [Image.open(file) for file in sorted(folders[-1].glob("*.jpg"))]
     commonest, _ = Counter(picture.size for picture in drawn).most_common(1)[0]
@@ -19,7 +19,7 @@ def main(run: Path, out: Path) -> None:
         "training_batch": Image.open(folders[0] / "first_training_batch.jpg"),
     }
     for name, picture in pictures.items():
-        # Thin coloured lines bleed where colour is stored at half the resolution (subsampling).
+        # Subsampling stores colour at half the resolution, which makes thin coloured lines bleed.
         picture.save(out / f"{name}.jpg", quality=72, subsampling=0, optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py started as a user starts them, on the embedded set, for tests of whole runs."""
+"""Start train.py and evaluate.py as a user does, on the embedded set, for tests of whole runs."""
 
 import json
 import subprocess
@@ -13,13 +13,13 @@ from filelock import FileLock
 from ssd.checkpoint import learned, step_file
 
 ROOT = Path(__file__).parent.parent
-IMAGES, STEPS_PER_EPOCH, LAST_STEP = 26, 6, 12  # global batches of 4, the last two images of an epoch dropped
+IMAGES, STEPS_PER_EPOCH, LAST_STEP = 26, 6, 12  # global batch 4; each epoch drops its last 2 images
 LIMIT_S = 300
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A folder with the embedded set, where runs are made; tests leave the set as it is."""
+    """A folder with the embedded set, for runs; tests don't change the set."""
 
     folder: Path
 
@@ -44,7 +44,7 @@ class Bench:
         return run(self.train_command(name, *overrides, ranks=ranks))
 
     def uninterrupted(self, ranks: int) -> str:
-        """Name a finished run that nothing happened to, made once; its output is NAME.txt."""
+        """Return the name of a finished, undisturbed run, which is made once; its output is in NAME.txt."""
         name = f"uninterrupted_{ranks}"
         output = self.folder / f"{name}.txt"
         with FileLock(self.folder / f"{name}.lock"):
@@ -53,7 +53,7 @@ class Bench:
         return name
 
     def assert_ended_as(self, expected: str, name: str) -> None:
-        """Compare a run's last weights and momenta and all its records, but for times, with another's."""
+        """Compare the last weights and momenta and all records of two runs, except for times."""
         assert learned(self.checkpoint(name)) == learned(self.checkpoint(expected))
         assert without_times(self.records(name)) == without_times(self.records(expected))
 
@@ -69,13 +69,13 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def start(command: list[str], output: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start a command in the background, in a session of its own; its output goes to a file or nowhere."""
+    """Start a command in the background, in a new session; its output goes to a file or is dropped."""
     with (output or Path("/dev/null")).open("ab") as file:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
 
 
 def wait_for(file: Path, *processes: subprocess.Popen[bytes]) -> None:
-    """Wait until a running command has made a file."""
+    """Wait until one of the running commands has made the file."""
     deadline = time.monotonic() + LIMIT_S
     while not file.exists():
         assert all(process.poll() is None for process in processes), "the run ended too early"

@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share."""
+"""Fixtures shared by several test folders."""
 
 import os
 import re
@@ -15,20 +15,20 @@ from ssd.config import Device, Precision, RuntimeConfig, TrainConfig
 from ssd.training.session import Session, open_session
 from tests.bench import IMAGES, ROOT, Bench
 
-# The tests' tensors are small: a second thread costs more in waiting than it brings, in launched runs too.
+# The tests' tensors are small: a second thread costs more in waiting than it saves, in launched runs too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs come first: of two processes that share the tests none is left alone with them."""
+    """Put whole runs first, so that neither of two test processes is left with all of them at the end."""
     marks = ("distributed", "slow")
     items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
 
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """Folder of real photographs in COCO layout: SSD_TEST_DATA, or shared/data beside the clone."""
+    """Return a folder of real photographs in COCO layout: SSD_TEST_DATA, or shared/data beside the clone."""
     folder = Path(os.environ.get("SSD_TEST_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"needs real photographs: no folder {folder} (set SSD_TEST_DATA)")
@@ -37,7 +37,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep what is parsed and checked in the tests out of the user's own cache; subprocesses inherit it."""
+    """Keep the tests out of the user's data cache; subprocesses inherit the variable."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -46,7 +46,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A folder for whole runs, with their data set; the processes that share the tests share it too."""
+    """Make a folder for whole runs, with their data set; all test processes share it."""
     base = tmp_path_factory.getbasetemp()
     bench = Bench((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "runs")
     bench.folder.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
-    """A name for the run of one test, whose folder goes with the test: checkpoints add up to gigabytes."""
+    """Name the run of one test, and delete its folder after the test: checkpoints add up to gigabytes."""
     name = re.sub(r"\W", "_", request.node.name)
     yield name
     shutil.rmtree(bench.folder / name, ignore_errors=True)
@@ -66,7 +66,7 @@ def name(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    """A run's surroundings in this one process, on the CPU in float32, its folder tmp_path/run."""
+    """Open a session in this process, on the CPU in float32, with tmp_path/run as the run's folder."""
     runtime = RuntimeConfig(device=Device.cpu, precision=Precision.fp32)
     with open_session(TrainConfig(name="run", runtime=runtime), tmp_path / "run") as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""A GPU where there is none: tensors that claim to lie on it, and how often the host would wait for it."""
+"""A fake GPU: tensors that claim to be on it, and a count of how often the host would wait for it."""
 
 from collections import Counter
 from typing import Any, Self
@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 GPU = torch.device("cuda", 0)
-# Beside copies and masks as indices: what gives Python a number, or a size that follows from values.
+# Operators that return a Python number or a size that depends on values; copies and boolean masks wait too.
 _WAITING = {"_local_scalar_dense", "bincount", "equal", "masked_select", "nonzero"}
-_WAITING |= {"is_nonzero", "item", "nonzero_numpy"}  # as they are called in inference mode
+_WAITING |= {"is_nonzero", "item", "nonzero_numpy"}  # their names in inference mode
 
 
 class OnGpu(Tensor):
-    """A tensor of the CPU that claims to lie on a GPU."""
+    """A CPU tensor that claims to be on a GPU."""
 
     values: Tensor
 
@@ -30,13 +30,13 @@ class OnGpu(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
-    __torch_dispatch__ = None  # FakeGpu alone knows how
+    __torch_dispatch__ = None  # only FakeGpu can compute with it
 
 
 class FakeGpu(TorchDispatchMode):
-    """Computes with such tensors. `waits` counts by operator where the host would wait for a GPU.
+    """Computes with OnGpu tensors. `waits` counts, by operator, how often the host would wait for a GPU.
 
-    A GPU's tensor beside one of the CPU is an AssertionError, unless that has no dimensions or is copied.
+    Raises AssertionError if an operator other than a copy mixes GPU tensors with CPU tensors that have axes.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The golden arrays, and the weights and inputs that tests/golden/README.md makes by rule."""
+"""The golden arrays, and the weights and inputs made by the rules in tests/golden/README.md."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def golden_json(name: str):
 
 
 def published_weights(backbone: str) -> dict[str, Tensor]:
-    """Rule-made weights in the published layout of resnet18 or resnet50."""
+    """Make weights in the published layout of resnet18 or resnet50, by the rules."""
     shapes = golden_json(f"state_dict_{backbone}.json")
     return {key: torch.from_numpy(_rule_made(key, shape)) for key, shape in shapes.items()}
 
@@ -56,13 +56,13 @@ def _normal_images(seed: int) -> Tensor:
 
 
 def ground_truth(index: int) -> tuple[Tensor, Tensor]:
-    """Set 0…4 of encode.npz: boxes G×4 ltrb and labels G."""
+    """Return set 0…4 of encode.npz: boxes G×4 ltrb and labels G."""
     arrays = golden_arrays("encode.npz")
     return torch.from_numpy(arrays[f"gt_boxes_{index}"]), torch.from_numpy(arrays[f"gt_labels_{index}"])
 
 
 def loss_predictions() -> tuple[Tensor, Tensor]:
-    """Offsets 5×4×8732 and logits 5×81×8732."""
+    """Return offsets 5×4×8732 and logits 5×81×8732."""
     random = np.random.RandomState(SEED + 3)
     offsets = random.standard_normal((5, 4, 8732)).astype(np.float32)
     logits = (random.standard_normal((5, 81, 8732)) * 2).astype(np.float32)
@@ -70,7 +70,7 @@ def loss_predictions() -> tuple[Tensor, Tensor]:
 
 
 def decode_inputs() -> tuple[Tensor, Tensor]:
-    """Offsets 3×4×8732 and logits 3×81×8732 with clusters of confident boxes, exact in float16."""
+    """Return offsets 3×4×8732 and logits 3×81×8732 with clusters of confident boxes, exact in float16."""
     random = np.random.RandomState(SEED + 4)
     offsets = (random.standard_normal((3, 4, 8732)) * 0.5).astype(np.float32)
     logits = random.standard_normal((3, 81, 8732)).astype(np.float32)

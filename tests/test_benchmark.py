@@ -1,4 +1,4 @@
-"""The benchmarks with a user's command line, in the shortest way."""
+"""benchmark.py with a user's command line, as short as possible."""
 
 import json
 import runpy

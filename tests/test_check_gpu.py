@@ -1,4 +1,4 @@
-"""The first minutes on a GPU, on a CPU: the script whole, and all that it must not pass over."""
+"""check_gpu.py on a CPU: the whole script, and every failure that it must report."""
 
 import sys
 import tempfile
@@ -32,13 +32,13 @@ for step in (1, 2):
 
 @pytest.fixture(autouse=True)
 def _one_core_and_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the script leaves it leaves in tmp_path."""
+    """Run as on a machine with one core and no GPU; temporary files go to tmp_path."""
     monkeypatch.setattr(check_gpu, "GPUS", 0)
     monkeypatch.setattr(check_gpu, "CORES", 1)
     monkeypatch.setattr(check_gpu, "DECODERS", ("cpu",))
     monkeypatch.setattr(check_gpu, "default_threads", lambda _: 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # which the script sets too
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the script sets it too; this restores it
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
@@ -54,7 +54,7 @@ def test_the_script_runs_whole_and_leaves_nothing(
     monkeypatch.setattr(sys, "argv", ["check_gpu.py", *SMALLEST, f"--data={bench.data}"])
     check_gpu.main()
     printed = capsys.readouterr().out
-    assert "2 crops, off by 0.000 levels of 255, in the worst patch by 0\n" in printed
+    assert "2 crops, off by 0.000 of 255 levels, 0 in the worst patch\n" in printed
     assert printed.count("waiting for data, 0 host waits a step\n") == 2
     assert "the same weights and momenta after every step" in printed
     assert printed.count("are the same\n") == 2
@@ -75,7 +75,7 @@ def test_what_crashes_or_ends_with_other_weights_is_named(
     with pytest.raises(SystemExit) as ended:
         check_gpu.main()
     steps = "steps, runtime=bf16 runtime.compile=false; steps, runtime=bf16 runtime.compile=true"
-    runs = "runs, two ranks over gloo; runs, made again; runs, resumed"
+    runs = "runs, two ranks over gloo; runs, repeated; runs, resumed"
     assert str(ended.value).startswith(f"error: failed: {steps}; {runs}; all outputs are in {tmp_path}")
     printed = capsys.readouterr().out
     assert printed.count("FAILED: died with <Signals.SIGSEGV: 11>") == 2
@@ -97,7 +97,7 @@ def test_what_crashes_or_ends_with_other_weights_is_named(
             "FAILED: returned non-zero exit status 1. error: no pic",
         ),
         ("raise RuntimeError('CUDA out of memory')", False, "status 1. RuntimeError: CUDA out of memory"),
-        ("raise RuntimeError('CUDA out of memory')", True, "– more than the memory holds"),
+        ("raise RuntimeError('CUDA out of memory')", True, "– does not fit in memory"),
         ("import time; time.sleep(60)", True, "FAILED: timed out after 1"),
     ],
 )
@@ -115,7 +115,7 @@ def test_how_a_command_ended_is_told(
 
 
 def looking_different() -> Iterator[TrainBatch]:
-    """Images a level off, one of them something else in a corner."""
+    """Images that are one level off; one of them shows something else in a corner."""
     for corner in (0.02, 0.5):
         images = torch.full((2, 3, 300, 300), 0.02)
         images[0, :, :10, 290:] = corner
@@ -127,6 +127,6 @@ def test_crops_that_look_different_are_counted(bench: Bench, monkeypatch: pytest
     black = [TrainBatch(torch.zeros(2, 3, 300, 300), torch.empty(0), torch.empty(0))] * 2
     made = iter([looking_different(), iter(black)])
     monkeypatch.setattr(check_gpu, "DaliTrainLoader", lambda *_: Mock(batches=lambda _: next(made)))
-    told = r"4 crops, off by 1\.\d+ levels of 255, in the worst patch by 29: 1 look different"
+    told = r"4 crops, off by 1\.\d+ of 255 levels, 29 in the worst patch: 1 look different"
     with pytest.raises(SystemExit, match=told):
         check_gpu.compare_crops(Namespace(crops_by="cpu", crops=3, batch_sizes=[2], data=bench.data))

@@ -1,4 +1,4 @@
-"""Launch files for clusters: stubs play Slurm's commands, torchrun's own parser reads what it is given."""
+"""Cluster launch files: stubs stand in for Slurm's commands, torchrun's own parser reads its arguments."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 FOLDER = Path(__file__).parent.parent / "scripts" / "cluster"
 
-# scontrol names the machines, and writes down what else it is told; srun writes down its arguments.
+# scontrol prints the host names and records its other calls; srun records its arguments.
 STUBS = {
     "scontrol": 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; else echo "$*" >> scontrol.txt; fi',
     "srun": 'printf "%s\\n" "$@" > srun.txt\n[ -z "$PREEMPTED" ] || touch runs/coco/preempted\nexit 3',
@@ -20,7 +20,7 @@ STUBS = {
 
 
 def submit(folder: Path, *overrides: str, **variables: str) -> tuple[int, str]:
-    """Run the Slurm file as Slurm would, beside the stubs and an earlier run's folder; status and stderr."""
+    """Run the Slurm file as Slurm would, with stubs and an earlier run's folder; return status and stderr."""
     for name, script in STUBS.items():
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)
@@ -36,10 +36,10 @@ def submit(folder: Path, *overrides: str, **variables: str) -> tuple[int, str]:
 
 
 def torchrun_arguments(words: list[str]) -> list[str]:
-    """Parse as torchrun does; return what the training script gets."""
+    """Parse as torchrun does; return the training script's arguments."""
     options = get_args_parser().parse_args(words)
-    assert "SIGUSR1" in options.signals_to_handle  # else it would kill torchrun and leave the ranks behind
-    assert options.shutdown_timeout == 50  # an evaluation may hold up the ranks' last save
+    assert "SIGUSR1" in options.signals_to_handle  # else it would kill torchrun but not the ranks
+    assert options.shutdown_timeout == 50  # an evaluation may delay the ranks' last save
     assert options.training_script == "train.py"
     arguments: list[str] = options.training_script_args
     return arguments
@@ -49,7 +49,7 @@ def torchrun_arguments(words: list[str]) -> list[str]:
 def test_the_slurm_file_starts_torchrun_when_submitted_and_when_queued_again(
     restarts: dict[str, str], attempt: str, tmp_path: Path
 ):
-    assert submit(tmp_path, "name=coco", **restarts) == (3, "")  # srun's status: nothing was preempted
+    assert submit(tmp_path, "name=coco", **restarts) == (3, "")  # srun's status, since nothing was preempted
     words = (tmp_path / "srun.txt").read_text().splitlines()
     assert {f"--rdzv-id={attempt}", "--nnodes=2", "--rdzv-endpoint=one:29400"} <= set(words)
     torchrun = words.index(".venv/bin/torchrun")

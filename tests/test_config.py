@@ -1,4 +1,4 @@
-"""conf/ and its schema: what is accepted, what is refused, and that every experiment is a valid run."""
+"""conf/ and its schemas: which values are accepted or refused; every experiment is a valid run."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,7 +42,7 @@ REQUIRED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def composed() -> Iterator[dict[str, DictConfig]]:
-    """What Hydra composes of each script's file."""
+    """Compose the config of each script."""
     for script, schema in SCHEMAS.items():
         ConfigStore.instance().store(f"{script}_schema", schema)
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -53,12 +53,12 @@ def config(script: str, *overrides: str) -> Any:
     return parse(SCHEMAS[script], compose(script, overrides=[*REQUIRED[script], *overrides]))
 
 
-# What conf/ holds
+# The files in conf/
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_every_experiment_is_valid_and_begins_with_its_launch_command(experiment: str):
-    assert config("train", f"experiment={experiment}").name == experiment  # the run has a folder of its own
+    assert config("train", f"experiment={experiment}").name == experiment  # so it has its own run folder
     lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"train.py experiment={experiment}" in lines[1]
@@ -96,7 +96,7 @@ def test_published_rows_have_the_recipes_learning_rate_and_warmup(gpus: int, ima
     assert row.runtime.precision is Precision.fp16
 
 
-# What the schemas take
+# The schemas
 
 
 def test_words_that_yaml_or_python_take_for_something_else_are_values():
@@ -139,7 +139,7 @@ max_detections=0 classes=[] batch_size=0 threads=0 out=''
 def test_a_value_that_makes_no_sense_is_refused_by_its_key(
     script: str, given: str, composed: dict[str, DictConfig]
 ):
-    changed = OmegaConf.merge(composed[script], OmegaConf.from_dotlist([given]))  # quicker than Hydra
+    changed = OmegaConf.merge(composed[script], OmegaConf.from_dotlist([given]))  # faster than Hydra
     with pytest.raises(UserError, match=rf"^{given.split('=')[0]}="):
         parse(SCHEMAS[script], changed)
 
@@ -162,7 +162,7 @@ def test_evaluations_follow_the_listed_and_each_kth_epoch():
     assert [epoch for epoch in range(9) if evaluation.due(epoch)] == [0, 2, 4, 5, 8]
 
 
-# Evaluating as trained
+# Evaluation takes the training's settings
 
 TRAINED = Weights(
     network=None,
@@ -206,7 +206,7 @@ def test_an_evaluation_is_as_the_training_was_but_for_what_is_given(
     precision: Precision,
     paths: tuple[str | None, ...],
 ):
-    """A limit of the training is not the evaluation's."""
+    """data.limit is not taken from the training."""
     data, runtime = config("evaluate", *overrides).resolve(weights)
     assert (data.batch_size, data.limit, runtime.precision) == (batch_size, None, precision)
     assert runtime.channels_last is (weights is PUBLISHED)

@@ -1,4 +1,4 @@
-"""What README, RECIPE, CONTRIBUTING and docs/ point at is there."""
+"""Links and paths in README, RECIPE, CONTRIBUTING and docs/ exist."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "RECIPE.md", "CONTRIBUTING.md
 
 
 def anchors(document: Path) -> set[str]:
-    """Headings as GitHub links to them."""
+    """Return the anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""download_coco.sh against a server on 127.0.0.1 of a small COCO: whole folders or none, always."""
+"""download_coco.sh against a server on 127.0.0.1 with a small COCO: it leaves whole folders or none."""
 
 import hashlib
 import io
@@ -46,7 +46,7 @@ def site() -> Iterator[Site]:
 
 
 def run(site: Site, folder: Path, gigabytes: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the script on the small archives, which it is told to need so much disk."""
+    """Run the script on the small archives, telling it that each needs this many GB of disk."""
     archives = folder.parent / "archives"
     rows = zip(SHA256.items(), FOLDERS, strict=True)
     lines = [f"{sha256} {path[1:]} {unpacked} {gigabytes}\n" for (path, sha256), unpacked in rows]
@@ -56,7 +56,7 @@ def run(site: Site, folder: Path, gigabytes: int = 0) -> subprocess.CompletedPro
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """What is visible: a file's bytes, a folder's contents."""
+    """Return the visible files and folders by name: a file's bytes, a folder's contents."""
     visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
     return {path.name: contents(path) if path.is_dir() else path.read_bytes() for path in visible}
 
@@ -98,7 +98,7 @@ def test_what_is_missing_on_the_server_is_named_and_what_came_stays(site: Site, 
     del site.files[VAL]
     done = run(site, tmp_path / "coco")
     assert done.returncode == 1
-    assert f"error: no {site.url}{VAL}; run again, or set COCO_URL to a mirror" in done.stderr
+    assert f"error: {site.url}{VAL} failed; run again, or set COCO_URL to a mirror" in done.stderr
     assert contents(tmp_path / "coco") == {"train2017": FOLDERS["train2017"]}
 
 

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as a user runs them, on the embedded set, in their own processes."""
+"""train.py and evaluate.py as a user runs them, on the embedded set, each in its own process."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_a_smoke_test_trains_saves_evaluates_and_draws_each_time(bench: Bench, n
 
 
 def test_a_sweep_started_again_resumes_each_job_and_ends_with_their_numbers(bench: Bench, name: str):
-    """Three jobs that differ in what shapes nothing: each ends as one run alone. The third one had ended."""
+    """The jobs differ in a key that changes no result: all end like a single run. The third has ended."""
     whole = bench.uninterrupted(1)
     for job in range(3):
         shutil.copytree(bench.folder / whole, bench.folder / name / str(job))
@@ -107,7 +107,7 @@ def test_evaluate_gives_on_one_rank_the_numbers_of_the_training_on_two(bench: Be
 
 
 def test_two_ranks_train_as_one_and_one_goes_on_with_their_global_batch(bench: Bench, name: str):
-    """With BatchNorm's batch statistics out of the way, losses differ by rounding alone."""
+    """Without BatchNorm's batch statistics, losses differ only by rounding."""
     fixed = ("runtime=fp32", "model.freeze_batchnorm=true", "optimizer.learning_rate=1e-5")
     short = ("schedule.warmup_steps=0", "schedule.max_steps=3", "logging.every_steps=1")
     losses = []

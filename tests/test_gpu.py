@@ -1,4 +1,4 @@
-"""What only a GPU can show. The checks run on the CPU as well where they can: that proves the checks."""
+"""Tests that need a GPU. Those that can also run on the CPU, which tests the tests."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -35,7 +35,7 @@ DEVICES = [pytest.param("cpu", marks=pytest.mark.unit), pytest.param("cuda", mar
 
 @pytest.fixture
 def _torchs_switches() -> Iterator[None]:
-    """Undo what ssd.runtime.set_up does to the whole process."""
+    """Undo the process-wide settings of ssd.runtime.set_up."""
     before = torch.backends.cudnn.benchmark
     yield
     torch.use_deterministic_algorithms(False)
@@ -43,7 +43,7 @@ def _torchs_switches() -> Iterator[None]:
 
 
 def batches(folder: Path, device: torch.device, dtype: torch.dtype, count: int) -> list[TrainBatch]:
-    """The first batches of four that training on the embedded set is fed there."""
+    """Return the first training batches of 4 images of the embedded set, made for this device."""
     index = read_index(folder / "annotations" / "instances_train2017.json", folder / "train2017")
     device_id = torch.cuda.current_device() if device.type == "cuda" else None
     made = DaliTrainLoader(BatchPlan(index, 4, seed=0), GraphOptions(4, dtype, 1, device_id)).batches(0)
@@ -65,12 +65,12 @@ def make_network(runtime: Runtime) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_the_graph_gives_a_gpu_what_it_gives_a_cpu(name: str, demo: Path):
-    """Decoders and filters round differently; a shift, a swap or a missed flip is far more than that."""
+    """Decoders and filters round differently; a shift, a swap or a missed flip changes far more than that."""
     device, cpu = choose_device(Device(name), local_rank=0), torch.device("cpu")
     pairs = zip(batches(demo, device, torch.float32, 2), batches(demo, cpu, torch.float32, 2), strict=True)
     for there, here in pairs:
         assert there.images.device.type == there.labels.device.type == name
-        apart = (there.images.cpu() - here.images).abs() * 0.225 * 255  # in pixel values, of 255
+        apart = (there.images.cpu() - here.images).abs() * 0.225 * 255  # in pixel values, 0 to 255
         assert apart.mean() < 2
         assert torch.equal(there.labels.cpu(), here.labels)
         torch.testing.assert_close(there.target_offsets.cpu(), here.target_offsets)
@@ -97,7 +97,7 @@ def test_steps_under_a_loss_scaler_are_taken_and_learn(name: str, demo: Path):
 
 
 def passed(runtime: Runtime, batch: TrainBatch) -> list[torch.Tensor]:
-    """Gradients and detections of a newly made network."""
+    """Return the gradients and detections of a newly made network."""
     network = make_network(runtime)
     with runtime.autocast():
         offsets, logits = network(runtime.arrange(batch.images))

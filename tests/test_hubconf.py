@@ -1,4 +1,4 @@
-"""hubconf.py through torch.hub, and the hub page's code as people run it: in a script of their own."""
+"""hubconf.py through torch.hub, and the hub page's code as users run it: in their own script."""
 
 import inspect
 import os
@@ -18,7 +18,7 @@ from tests.web_site import serving
 
 ROOT = Path(__file__).parent.parent
 
-# As issued; what a test must change of it stands in CHANGED.
+# As published; CHANGED lists what the test must change in it.
 PAGE = """
 import torch
 ssd_model = torch.hub.load(REPO, 'nvidia_ssd')
@@ -52,7 +52,7 @@ for bboxes, classes, confidences in best_results_per_input:
     labels = [classes_to_labels[classes[idx] - 1] for idx in range(len(bboxes))]
 np.savez(out, *inputs, *(part for best in best_results_per_input for part in best))
 """
-# A machine with torch, torchvision, numpy and Pillow alone; Python imports this as it starts.
+# A machine with only torch, torchvision, numpy and Pillow; Python imports this at start.
 SITE = """
 import importlib.machinery
 MISSING = {"hydra", "omegaconf", "nvidia.dali", "pycocotools", "msgspec", "rich", "filelock", "tqdm"}
@@ -65,7 +65,7 @@ importlib.machinery.PathFinder.find_spec = lambda name, path=None, target=None: 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: modules of our names, two pictures, and weights of NVIDIA's layout."""
+    """Make a user's folder: modules with our names, two pictures, and weights in NVIDIA's layout."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "site").mkdir()
     for file, text in (("ssd", "MINE = True"), ("data", "MINE = True"), ("site/sitecustomize", SITE)):
@@ -73,7 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.RandomState(0)
     for name, shape in (("a picture.png", (300, 300, 3)), ("wide.png", (300, 420, 3))):
         Image.fromarray(random.randint(0, 256, shape, dtype=np.uint8)).save(folder / name)
-    # Heads scaled, for the golden network's outputs reach 4,000, too much for boxes.
+    # The heads are scaled down: the golden network's outputs reach 4,000, too much for boxes.
     model = {
         f"module.{key}": value / 256 if key.startswith(("loc.", "conf.")) else value
         for key, value in published_weights("resnet50").items()
@@ -84,7 +84,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_pages_code_runs_as_issued(project: Path):
-    """Without what training needs, and beside modules of our names, one imported before and one after."""
+    """It needs no training packages, and works beside modules with our names, imported before and after."""
     page = PAGE
     for issued, changed in CHANGED.items():
         page = page.replace(issued, changed)
@@ -137,7 +137,7 @@ def test_torch_hub_lists_the_entries_and_their_help_has_every_argument(
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub").mkdir()
-    (tmp_path / "hub" / "owner_repository_main").symlink_to(ROOT)  # as fetched from GitHub before
+    (tmp_path / "hub" / "owner_repository_main").symlink_to(ROOT)  # as if fetched from GitHub earlier
     fetched = {"github": "owner/repository:main", "skip_validation": True, "trust_repo": True}
     entries = ["nvidia_ssd", "nvidia_ssd_processing_utils", "ssd300"]
     assert sorted(torch.hub.list(**fetched)) == entries
@@ -165,7 +165,7 @@ def test_one_clone_is_loaded_once_and_another_one_replaces_it(tmp_path: Path):
 
 @pytest.mark.unit
 def test_the_arguments_arrive(project: Path):
-    half = load("nvidia_ssd", True, "fp16", True, project / "nvidia.pt")  # torch.hub keeps force_reload=
+    half = load("nvidia_ssd", True, "fp16", True, project / "nvidia.pt")  # torch.hub takes force_reload
     assert half.backbone.conv1.weight.dtype == torch.float16
     with pytest.raises(ValueError, match=r"num_classes=4: .* has 81"):
         load("ssd300", "resnet50", num_classes=4, checkpoint=project / "nvidia.pt")

@@ -1,4 +1,4 @@
-"""scripts/inference.ipynb as Jupyter runs it, in a kernel of its own, on a run of twelve steps."""
+"""scripts/inference.ipynb as Jupyter runs it, in its own kernel, on a run of twelve steps."""
 
 import shutil
 from collections import Counter
@@ -16,12 +16,12 @@ from tests.bench import LIMIT_S, ROOT, Bench
 pytestmark = pytest.mark.slow
 
 NOTEBOOK = ROOT / "scripts" / "inference.ipynb"
-FIGURES = {"hub-show": 1, "curves": 1, "pictures-show": 2, "classes-ap": 1}  # by cell
+FIGURES = {"hub-show": 1, "curves": 1, "pictures-show": 2, "classes-ap": 1}  # by cell id
 NOWHERE = "http://127.0.0.1:9"
 
 
 def execute(run: Path, data: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
-    """Run all cells from the notebook's own folder, on a CPU; who fetches anything meets a closed door."""
+    """Run all cells in the notebook's folder, on a CPU; downloads fail because the proxy doesn't exist."""
     monkeypatch.setenv("SSD_RUN", str(run))
     monkeypatch.setenv("SSD_DATA", str(data))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -35,12 +35,12 @@ def execute(run: Path, data: Path, home: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def trained(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a finished run, whose best checkpoint finds its first class on every picture."""
+    """Copy a finished run and make its best checkpoint find the first class on every picture."""
     folder = tmp_path_factory.mktemp("notebook") / "run"
     shutil.copytree(bench.folder / bench.uninterrupted(1), folder)
     best = folder / "checkpoints" / "best.pt"
     state = load_run(best)
-    # After so few steps nothing would be drawn.
+    # After twelve steps nothing would be drawn.
     boxes_of_last_map, first_label = 4, 1
     bias = state["model"]["logit_heads.5.bias"]
     bias[first_label * boxes_of_last_map :][:boxes_of_last_map] = 20

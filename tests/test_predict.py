@@ -1,6 +1,6 @@
-"""predict.py as a user runs it, against a slow literal reference, and what it does with bad input.
+"""predict.py as a user runs it, against a slow literal reference, and with bad input.
 
-evaluate.py's answers to a malicious checkpoint and an unwritable place stand here too, beside predict.py's.
+It also tests evaluate.py with a malicious checkpoint and with an output that can't be written.
 """
 
 import json
@@ -33,16 +33,16 @@ Results = list[dict[str, Any]]
 Capture = pytest.CaptureFixture[str]
 
 NAMES = ("ant", "[bee]:car:", "\x1b[31mcow\x9b")
-SHOWN_NAMES = ("ant", "[bee]:car:", "�[31mcow�")  # nothing steers the terminal
+SHOWN_NAMES = ("ant", "[bee]:car:", "�[31mcow�")  # no terminal control characters
 IDS = (30, 10, 20)
 SIZES = {"a.png": (90, 60), "b/a.jpg": (40, 200), "b/c.webp": (300, 300), "d.png": (1, 1), "e.bmp": (400, 30)}
-MOST = 60  # detections a picture
+MOST = 60  # detections per picture
 UPRIGHT_SIZES = SIZES | {"b/a.jpg": (200, 40)}
 
 
 @pytest.fixture(scope="module")
 def network() -> SSD300:
-    """Make a network of random weights with logits so far apart that it finds all classes everywhere."""
+    """Make a network of random weights whose logits are so far apart that it finds all classes everywhere."""
     torch.manual_seed(0)
     network = SSD300("resnet18", len(NAMES) + 1)
     for head in network.logit_heads:
@@ -64,7 +64,7 @@ def checkpoint(network: SSD300, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise in several kinds and sizes, one of them lying on its side."""
+    """Save noise pictures of several formats and sizes, one of them rotated by EXIF."""
     random = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("photos")
     for name, (width, height) in SIZES.items():
@@ -77,7 +77,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(script: Any, **overrides: object) -> int | str | None:
-    """Run a script in this process; return what it exits with."""
+    """Run a script in this process; return its exit code or message."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script.__file__, *(f"{key}={value}" for key, value in overrides.items())])
         try:
@@ -95,7 +95,7 @@ def predicted(checkpoint: Path, photos: Path, out: Path, **overrides: object) ->
 
 @pytest.fixture(scope="module")
 def everything(network: SSD300, photos: Path) -> Results:
-    """Look at one picture after the other and at one detection after the other; keep all of them."""
+    """Go through the pictures and their detections one by one; return all detections."""
     results = []
     for image_id, name in enumerate(sorted(SIZES), start=1):
         picture = read_picture(photos / name)
@@ -112,7 +112,7 @@ def everything(network: SSD300, photos: Path) -> Results:
 
 
 def assert_best_of(everything: Results, found: Results) -> None:
-    """Compare but for rounding, which may change the order of detections whose scores are all but equal."""
+    """Compare up to rounding, which may change the order of detections with nearly equal scores."""
     assert [each["image_id"] for each in found] == sorted(each["image_id"] for each in found)
     assert all([*one] == ["image_id", "file_name", "category_id", "bbox", "score"] for one in found)
     for image_id, name in enumerate(sorted(SIZES), start=1):

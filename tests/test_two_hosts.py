@@ -1,4 +1,4 @@
-"""Two hosts of one rank each, as network namespaces of this machine joined by a cable."""
+"""Two hosts with one rank each: network namespaces on this machine, connected by a virtual cable."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 NAME = "two_hosts"
 FIRST, SECOND = HOSTS = (f"ssd{os.getpid()}-1", f"ssd{os.getpid()}-2")
-CABLE = "ssd0"  # its end in each host
+CABLE = "ssd0"  # the name of its end on each host
 
 
 def ip(*words: str) -> str:
@@ -23,7 +23,7 @@ def ip(*words: str) -> str:
 
 
 def launch(host: str, bench: Bench) -> subprocess.Popen[bytes]:
-    """Run torchrun on a host; the first host keeps the rendezvous."""
+    """Run torchrun on a host; the first host runs the rendezvous."""
     number = HOSTS.index(host) + 1
     python, *script = bench.train_command(
         NAME, "data.batch_size=2", "checkpoint.every_steps=3", "training.hang_timeout_minutes=0.2"
@@ -34,7 +34,7 @@ def launch(host: str, bench: Bench) -> subprocess.Popen[bytes]:
         *("--rdzv-endpoint=10.77.0.1:29400", f"--local-addr=10.77.0.{number}"),
         f"--rdzv-conf=is_host={number == 1},join_timeout=200,last_call_timeout=1",
     ]
-    # As torchrun sets it for the two ranks on one host: threads change the order of sums.
+    # As torchrun sets it for two ranks on one host; the number of threads changes the order of sums.
     variables = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": CABLE}
     variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with (bench.folder / f"{host}.txt").open("ab") as output:
@@ -44,7 +44,7 @@ def launch(host: str, bench: Bench) -> subprocess.Popen[bytes]:
 
 
 def kill(host: str) -> None:
-    """End everything that runs on this host, without a word."""
+    """Kill every process on this host, without warning."""
     for pid in ip("netns", "pids", host).split():
         os.kill(int(pid), signal.SIGKILL)
 
@@ -85,5 +85,5 @@ def test_a_cut_cable_and_a_killed_host_that_comes_back_change_nothing(bench: Ben
     second.wait()
     second = launch(SECOND, bench)
     assert first.wait(LIMIT_S) == 0, (bench.folder / f"{FIRST}.txt").read_text()[-3000:]
-    second.wait(LIMIT_S)  # its status hangs on whether the first one's rendezvous outlived it
+    second.wait(LIMIT_S)  # its status depends on whether the first host's rendezvous outlived it
     bench.assert_ended_as(bench.uninterrupted(2), NAME)

@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 with ranges, whose connections break where a test says so."""
+"""An HTTP server on 127.0.0.1 that serves byte ranges and breaks connections where a test asks for it."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 @dataclass
 class Site:
-    """files: by path. breaks: by path, at which byte the next connection ends. ranges: asked for so far."""
+    """files by path; breaks: the byte at which a path's next connection ends; ranges: requested so far."""
 
     url: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Site:
 
 @contextmanager
 def serving() -> Iterator[Site]:
-    """Serve in a thread of this process; a proxy of this machine is passed by."""
+    """Serve in a thread of this process; proxies set on this machine are bypassed."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""What of a bad annotation file? Training says the first thing that is wrong, the examination all of it."""
+"""Bad annotation files: training reports the first error, the examination reports all of them."""
 
 import codecs
 import json
@@ -41,12 +41,12 @@ def write(file: Path, edit: Edit) -> None:
 
 
 def image(**values: object) -> Edit:
-    """An edit that gives the second image these values."""
+    """Return an edit that sets these values in the second image."""
     return lambda document: document["images"][1].update(values)
 
 
 def box(**values: object) -> Edit:
-    """An edit that gives the second annotation these values."""
+    """Return an edit that sets these values in the second annotation."""
     return lambda document: document["annotations"][1].update(values)
 
 
@@ -55,7 +55,7 @@ def without(section: str, field: str) -> Edit:
 
 
 def every(*sections: str, **values: object) -> Edit:
-    """An edit that gives each entry of these lists these values."""
+    """Return an edit that sets these values in each entry of these lists."""
     return lambda document: [entry.update(values) for section in sections for entry in document[section]]
 
 
@@ -63,7 +63,7 @@ def both(*edits: Edit) -> Edit:
     return lambda document: [edit(document) for edit in edits]
 
 
-# Edit, what training says, and the kinds of all errors that the examination finds.
+# Edit, training's message, and the kinds of all errors that the examination finds.
 BAD: dict[str, tuple[Edit, str, list[str]]] = {
     "no categories": (lambda d: d["categories"].clear(), "categories: the list is empty",
         ["no_list", *["unknown_category"] * 3]),
@@ -153,7 +153,7 @@ def test_text_that_is_no_annotation_file_is_named(file: Path, text: bytes, messa
 
 def test_file_that_cannot_be_read_is_named_by_its_override(file: Path) -> None:
     fifo = file.with_name("fifo")
-    os.mkfifo(fifo)  # opened, it would wait for a writer
+    os.mkfifo(fifo)  # opening it would wait for a writer
     for path, reason in (
         (file, "No such file"),
         (file.parent, "Is a directory"),
@@ -164,7 +164,7 @@ def test_file_that_cannot_be_read_is_named_by_its_override(file: Path) -> None:
             read_ground_truth(path)
 
 
-# What labelling tools export: taken. With the kinds of the examination's warnings.
+# Labelling tools export these, so they are accepted. With the kinds of the examination's warnings.
 SOUND: dict[str, tuple[Edit, list[str]]] = {
     "as it is": (lambda _: None, []),
     "ids of 64 bits": (image(id=1 - 2**63), ["id_range"]),
@@ -217,7 +217,7 @@ def test_what_can_be_used_of_a_bad_file_is_kept(file: Path) -> None:
 
 
 def test_scoring_takes_what_pycocotools_takes(file: Path) -> None:
-    """Images with an id alone, twice even; boxes without area; annotation ids of any kind."""
+    """Images with nothing but an id, even twice; boxes without an area; annotation ids of any type."""
     entry = {"image_id": 4, "category_id": 2, "bbox": [1, 2, 3, 0], "id": "x"}
     document = {
         "images": [{"id": 9}, {"id": 4}, {"id": 9}],

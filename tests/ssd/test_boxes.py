@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 
 def random_ltrb(count: int, generator: torch.Generator, grid: int | None = None) -> Tensor:
-    """Boxes of positive size inside the image, on a grid where IoUs are to tie."""
+    """Return boxes of positive size inside the image; on a grid, IoUs tie."""
     sizes = 0.05 + 0.6 * torch.rand(count, 2, generator=generator)
     left_top = (1 - sizes) * torch.rand(count, 2, generator=generator)
     boxes = torch.cat([left_top, left_top + sizes], dim=1)
@@ -41,7 +41,7 @@ def test_default_boxes_equal_the_published_ones_to_the_last_bit():
     assert np.array_equal(boxes_cxcywh.numpy(), golden["cxcywh"])
     assert np.array_equal(cxcywh_to_ltrb(boxes_cxcywh).numpy(), golden["ltrb"])
     boxes_cxcywh.zero_()
-    assert default_boxes().min() > 0  # each call gives its own
+    assert default_boxes().min() > 0  # each call returns a new tensor
 
 
 def test_layouts_and_iou_of_boxes_worked_by_hand():
@@ -71,7 +71,7 @@ def test_match_chooses_the_published_default_boxes(index: int):
 def match_one_by_one(
     boxes_ltrb: Tensor, labels: Tensor, defaults: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """RECIPE 3 read literally: of equal IoUs the last counts."""
+    """RECIPE 3 read literally: among equal IoUs the last one wins."""
     ious = pairwise_iou(boxes_ltrb, cxcywh_to_ltrb(defaults)).tolist()
     owner = [-1] * len(defaults)
     for default in range(len(defaults)):
@@ -106,7 +106,7 @@ def test_match_equals_the_literal_rule_where_ious_tie(seed: int):
 
 
 def tied_ground_truth(seed: int) -> tuple[Tensor, Tensor]:
-    """Boxes as COCO has them, boxes on a coarse grid, and some of both twice."""
+    """Return boxes like COCO's, boxes on a coarse grid, and some of these boxes twice."""
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.cat([random_ltrb(1 + seed % 9, generator), random_ltrb(seed % 7, generator, grid=8)])
     boxes = torch.cat([boxes, boxes[: seed % 4]])
@@ -165,5 +165,5 @@ def test_decoding_undoes_encoding_in_any_batch_shape():
     assert offsets.shape == (2, 3, 8732, 4)
     torch.testing.assert_close(decode_offsets(offsets, defaults), boxes_cxcywh, rtol=1e-5, atol=1e-6)
     assert torch.equal(encode_offsets(defaults, defaults), torch.zeros(8732, 4))
-    assert torch.equal(boxes_cxcywh, copy)  # the inputs are left as they were
+    assert torch.equal(boxes_cxcywh, copy)  # the inputs are unchanged
     assert torch.equal(defaults, default_boxes())

@@ -35,7 +35,7 @@ def test_a_detector_of_another_number_of_classes_is_refused():
 
 
 def test_classes_are_chosen_by_name_and_an_unknown_one_is_answered_with_the_nearest():
-    categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # two may bear one name
+    categories = Categories((3, 5, 7, 9), ("dog", "hot dog", "person", "dog"))  # names may repeat
     for names, labels in (None, {1, 2, 3, 4}), (["hot dog"], {2}), (["person", "dog"], {1, 3, 4}):
         assert categories.labels_named(names) == labels
     for name, near in ("Person", "person"), ("dgo", "dog"), ("zzz", "dog or hot dog or person"):

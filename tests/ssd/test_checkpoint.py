@@ -135,7 +135,7 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("damaged", "taken", "looked_at"),  # best.pt is never taken
+    ("damaged", "taken", "looked_at"),  # best.pt is never resumed from
     [
         ([], 8, []),
         ([6], 8, []),
@@ -190,7 +190,7 @@ def test_what_the_system_fails_to_read_is_tried_again_and_never_taken_for_damage
         return read(*given, **named)
 
     monkeypatch.setattr(where, name, failing)
-    if where is not os:  # a folder isn't tried again
+    if where is not os:  # listing a folder isn't retried
         assert newest_checkpoint(tmp_path) == (step_file(tmp_path, 8), [])
         assert len(waits) == last_failure
     waits, last_failure = [], 99

@@ -1,4 +1,4 @@
-"""What a user gets wrong is told in one line, with the fix; a bug of ours keeps its traceback."""
+"""A user's mistake is reported in one line, with the fix; our own bugs keep their traceback."""
 
 import re
 import sys
@@ -142,7 +142,7 @@ def test_help_shows_the_scripts_keys_with_their_comments_and_its_groups(
 
 
 def test_a_refused_start_leaves_no_folder_that_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What is to be given comes before what the device lacks."""
+    """A missing value is reported before a device that can't do something."""
     monkeypatch.chdir(tmp_path)
     for folder, left in (".", []), ("runs/debug/x", []), ("runs/a/x", ["runs", "runs/a", "runs/a/file"]):
         if left:
@@ -153,7 +153,7 @@ def test_a_refused_start_leaves_no_folder_that_holds_nothing(tmp_path: Path, mon
         assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
 
 
-# Outputs, checked before the work
+# Outputs are checked before any work
 
 
 def test_an_output_that_cannot_be_written_is_refused_by_its_key(tmp_path: Path, monkeypatch):

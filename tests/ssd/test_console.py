@@ -1,4 +1,4 @@
-"""What is printed when nobody can read it."""
+"""Console output when standard output is lost, in a terminal, and in run.log."""
 
 import errno
 import os

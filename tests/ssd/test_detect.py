@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def random_outputs(images: int, classes: int, boxes: int, seed: int, levels: int | None = None):
-    """Offsets, logits and default boxes of a small or whole network; few levels of logits make scores tie."""
+    """Return random offsets, logits and default boxes; scores tie if logits have only a few levels."""
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.randn(images, 4, boxes, generator=generator)
     logits = 3 * torch.randn(images, classes, boxes, generator=generator)
@@ -22,7 +22,7 @@ def random_outputs(images: int, classes: int, boxes: int, seed: int, levels: int
 
 
 def outputs_of(boxes_cxcywh: list[list[float]], scores: list[list[float]]) -> tuple[Tensor, Tensor, Tensor]:
-    """One image's outputs that decode to exactly these boxes (offsets 0) and, nearly, scores A×C."""
+    """Return one image's outputs that decode to exactly these boxes (offsets 0), nearly these scores A×C."""
     default_boxes = torch.tensor(boxes_cxcywh)
     return torch.zeros(1, 4, len(boxes_cxcywh)), torch.tensor(scores).log().t()[None], default_boxes
 
@@ -93,7 +93,7 @@ def test_detections_of_a_whole_image_of_random_logits_equal_greedy_suppression_o
     assert_identical(found, expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2])  # with several, torch cuts a tensor where its size says
+@pytest.mark.parametrize("threads", [1, 2])  # with several, torch splits tensors by their size
 def test_a_batch_gives_what_its_images_give_one_by_one_to_the_last_bit(threads: int):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -126,7 +126,7 @@ def test_low_precision_outputs_are_computed_in_float32(dtype: torch.dtype):
         assert_identical(low, full)
 
 
-# The rules one at a time
+# One rule at a time
 
 WHOLE, UPPER_HALF, UPPER_QUARTER = [0.5, 0.5, 1.0, 1.0], [0.5, 0.25, 1.0, 0.5], [0.5, 0.125, 1.0, 0.25]
 LOWER_RIGHT = [0.875, 0.875, 0.25, 0.25]
@@ -153,8 +153,8 @@ def test_rules(boxes: list[list[float]], scores: list[list[float]], options: dic
 
 
 def test_in_a_row_of_boxes_that_overlap_their_neighbours_every_other_one_is_kept():
-    """Whether one is kept follows from all before it, one more in each pass: more passes than at once."""
-    row = [[0.01 * place, 0.5, 0.05, 0.5] for place in range(60)]  # IoU 2/3 with the next, 3/7 with one more
+    """Each box depends on all before it, and a pass settles one more: too many for one round of passes."""
+    row = [[0.01 * place, 0.5, 0.05, 0.5] for place in range(60)]  # IoU 2/3 with the next, 3/7 with the 2nd
     (found,) = detect(*outputs_of(row, [[0.1 + 0.01 * place, 0.9 - 0.01 * place] for place in range(60)]))
     assert torch.equal(found.boxes, cxcywh_to_ltrb(torch.tensor(row)[::2]))
 

@@ -1,4 +1,4 @@
-"""Pictures in, boxes in pixels out. What predict.py finds is the same: tests/test_predict.py."""
+"""Pictures in, boxes in pixels out. tests/test_predict.py shows that predict.py finds the same."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ CATEGORIES = Categories((18, 90, 7), ("dog", "tooth brush", "cow"))
 
 
 class Seen(Detector):
-    """Sees objects of given labels and scores exactly where given default boxes are."""
+    """A detector that finds objects of the given labels and scores at exactly the given default boxes."""
 
     def __init__(self, objects: Sequence[tuple[int, int, float]]) -> None:
         super().__init__("resnet18", 4, CATEGORIES)
@@ -35,7 +35,7 @@ class Seen(Detector):
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    """Random weights with logits so far apart that all classes are found everywhere."""
+    """Make random weights whose logits are so far apart that all classes are found everywhere."""
     torch.manual_seed(0)
     detector = Detector("resnet18", 4, CATEGORIES)
     for head in detector.logit_heads:
@@ -54,7 +54,7 @@ def assert_same(one: Prediction, other: Prediction) -> None:
     assert (one.labels.tolist(), one.names) == (other.labels.tolist(), other.names)
 
 
-# What is a picture
+# What counts as a picture
 
 
 def test_a_path_a_pil_picture_and_an_array_are_the_same_picture(detector: Detector, tmp_path: Path):
@@ -108,7 +108,7 @@ def test_what_is_no_picture_is_refused_by_name(pictures: object, reason: str, de
         ([(0, 1, 0.31), (700, 2, 0.29), (1500, 3, 0.8)], {}, [3, 1]),  # above the threshold, best first
         ([(0, 1, 0.31), (700, 2, 0.29), (1500, 3, 0.8)], {"classes": "dog", "threshold": 0.2}, [1]),
         (
-            # The best of the wanted classes count, not of all.
+            # max_detections counts only the wanted classes.
             [(0, 1, 0.9), (700, 1, 0.8), (1500, 2, 0.7), (2200, 3, 0.6), (2900, 2, 0.5)],
             {"classes": ["cow", "tooth brush"], "max_detections": 2},
             [2, 3],

@@ -35,7 +35,7 @@ def test_every_rank_gets_the_result_of_rank_0s_work_or_its_failure():
 
     with ThreadPoolExecutor() as pool:
         for value in (0.1, 0.2):
-            waiting = pool.submit(other.on_main, fail, LONG)  # rank 1 doesn't work
+            waiting = pool.submit(other.on_main, fail, LONG)  # rank 1 doesn't call it
             assert main.on_main(lambda value=value: value, LONG) == value
             assert waiting.result() == value
         waiting = pool.submit(other.on_main, lambda: 0, LONG)

@@ -1,4 +1,4 @@
-"""What torch.hub gives, called as hubconf.py calls it."""
+"""The torch.hub entries, called as hubconf.py calls them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -35,14 +35,14 @@ def nvidia(weights: object = None, pretrained: bool = True, model_math: str = "f
 
 
 def outputs(network: nn.Module, images: torch.Tensor | None = None) -> torch.Tensor:
-    """Offsets and logits in one tensor, of evaluation."""
+    """Return offsets and logits in one tensor, in evaluation mode."""
     with torch.no_grad():
         return torch.cat(network.eval()(forward_images() if images is None else images), dim=1)
 
 
 @pytest.fixture(scope="module")
 def small() -> SSD300:
-    """A network of ours with statistics that are not BatchNorm's initial ones."""
+    """Make one of our networks, with BatchNorm statistics that differ from the initial ones."""
     torch.manual_seed(0)
     network = SSD300("resnet18", len(NAMES) + 1)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torch.hub keeps weights."""
+    """Return the folder where torch.hub keeps weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return Path(torch.hub.get_dir(), "checkpoints")
 
@@ -182,7 +182,7 @@ def test_a_torch_that_can_be_made_to_run_files_reads_none(ours: Path, monkeypatc
         nvidia(ours)
 
 
-# The network that users hold
+# The network that users get
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_torch_that_can_be_made_to_run_files_reads_none(ours: Path, monkeypatc
 def test_a_loaded_detector_computes_as_it_was_trained_where_the_device_can(
     trained: str, given: str | None, computed: str, small: SSD300, tmp_path: Path
 ):
-    """The folder of a run, which on a GPU is trained in float16 unless one says otherwise."""
+    """From a run's folder. By default, a run on a GPU trains in float16, which a CPU can't compute in."""
     save(tmp_path / "checkpoints" / "best.pt", small, config=CONFIG | {"runtime": {"precision": trained}})
     detector = hub.load(tmp_path, "cpu", given)
     assert (detector.precision, detector.training, detector.category_names) == (computed, False, NAMES)
@@ -229,7 +229,7 @@ def wide(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("size", [(420, 300), (640, 480), (480, 641), (7, 5), (1, 9), (1, 20000)])
 def test_half_plus_a_half_is_the_pictures_middle_or_all_of_it(size: tuple[int, int], tmp_path: Path):
-    """The middle as the hub page has it, but for the half pixel by which it may lie elsewhere."""
+    """The middle is the hub page's, up to half a pixel of position."""
     row, column = np.mgrid[: size[1], : size[0]] * (255 / max(size))
     picture = Image.fromarray(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
     picture.save(tmp_path / "x.png")
@@ -284,12 +284,12 @@ def test_inputs_of_another_shape_are_refused(inputs: object):
 
 def test_detections_are_the_published_ones():
     golden = golden_arrays("decode.npz")
-    offsets, logits = decode_inputs()  # exact in float16
+    offsets, logits = decode_inputs()  # they are exact in float16
     for predictions in ((offsets, logits), (offsets.half().requires_grad_(), logits.half())):
         for index, found in enumerate(hub.decode_results(predictions)):
             assert [part.dtype for part in found] == [np.float32, np.int64, np.float32]
             for part, name in zip(found, ("boxes", "labels", "scores"), strict=True):
-                # Golden detections ascend by score, ours descend.
+                # Golden scores ascend, ours descend.
                 expected = golden[f"{name}_iou0.5_max20_{index}"][::-1]
                 np.testing.assert_allclose(part, expected, atol=1e-5)
 
@@ -300,7 +300,7 @@ def test_what_is_picked_and_that_nothing_found_is_empty_arrays_and_shifts_no_oth
     results = hub.decode_results((offsets, logits))
     assert [len(each[0]) for each in results] == [20, 0, 20]
     assert [part.shape for part in hub.pick_best(results[1], 0.4)] == [(0, 4), (0,), (0,)]
-    limit = float(results[0][2][7])  # only confidences above it
+    limit = float(results[0][2][7])  # only confidences above it are picked
     for picked, found in zip(hub.pick_best(results[0], limit), results[0], strict=True):
         assert np.array_equal(picked, found[results[0][2] > limit])
     names = hub.get_coco_object_dictionary()

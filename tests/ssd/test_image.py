@@ -49,12 +49,12 @@ KINDS = [
     (Image.new("1", (7, 5), 1), "PNG", {}, (255,) * 3),
     (plain(), "WEBP", {"lossless": True}, COLOUR),
     (plain(), "BMP", {}, COLOUR),
-    # Of a moving picture the first frame; of 16 bits a channel the upper 8.
+    # The first frame of an animation; the upper 8 of 16 bits per channel.
     (plain(), "PNG", {"save_all": True, "append_images": [Image.new("RGB", (7, 5), "blue")]}, COLOUR),
     (Image.fromarray(grey16()), "PNG", {}, (GREY,) * 3),
     (Image.fromarray(grey16()), "TIFF", {}, (GREY,) * 3),
     (Image.frombytes("I;16B", (7, 5), grey16(">u2").tobytes()), "TIFF", {}, (GREY,) * 3),
-    (Image.fromarray(grey16()), "PPM", {}, (GREY,) * 3),  # which Pillow opens as 32-bit integers
+    (Image.fromarray(grey16()), "PPM", {}, (GREY,) * 3),  # Pillow opens it as 32-bit integers
 ]
 
 
@@ -82,7 +82,7 @@ def test_exif_orientation_is_followed(picture: Image.Image, orientation: int):
     read = np.asarray(read_picture(stored(marked, "PNG", exif=exif)))
     height, width = read.shape[:2]
     assert (width, height) == ((7, 5) if orientation <= 4 else (5, 7))
-    # Where the stored top left is seen, as the EXIF specification numbers it.
+    # Where the stored top-left corner appears, in the EXIF specification's numbering.
     left, right, top, bottom = 0, width - 1, 0, height - 1
     corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
     darkest = np.unravel_index(read.sum(axis=2).argmin(), (height, width))
@@ -92,7 +92,7 @@ def test_exif_orientation_is_followed(picture: Image.Image, orientation: int):
     assert as_stored[0, 0].sum() == as_stored.sum(axis=2).min()
 
 
-# What is none
+# What isn't a picture
 
 
 WHOLE_JPEG = stored(Image.effect_noise((300, 300), 50), "JPEG").read()
@@ -125,7 +125,7 @@ def test_a_picture_too_large_to_be_one_is_refused(monkeypatch: pytest.MonkeyPatc
         read_picture(stored(plain(), "PNG"), "bomb.png")
 
 
-# To the network
+# Input of the network
 
 
 def test_squash_equals_torchs_antialiased_resize():
@@ -148,7 +148,7 @@ def test_a_box_is_drawn_in_its_classs_colour_between_dark_rims_and_its_inside_le
     assert picture.getpixel((48, 200)) == picture.getpixel((150, 200)) == untouched
     draw_boxes(picture, [[50, 100, 250, 280], [100, 50, 200, 290]], [1, 2], ["", ""])
     assert picture.getpixel((100, 200)) == class_colour(2)
-    assert picture.getpixel((100, 100)) == class_colour(1)  # where boxes cross the better one is on top
+    assert picture.getpixel((100, 100)) == class_colour(1)  # where boxes cross, the better one is on top
 
 
 def test_plates_stand_above_their_boxes_on_the_picture_the_better_one_on_top():
@@ -158,7 +158,7 @@ def test_plates_stand_above_their_boxes_on_the_picture_the_better_one_on_top():
     first, second, third = ((pixels == class_colour(label)).all(axis=2) for label in (1, 2, 3))
     assert first[180:200].sum() > 300
     assert not second.any()
-    assert third[:14, 540:600].sum() > 100  # moved down and to the left
+    assert third[:14, 540:600].sum() > 100  # it was moved down and to the left
 
 
 @pytest.mark.parametrize("size", [(300, 300), (1, 1), (3, 900)])

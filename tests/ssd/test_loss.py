@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def golden_targets() -> tuple[Tensor, Tensor]:
-    """Sets 0…3 of encode.npz, then an image without a positive."""
+    """Return the targets of sets 0…3 of encode.npz, then of an image without a positive."""
     matched = [match(*ground_truth(index), default_boxes()) for index in range(4)]
     matched.append((default_boxes(), torch.zeros(8732, dtype=torch.int64)))
     offsets = [encode_offsets(boxes_cxcywh, default_boxes()) for boxes_cxcywh, _ in matched]
@@ -20,7 +20,7 @@ def golden_targets() -> tuple[Tensor, Tensor]:
 
 
 def random_batch(seed: int, levels: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images of 60 default boxes with 0, 1, 5, 15 and 40 positives; few levels of logits make losses tie."""
+    """Make images of 60 default boxes with 0, 1, 5, 15 and 40 positives; a few levels of logits make ties."""
     generator = torch.Generator().manual_seed(seed)
     offsets = 2 * torch.randn(5, 4, 60, generator=generator)
     logits = 2 * torch.randn(5, 7, 60, generator=generator)
@@ -37,7 +37,7 @@ def random_batch(seed: int, levels: int | None = None) -> tuple[Tensor, Tensor, 
 def parts_one_by_one(
     offsets: Tensor, logits: Tensor, target_offsets: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """RECIPE 4 read literally. Whichever of tied negatives is chosen, the sum is the same."""
+    """RECIPE 4 read literally. The sum doesn't depend on which of the tied negatives is chosen."""
     localization, confidence = torch.zeros(()), torch.zeros(())
     for image in range(len(labels)):
         positives = [box for box in range(labels.shape[1]) if labels[image, box] > 0]
@@ -101,7 +101,7 @@ def test_where_losses_tie_exactly_three_negatives_a_positive_are_chosen():
 
 
 def test_a_positive_is_never_counted_as_a_negative_too():
-    # 40 positives ask for 120 negatives where there are 20: the published code fills up with positives.
+    # 40 positives ask for 120 negatives, but there are 20. The published code adds positives to fill up.
     offsets, logits, target_offsets, labels = (tensor[4:] for tensor in random_batch(1))
     confidence = MultiBoxLoss().parts(offsets, logits, target_offsets, labels)[1]
     all_once = functional.cross_entropy(logits, labels, reduction="sum") / 40

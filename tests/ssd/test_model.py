@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 
 def meta_model(backbone: str, num_classes: int = 81) -> SSD300:
-    """A model of shapes alone."""
+    """Make a model that has only shapes."""
     with torch.device("meta"):
         return SSD300(backbone, num_classes)
 
@@ -49,7 +49,7 @@ def test_outputs_equal_the_published_ones(backbone: str, memory_format: torch.me
     np.testing.assert_allclose(model.backbone.bn1.running_var, golden["bn_var_after"], rtol=1e-5, atol=1e-6)
 
 
-# Shape and start
+# Shapes and initial weights
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_arguments_that_do_not_exist_are_refused_with_those_that_do():
 
 def test_named_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     resnet = torchvision.models.resnet18()
-    downloaded = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"  # where torch.hub looks first
+    downloaded = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"  # torch.hub looks here first
     downloaded.parent.mkdir(parents=True)
     torch.save(resnet.state_dict(), downloaded)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -116,7 +116,7 @@ def test_named_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def imagenet_file(backbone: str) -> dict[str, Tensor]:
-    """What torchvision's oldest files hold: no num_batches_tracked."""
+    """Return weights like torchvision's oldest files, which lack num_batches_tracked."""
     state_dict = torchvision.models.get_model(backbone).state_dict()
     return {key: value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
 

@@ -1,4 +1,4 @@
-"""Which pictures are found, and what is drawn as what; predict.py as a whole: tests/test_predict.py."""
+"""Which pictures are found, and the files they are drawn to. All of predict.py: tests/test_predict.py."""
 
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def names(*places: object, out: Path = Path("elsewhere")) -> list[str]:
         ("**/*", ["a/b.png", "a/c/x.tif", "a/z.webp", "b.JPG"]),
         ("**/b.*", ["a/b.png", "b.JPG"]),
         ("a/[a-y].*", ["b.png"]),
-        ("notes.txt", ["notes.txt"]),  # a file that is named is taken whatever it is called
+        ("notes.txt", ["notes.txt"]),  # a file given by name is taken whatever its suffix
         ("[1]*.dat", ["[1]*.dat"]),
     ],
 )
 def test_names_begin_at_the_folder_or_where_a_glob_begins_to_vary(place: str, found: list[str], photos: Path):
-    touch(photos, "._b.jpg", ".trash/old.jpg", "[1]*.dat")  # hidden files and folders are passed over
+    touch(photos, "._b.jpg", ".trash/old.jpg", "[1]*.dat")  # hidden files and folders are skipped
     files = find_pictures([f"{photos}/{place}"], Path("elsewhere"))
     assert [(file.image_id, file.name) for file in files] == [*enumerate(found, start=1)]
 
@@ -69,7 +69,7 @@ def test_what_was_drawn_before_is_not_found_again(photos: Path):
     touch(photos / "predictions", *before)
     for place in (photos, f"{photos}/**", f"{photos}/**/*.*"):
         assert names(place, out=photos / "predictions") == before
-    assert names(photos / "a", out=photos) == ["b.png", "c/x.tif", "z.webp"]  # but in a folder that out holds
+    assert names(photos / "a", out=photos) == ["b.png", "c/x.tif", "z.webp"]  # a folder inside out is taken
 
 
 @pytest.mark.parametrize("place", ["", "/b.JPG", "/*"])
@@ -102,7 +102,7 @@ def test_pillow_reads_every_suffix_that_is_looked_for():
 
 
 def test_jpeg_and_png_keep_their_names_and_others_get_jpg_added(photos: Path):
-    touch(photos, "s/A.JPEG", "a.jfif", "a.PNG", "notes.jpg/c", "x" * 251 + ".png")  # names can't be longer
+    touch(photos, "s/A.JPEG", "a.jfif", "a.PNG", "notes.jpg/c", "x" * 251 + ".png")  # the longest names
     files = find_pictures([str(photos), str(photos / "notes.jpg" / "c")], Path("out"))
     added = {file.name: file.drawn.relative_to("out").as_posix() for file in files}
     others = {"a/c/x.tif": "a/c/x.tif.jpg", "a/z.webp": "a/z.webp.jpg", "notes.jpg/c": "notes.jpg/c.jpg"}
@@ -111,7 +111,7 @@ def test_jpeg_and_png_keep_their_names_and_others_get_jpg_added(photos: Path):
 
 @pytest.mark.parametrize("pictures", [["x.png", "photos/x.png"], ["a.webp", "a.webp.jpg"]])
 def test_no_picture_is_drawn_over_one_that_was_found_or_drawn(pictures: list[str], tmp_path: Path):
-    """out holds photos/, and photos/ holds a folder of the same name: photos/x.png would go onto itself."""
+    """out contains photos/photos/: the drawing of photos/photos/x.png would overwrite photos/x.png."""
     folder = touch(tmp_path / "photos", *pictures)
     with pytest.raises(UserError, match=r"is already another picture's; rename one or give another"):
         find_pictures([str(folder)], tmp_path)

@@ -1,4 +1,4 @@
-"""Published checkpoints ↔ ours, and the weights in a file of either kind."""
+"""Conversion between published checkpoints and ours; loading weights from either kind of file."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 def meta_model(backbone: str) -> SSD300:
-    """A model of shapes alone."""
+    """Make a model that has only shapes."""
     with torch.device("meta"):
         return SSD300(backbone)
 
@@ -66,7 +66,7 @@ def test_weights_with_other_keys_are_refused_by_them(convert, given: dict, messa
 
 
 def save(path: Path, network: SSD300, **changed: object) -> None:
-    """Write a checkpoint of ours with these parts changed, or left out where they are None."""
+    """Write one of our checkpoints with these parts changed, or left out if None."""
     categories = {"ids": [*range(1, network.num_classes)], "names": [*"abcdef"][: network.num_classes - 1]}
     state = {"format": FORMAT, "model": dict(network.state_dict()), "categories": categories}
     state |= {"config": as_plain(TrainConfig(name="x"))} | changed
@@ -99,7 +99,7 @@ MISFITS = [
         "0.weight",
         torch.zeros(1).expand(4 * 10**9, 256, 3, 3),
         "can't allocate",
-    ),  # by which classes are counted
+    ),  # its shape gives the number of classes
 ]
 
 

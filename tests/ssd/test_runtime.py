@@ -36,7 +36,7 @@ def test_network_and_images_get_the_configured_format(
 
 @pytest.mark.parametrize("tf32", [True, False])
 def test_whoever_asks_for_tf32_is_answered(tf32: bool):
-    """As torch.compile asks, and cudnn.flags."""
+    """Reading the setting works the way torch.compile and cudnn.flags read it."""
     try:
         set_up(RuntimeConfig(precision=Precision.fp32, tf32=tf32), torch.device("cuda"))
         with torch.backends.cudnn.flags(enabled=True):
