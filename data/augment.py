@@ -1,7 +1,7 @@
-"""Random draws → crop window, flip and colour of one training image, and its boxes under them.
+"""Random draws → crop window, flip and colour of one training image, and its boxes after them (RECIPE 6).
 
-RECIPE 6. Every image has draws of its own (data.sampling): what happens to it depends on no other
-image, batch, rank or thread.
+Every image has its own draws (data.sampling), so its augmentation doesn't depend on other images, batches,
+ranks or threads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ BRIGHTNESS = (0.875, 1.125)
 CONTRAST = (0.5, 1.5)
 
 MAX_ATTEMPTS = 100
-"""Windows drawn before the whole image is taken. One draw in seven is the whole image anyway, so that
-happens to one image in 5 million at most, and where no window fits it is the only possible outcome."""
+"""Windows to draw before the whole image is taken. One draw in seven chooses the whole image anyway, so this
+limit affects at most one image in 5 million. If no window fits, the whole image is the only outcome."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to one image; the defaults do nothing.
+    """The augmentation of one image; the defaults change nothing.
 
-    window_ltwh: left, top, width, height of the part that is kept, relative to the image.
-    flip: mirror that part left to right.
+    window_ltwh: left, top, width, height of the part to keep, relative to the image.
+    flip: mirror that part horizontally.
     hue: degrees in the YIQ plane. saturation, brightness, contrast: factors.
     """
 
@@ -46,7 +46,8 @@ class Augmentation:
 def draw_augmentation(boxes_ltrb: NDArray[np.float32], uniforms: Iterator[float]) -> Augmentation:
     """Turn an image's draws into its augmentation (RECIPE 6).
 
-    boxes_ltrb: G×4 relative to the image, G ≥ 1. uniforms: endless, from [0, 1); as many are taken as needed.
+    boxes_ltrb: G×4 relative to the image, G ≥ 1. uniforms: endless, in [0, 1); only as many as needed are
+    taken.
     """
     flip, hue, saturation, brightness, contrast = islice(uniforms, 5)
     return Augmentation(
@@ -64,12 +65,12 @@ def augment_boxes(
     boxes_ltrb: Sequence[NDArray[np.float32]],
     labels: Sequence[NDArray[np.int32]],
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.int32]]]:
-    """Return the boxes and labels that each of N augmented images shows, relative to it.
+    """Return the boxes, relative to the window, and labels of each of N augmented images.
 
-    A box stays when its centre lies in the window, clipped to it (RECIPE 6). boxes_ltrb: N times G×4.
+    A box is kept if its centre is in the window, and is clipped to it (RECIPE 6). boxes_ltrb: N times G×4.
     labels: N times G.
     """
-    # All boxes of the batch at once: an image has too few to be worth NumPy's calls.
+    # All boxes of the batch at once: one image has too few to pay for NumPy's calls.
     image_of = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
     left, top, width, height = np.array([each.window_ltwh for each in augmentations])[image_of].T
     flip = np.array([each.flip for each in augmentations])[image_of]
@@ -86,10 +87,10 @@ def augment_boxes(
 
 
 def _draw_window(boxes_ltrb: list[Box], uniforms: Iterator[float]) -> Box:
-    """Take the first acceptable of the windows that the draws stand for, in plain numbers: boxes are few.
+    """Return the first acceptable window. Plain Python numbers, because an image has few boxes.
 
-    One attempt is one option and one window; the next attempt draws both again, which is what DALI's
-    random_bbox_crop does with num_attempts=1.
+    One attempt is one option and one window; the next attempt draws both again, as DALI's random_bbox_crop
+    does with num_attempts=1.
     """
     for _ in range(MAX_ATTEMPTS):
         option, of_width, of_height, of_left, of_top = islice(uniforms, 5)

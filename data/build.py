@@ -1,6 +1,6 @@
-"""From the config's `data` section to loaders and evaluator, the same data on all ranks.
+"""Build loaders and evaluator from the config's `data` section, with the same data on all ranks.
 
-The only place where data meets training.
+This is the only place where data and training meet.
 """
 
 import os
@@ -32,8 +32,8 @@ def open_training(
 ) -> tuple[Task, dict[str, str]]:
     """Read both annotation files and build this rank's input; return it with rows for the start-up table.
 
-    saved: the checkpoint that the run goes on from; it says which images are excluded.
-    Raises UserError for data that can't be used, and where the two files have other classes.
+    saved: the checkpoint to resume from; it says which images are excluded.
+    Raises UserError if the data can't be used, or if the two files have different classes.
     """
     data, ranks = config.data, session.ranks
     batch_size = images_per_rank(config, saved, ranks)
@@ -54,17 +54,18 @@ def open_training(
 def _read_training(
     data: DataConfig, saved: SavedRun | None, session: Session
 ) -> tuple[CocoIndex, list[int], dict[int, str]]:
-    """Return the training images without the excluded ones, the ids of these, and those never to be opened.
+    """Return the remaining training images, the ids of the excluded ones, and the images never to be opened.
 
-    A run excludes what is bad when it begins, and resumed it excludes the same images, so that its steps
-    stay. What turned bad since is replaced in the steps that can't read it, as if the run had gone on; only
-    what would end the process is replaced unread.
+    A run excludes the images that are bad when it begins. After a resume it excludes the same ones, so that
+    its steps stay the same. Images that went bad since are replaced in the steps that can't read them, as
+    they would have been without the interruption; only files that would crash the process are replaced
+    unread.
     """
     index = _read(data, Selection("train", data.limit, data.crowd, data.min_box_px), session.ranks)
     bad = _find_bad(index, data, session.ranks, session.console)
     excluded: list[int] = saved.excluded_images if saved else []
     remaining = exclude(index, excluded)
-    # On other annotations (resume.override) the run goes on as if it began with them.
+    # With other annotations (resume.override) the run continues as if it had begun with them.
     begins = saved is None or remaining.fingerprint() != saved.fingerprint
     if not begins:
         bad = {image_id: line for image_id, line in bad.items() if image_id not in excluded}
@@ -89,15 +90,15 @@ def open_evaluation(
     ranks: Ranks,
     console: RunConsole,
 ) -> tuple[Evaluator, CocoIndex]:
-    """Read the validation annotations, every image of them, and build this rank's part of their evaluation.
+    """Read all validation images and build this rank's part of their evaluation.
 
-    trained: what the network's labels mean; None takes the annotation file's categories in their order.
-    timeout: how long other ranks wait for rank 0's numbers.
-    Raises UserError for data that can't be used (a bad image is never excluded: that would be another
-    evaluation), and where it has other classes.
+    trained: the meaning of the network's labels; None takes the annotation file's categories in their order.
+    timeout: how long the other ranks wait for rank 0's numbers.
+    Raises UserError if the data can't be used or has other classes. A bad image is an error too: without it,
+    this would be a different evaluation.
     """
     file = data.locate("val_annotations")
-    # Scored is the file as it stands; this selects its images.
+    # The file is scored as it is; this only selects the images.
     selection = Selection("val", data.limit, min_box_px=0.0, images_without_boxes=True)
     index = _read(data, selection, ranks)
     _refuse(_find_bad(index, data, ranks, console), index, _FIX)
@@ -117,16 +118,16 @@ def open_evaluation(
 
 
 def describe(index: CocoIndex) -> str:
-    """Say what of an annotation file is used, what isn't, and why."""
+    """Say which images and boxes of an annotation file are used, and why others aren't."""
     dropped = [f"{count} {reason}" for reason, count in index.dropped.items() if count]
     used = f"{len(index)} with {len(index.labels)} boxes of {len(index.categories.ids)} classes"
     return used + (f"; not used: {', '.join(dropped)}" if dropped else "")
 
 
 def pick_examples(index: CocoIndex, count: int) -> dict[int, str]:
-    """Choose up to `count` images with boxes, evenly over the file, to be shown at each evaluation.
+    """Choose up to `count` images with boxes, spread evenly over the file, to draw at each evaluation.
 
-    Returns their paths by id.
+    Returns their paths by image id.
     """
     with_boxes = np.flatnonzero(np.diff(index.box_starts))
     count = min(count, len(with_boxes))
@@ -135,10 +136,10 @@ def pick_examples(index: CocoIndex, count: int) -> dict[int, str]:
 
 
 def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:
-    """Read the selection's split. Raises UserError on every rank where they have not read the same."""
+    """Read the selection's split. Raises UserError on every rank unless all ranks have read the same data."""
     files = data.locate(f"{selection.split}_annotations"), data.locate(f"{selection.split}_images")
     index = ranks.on_all(lambda: read_index(*files, selection, cache_folder(data.cache)))
-    if ranks.world_size > 1:  # hosts have disks of their own, and copies on them go stale
+    if ranks.world_size > 1:  # each host has its own disk, whose copy may be stale
         read = ranks.gather((index.fingerprint(), socket.gethostname()))
         if len({fingerprint for fingerprint, _ in read}) > 1:
             named = "; ".join(f"{fingerprint[:8]} on {host}" for fingerprint, host in dict.fromkeys(read))
@@ -150,7 +151,7 @@ def _read(data: DataConfig, selection: Selection, ranks: Ranks) -> CocoIndex:
 
 
 def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunConsole) -> dict[int, str]:
-    """Return what is bad on any host: each may have a copy of the files, which one of its ranks checks."""
+    """Return the images that are bad on any host. One rank per host checks that host's files."""
 
     def check() -> dict[int, str]:
         if data.check is Check.off or ranks.local_rank != 0:
@@ -166,7 +167,7 @@ def _find_bad(index: CocoIndex, data: DataConfig, ranks: Ranks, console: RunCons
 
 
 def _refuse(bad: dict[int, str], index: CocoIndex, fix: str) -> None:
-    """Raise UserError naming the first few bad images, if there are any."""
+    """Raise UserError with the first few bad images, if there are any."""
     if bad:
         given = f"data.{index.source.split}_images={index.source.image_folder}"
         count = f"{len(bad)} of {len(index)} image files can't be used, such as"

@@ -1,7 +1,7 @@
-"""The DALI graph: encoded files and decisions in, network input and targets out. Once for CPU and GPU.
+"""The DALI graph: encoded files and augmentations in, network input and targets out. The same on CPU and GPU.
 
-It has no random operator and no state: what is drawn is drawn outside (data.augment) and fed in. Where there
-is a GPU, pictures go there decoded (data.decoder=cpu) or to be decoded; the later stages follow their input.
+It has no random operators and no state: random draws are made outside (data.augment) and fed in. With a GPU,
+pictures move there after decoding (data.decoder=cpu) or before it; the later stages run where their input is.
 """
 
 from collections.abc import Iterable
@@ -20,17 +20,17 @@ from nvidia.dali.types import DALIDataType, DALIInterpType
 from ssd.batches import IMAGENET_MEAN, IMAGENET_STD
 from ssd.boxes import CENTRE_SCALE, IMAGE_SIZE, SIZE_SCALE, cxcywh_to_ltrb, default_boxes
 
-# On the scale of pixel values.
+# Scaled to pixel values.
 MEAN = [255 * value for value in IMAGENET_MEAN]
 STD = [255 * value for value in IMAGENET_STD]
-CONTRAST_CENTER = 128.0  # RECIPE 6; DALI's default is 0.5 for the float input that the stage gets
+CONTRAST_CENTER = 128.0  # RECIPE 6; for this stage's float input DALI's default would be 0.5
 MATCH_IOU = 0.5  # RECIPE 3
 DALI_TYPES = {torch.float32: DALIDataType.FLOAT, torch.float16: DALIDataType.FLOAT16}
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What is the same for every batch of a graph.
+    """The settings of a graph.
 
     batch_size: images a batch at most. dtype: of the images, torch.float32 or torch.float16.
     threads: CPU threads of the graph. device_id: the GPU, None for a graph on the CPU. decodes_on_gpu: or
@@ -45,7 +45,7 @@ class GraphOptions:
 
 
 class TrainingInputs(NamedTuple):
-    """One batch as the training graph is fed with it: what to read and all that is done to it.
+    """One batch of the training graph's inputs: what to read and how to augment it.
 
     paths: N times encode_path(). window_start and window_size: N×2 (x, y), relative to the image.
     flip: N int32. hue (degrees), saturation, brightness, contrast: N float32.
@@ -65,17 +65,18 @@ class TrainingInputs(NamedTuple):
 
 
 def encode_path(path: str) -> NDArray[np.uint8]:
-    """Return a file path as the graphs read it: its UTF-8 bytes."""
+    """Return a file path in the form that the graphs take: its UTF-8 bytes."""
     return np.frombuffer(path.encode(), dtype=np.uint8)
 
 
 def window_of_pixels(
     window_ltwh: tuple[float, float, float, float], size_px: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Return a window that holds a pixel: DALI rounds its edges to whole ones, and fails where none is left.
+    """Return the window, enlarged to one pixel if it is smaller.
 
-    That can happen to windows narrower or lower than a pixel, so in pictures of up to 3 (RECIPE 6): these
-    become the pixel that the window's centre lies in. window_ltwh: relative. size_px: (width, height).
+    DALI rounds a window's edges to whole pixels and fails if nothing is left. That can happen in pictures up
+    to 3 pixels wide or high (RECIPE 6). Such a window becomes the pixel that contains its centre.
+    window_ltwh: relative. size_px: (width, height).
     """
     start, size = list(window_ltwh[:2]), list(window_ltwh[2:])
     for axis, pixels in enumerate(size_px):
@@ -86,15 +87,15 @@ def window_of_pixels(
 
 
 def training_graph(batches: Iterable[TrainingInputs], options: GraphOptions) -> Pipeline:
-    """Build the graph that puts out images N×300×300×3, target offsets N×A×4 float32 and labels N×A int64."""
+    """Build the graph that returns images N×300×300×3, target offsets N×A×4 float32 and labels N×A int64."""
     pipeline = _pipeline(options)
     with pipeline:
         paths, start, size, flip, hue, saturation, brightness, contrast, boxes_ltrb, labels = (
             fn.external_source(source=batches, num_outputs=len(TrainingInputs._fields))
         )
         images = _read(paths, start, size, options)
-        # Colour on what was rounded to 300x300 pixels, as published (RECIPE 6): hue and saturation unclipped,
-        # then brightness and contrast back to uint8.
+        # As published (RECIPE 6), colour is changed after resizing and rounding: hue and saturation
+        # unclipped, then brightness and contrast, back to uint8.
         images = fn.hsv(images, hue=hue, saturation=saturation, dtype=DALIDataType.FLOAT)
         images = fn.brightness_contrast(
             images,
@@ -109,7 +110,7 @@ def training_graph(batches: Iterable[TrainingInputs], options: GraphOptions) -> 
 
 
 def evaluation_graph(batches: Iterable[tuple[list[NDArray[np.uint8]]]], options: GraphOptions) -> Pipeline:
-    """Build the graph that puts out whole pictures as images N×300×300×3; a batch is fed as (paths,)."""
+    """Build the graph that returns whole pictures as images N×300×300×3; a batch is fed as (paths,)."""
     pipeline = _pipeline(options)
     with pipeline:
         (paths,) = fn.external_source(source=batches, num_outputs=1)
@@ -125,16 +126,16 @@ def _pipeline(options: GraphOptions) -> Pipeline:
 def _read(
     paths: DataNode, start: DataNode | list[float], size: DataNode | list[float], options: GraphOptions
 ) -> DataNode:
-    """Decode only the window and resize it: N×300×300×3 RGB, uint8."""
+    """Decode just the window and resize it: N×300×300×3 RGB, uint8."""
     on_gpu = options.device_id is not None
     images = fn.decoders.image_slice(
         fn_file.read(paths),
         device="mixed" if on_gpu and options.decodes_on_gpu else "cpu",
         rel_start=start,
         rel_shape=size,
-        adjust_orientation=False,  # DALI would rotate the picture by its EXIF tag and leave the boxes
-        # Unless told so, the GPU's decoder upsamples chroma otherwise than the CPU's, which takes no notice
-        # and with which the recipe's accuracies were got (RECIPE 9).
+        adjust_orientation=False,  # DALI would rotate the picture by its EXIF tag, but not the boxes
+        # By default the GPU's decoder upsamples chroma differently from the CPU's, with which the recipe's
+        # accuracies were reached (RECIPE 9). The CPU's ignores this option.
         jpeg_fancy_upsampling=True,
         hw_decoder_load=0.0,  # the GPU's own JPEG unit was seen to damage pictures in silence
     )
@@ -143,11 +144,11 @@ def _read(
     resized = fn.resize(
         images, size=[IMAGE_SIZE, IMAGE_SIZE], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True
     )
-    return cast(DataNode, resized)  # its stub allows for a second output, which save_attrs would add
+    return cast(DataNode, resized)  # its stub allows a second output, which save_attrs would add
 
 
 def _match(boxes_ltrb: DataNode, labels: DataNode, options: GraphOptions) -> tuple[DataNode, DataNode]:
-    """Match on the CPU (RECIPE 6), then go where the images are: offsets N×A×4 float32, labels N×A int64."""
+    """Match on the CPU (RECIPE 6), then go to the images' device: offsets N×A×4 float32, labels N×A int64."""
     offsets, labels = fn.box_encoder(
         boxes_ltrb,
         labels,

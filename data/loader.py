@@ -1,6 +1,6 @@
-"""The batches of one rank: of training from any step on, and of an evaluation.
+"""The batches of one rank: for training from any step on, and for an evaluation.
 
-There is no pipeline state: a batch follows from (seed, step) and the index alone, whatever ran before it.
+There is no pipeline state: a batch depends on (seed, step) and the index only, not on what ran before it.
 """
 
 import itertools
@@ -26,9 +26,9 @@ REPLACE = "Replace the file, or remove its entry and its boxes from the annotati
 class DaliTrainLoader:
     """The ssd.batches.TrainLoader of one rank: endless batches from any step on.
 
-    options.batch_size: images a rank and step. known_bad: a line about each image never to be opened, by id;
-    these are replaced in their batches, and so are those that DALI fails on. None: such an image is an error.
-    Raises UserError for a batch size that cannot train, and where the images do not fill one step.
+    options.batch_size: images per rank and step. known_bad: by id, a line about each image that must not be
+    opened. These images, and images that DALI fails on, are replaced in their batches; with None they are an
+    error. Raises UserError for a batch size that can't train, or if the images don't fill one step.
     """
 
     def __init__(
@@ -64,49 +64,49 @@ class DaliTrainLoader:
         return self._plan.steps_per_epoch
 
     def contents(self, step: int) -> list[dict[str, Any]]:
-        """Describe each image of a step's global batch, rank by rank: what is seen of it, its boxes there.
+        """Describe each image of a step's global batch, rank by rank: its visible part and the boxes there.
 
-        Where bad images are replaced, every file of the batch is read to find which of them were.
+        If bad images are replaced, every file of the batch is read to find out which ones were.
         """
         batch = range(self._plan.global_batch_size)
         images, _ = self._images(step, batch, read=self._known_bad is not None)
         return self._plan.describe(step, images)
 
     def bad_images(self) -> dict[int, str]:
-        """Return the images that DALI failed on and this rank replaced so far: why, by image id."""
+        """Return why this rank has replaced images that DALI failed on, by image id."""
         return dict(self._met_bad)
 
     def batches(self, first_step: int) -> Iterator[TrainBatch]:
-        """Yield this rank's batches of steps first_step, first_step + 1, …, without end.
+        """Yield this rank's batches for steps first_step, first_step + 1, …, without end.
 
-        The next batches are made in the background meanwhile, over the ends of epochs too.
-        Raises UserError naming the bad image and its step; the iterator ends with it. Where bad images are
-        replaced, that happens each time they are met: what a step consists of depends on its files alone, on
-        no earlier step and not on the number of ranks.
+        The next batches are prepared in the background, across epochs too.
+        Raises UserError with the bad image and its step, after which the iterator is exhausted. If bad images
+        are replaced, that is decided anew in each step: the content of a step depends on its files only, not
+        on earlier steps or the number of ranks.
         """
         graph = self._graph(first_step, self._expected(first_step))
         for step in itertools.count(first_step):
             try:
                 outputs = _run(graph, self._options)
             except RuntimeError as error:
-                # After an error DALI calls a pipeline no longer valid.
+                # DALI says a pipeline is invalid after an error.
                 graph = self._graph(step, self._without_bad(step, error))
                 outputs = _run(graph, self._options)
             images, target_offsets, labels = outputs
             yield TrainBatch(images.permute(0, 3, 1, 2), target_offsets, labels)
 
     def _graph(self, step: int, images: list[int]) -> Pipeline:
-        """Build the graph of a step with these images and of the steps after it."""
+        """Build the graph for a step with these images, and for the steps after it."""
         first = self._plan.inputs(step, images)
         later = (self._plan.inputs(later, self._expected(later)) for later in itertools.count(step + 1))
         return training_graph(itertools.chain([first], later), self._options)
 
     def _expected(self, step: int) -> list[int]:
-        """Return this rank's images of a step as long as DALI doesn't fail on it."""
+        """Return this rank's images for a step, assuming that DALI doesn't fail on it."""
         return self._images(step, self._share, read=False)[0]
 
     def _without_bad(self, step: int, error: RuntimeError) -> list[int]:
-        """Replace the bad images of a step that DALI failed on. Raises UserError where none is or may be."""
+        """Replace the bad images of a failed step. Raises UserError if none is bad or replaceable."""
         images, bad = self._images(step, self._share, read=True)
         met = {image: bad[image] for image in self._expected(step) if image in bad}
         if not met or self._known_bad is None:
@@ -116,12 +116,12 @@ class DaliTrainLoader:
         return images
 
     def _images(self, step: int, share: range, read: bool) -> tuple[list[int], dict[int, str]]:
-        """Return a share of a step's images, bad ones replaced, and a line about each bad one that was met.
+        """Return a share of a step's images with bad ones replaced, and a line about each bad one.
 
-        The nearest good image before it in the global batch takes a bad one's place; before the first comes
-        the last. So the global batch is the same however many ranks share it. Raises UserError where all are
-        bad. read: try each image as the step has it: of a file that is cut short, a window above the cut can
-        be read. Else bad are only those that are known to be.
+        A bad image is replaced by the nearest good one before it in the global batch, which wraps around. So
+        the global batch is the same for any number of ranks. Raises UserError if all images are bad.
+        read: try to read each image the way the step does: of a file that is cut short, a window above the
+        cut is readable. If False, only known bad images are bad.
         """
         batch = self._plan.images(step)
         reasons: dict[int, str | None] = {}
@@ -147,7 +147,7 @@ class DaliTrainLoader:
 
 
 class DaliEvaluationLoader:
-    """The ssd.batches.EvaluationLoader of one rank: whole pictures, each image some rank's exactly once."""
+    """The ssd.batches.EvaluationLoader of one rank: whole pictures, each on exactly one rank."""
 
     def __init__(self, index: CocoIndex, options: GraphOptions, rank: int = 0, world_size: int = 1) -> None:
         self._index = index
@@ -159,9 +159,9 @@ class DaliEvaluationLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        """Yield this rank's batches in file order; the last of all may be smaller.
+        """Yield this rank's batches in file order; the very last one may be smaller.
 
-        Raises UserError naming the bad image; the iterator ends with it.
+        Raises UserError with the bad image, after which the iterator is exhausted.
         """
         graph = self._graph(self._batches, self._options)
         for batch in self._batches:
@@ -184,10 +184,10 @@ class DaliEvaluationLoader:
 
 
 def _why_it_fails(graph: Pipeline, index: CocoIndex, image: int) -> str | None:
-    """Run a graph of one image alone; return a line about it where DALI fails.
+    """Run the graph of a single image; return a line about the image if DALI fails.
 
-    A batch that fails names the operator, not always the file. On the CPU, since a graph that failed on a GPU
-    cannot be trusted to judge the next file there.
+    The error of a batch names the operator, but not always the file. The graph runs on the CPU: after a
+    failure on a GPU, the GPU can't be trusted to judge the next file.
     """
     try:
         graph.run()
@@ -197,7 +197,7 @@ def _why_it_fails(graph: Pipeline, index: CocoIndex, image: int) -> str | None:
 
 
 def _failure(where: str, error: RuntimeError, bad: list[str], fix: str) -> UserError:
-    """Return the error of a batch that DALI failed on; bad: lines about its bad images."""
+    """Return the error for a batch that DALI failed on. bad: lines about its bad images."""
     if bad:
         return bad_images_error(f"{where}: DALI cannot read", bad, fix)
     return UserError(
@@ -207,10 +207,10 @@ def _failure(where: str, error: RuntimeError, bad: list[str], fix: str) -> UserE
 
 
 def _run(pipeline: Pipeline, options: GraphOptions) -> list[Tensor]:
-    """Take the next batch out of a graph without a copy.
+    """Take the next batch from a graph without copying it.
 
-    DALI's default executor never writes to an output again while a tensor made of it lives, and hands it over
-    on the stream that asks for it, so the host does not wait for the device.
+    DALI's default executor doesn't reuse an output while a tensor made from it is alive, and it orders the
+    output on the caller's stream, so the host doesn't wait for the device.
     """
     stream = None if options.device_id is None else torch.cuda.current_stream(options.device_id)
     return [torch.from_dlpack(output.as_tensor()) for output in pipeline.run(stream)]

@@ -1,12 +1,12 @@
 """Which image files training can't read, and how that is found out.
 
-An image is bad where DALI can't decode its file or finds another size than the annotation file says. Training
-reads with DALI, so DALI judges: Pillow reads GIF, which DALI refuses, and lets a PNG pass that lacks its last
-bytes, where DALI fails. Bad is a TIFF of floats, too, which DALI makes white and predict.py refuses.
+An image is bad if DALI can't decode its file or finds a size other than the annotation file's. DALI is the
+judge because training reads with DALI: Pillow reads GIF, which DALI refuses, and accepts a PNG without its
+last bytes, on which DALI fails. A TIFF of floats is bad too: DALI turns it white, and predict.py refuses it.
 
-Before a run `find_bad_images` checks every file, once in each of its states, and `exclude` leaves out the bad
-images. What turns bad later is found and replaced by data.loader. `inspect_all` is the check alone, which the
-doctor uses, too.
+Before a run, `find_bad_images` checks every file that is new or has changed, and `exclude` drops the bad
+images. data.loader finds and replaces images that go bad later. `inspect_all` is the check itself, which the
+doctor also uses.
 """
 
 import hashlib
@@ -38,37 +38,37 @@ from ssd.cli import check_folder, writing
 from ssd.console import RunConsole
 from ssd.errors import UserError
 
-if TYPE_CHECKING:  # it imports torch, which the decode worker would wait for at each start
+if TYPE_CHECKING:  # it imports torch, which would delay each start of the decode worker
     from data.index import CocoIndex
 
 MAX_PIXELS = 178_956_970
-"""Pixels from which on Pillow, too, takes a picture for an attack on the memory of whoever opens it."""
+"""Pillow, too, treats a picture with more pixels as a decompression bomb."""
 
 DALI_FORMATS = frozenset({"BMP", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
-"""What DALI decodes, as Pillow calls it."""
+"""The formats that DALI decodes, by Pillow's names."""
 
 READ_TIMEOUT_S = 300.0
-"""A group of files that takes longer, from whatever disk, hangs DALI."""
+"""If reading a group of files takes longer, on any disk, DALI hangs."""
 
 CRASHES = "the decoder crashes, or has not come to an end after"
-"""What is said, among other things, of an image that ends the process that reads it."""
+"""Part of the reason given for an image that ends the process reading it."""
 
 NAMED_IMAGES = 5
-"""Bad images that an error lists."""
+"""The number of bad images that an error lists."""
 
 UPRIGHT = 1
-"""The EXIF orientation of a picture that is stored as it is to be seen."""
+"""The EXIF orientation of a picture that is stored the way it should be shown."""
 
-_GROUP = 256  # files between two reports, whose headers are read at once
-_DECODED_PIXELS = 2**26  # decoded at once, 200 MB: some phone pictures, or one that is larger
+_GROUP = 256  # files whose headers are read at once; progress is reported after each group
+_DECODED_PIXELS = 2**26  # decoded at once (200 MB); a larger picture is decoded alone
 
 Result = tuple[int, int] | str
-"""What DALI makes of a file: (width, height), or why it can't read it."""
+"""DALI's result for a file: (width, height), or the reason it can't be read."""
 
 
 @dataclass(frozen=True)
 class ImageDefect:
-    """Why an image is bad: the name of a data.doctor.findings.Kind, and a sentence with the values."""
+    """Why an image is bad: the name of a data.doctor.findings.Kind and a description with the values."""
 
     kind: str
     detail: str
@@ -77,13 +77,13 @@ class ImageDefect:
 def find_bad_images(
     index: "CocoIndex", decode: bool, threads: int, cache: Path, console: RunConsole
 ) -> dict[int, str]:
-    """Return a line about each bad image, by its id; open only files whose state was never looked into.
+    """Return a line about each bad image, by image id. Opens only files that are new or have changed.
 
-    decode: look at every pixel (data.check=full), not at headers alone.
-    A verdict depends on a file's path, size and times of change, and on the annotation file's width and
-    height. Those on an image folder, by header or by pixel, are one file in the cache folder. Of several
-    processes with files to open one does it, the others wait and find its verdicts.
-    Raises UserError where they can't be kept.
+    decode: decode every picture (data.check=full) instead of reading headers only.
+    A verdict depends on the file's path, size and times, and on the annotated width and height. The cache has
+    one file of verdicts per image folder and kind of check. If several processes have files to check, one
+    checks them and the others wait for its verdicts.
+    Raises UserError if the verdicts can't be saved.
     """
     folder = index.source.image_folder
     check = "full" if decode else "header"
@@ -93,7 +93,7 @@ def find_bad_images(
     sizes_px = index.sizes_px.tolist()
     states, bad = {}, {}
     for image, found in enumerate(_look_up(paths, threads)):
-        if isinstance(found, ImageDefect):  # not kept: it may be a matter of permissions, or of a mount
+        if isinstance(found, ImageDefect):  # not cached: permissions or a mount may be the cause
             bad[image] = found.detail
         else:
             state = f"{paths[image]} {sizes_px[image]} {found}"
@@ -119,9 +119,9 @@ def find_bad_images(
 
 
 def _read_verdicts(entry: Path) -> dict[str, str | None]:
-    """Return why files are bad, None of good ones, by a hash of their state; a damaged entry knows none.
+    """Return the reason each file is bad, None if it is good, by a hash of its state; {} for a damaged file.
 
-    All states ever met are kept: hosts may share the cache while their copies' times of change differ.
+    All states ever seen are kept: hosts may share the cache while the times of their copies differ.
     """
     try:
         return msgspec.json.decode(entry.read_bytes(), type=dict[str, str | None])
@@ -130,9 +130,9 @@ def _read_verdicts(entry: Path) -> dict[str, str | None]:
 
 
 def exclude(index: "CocoIndex", image_ids: Iterable[int]) -> "CocoIndex":
-    """Return the index that an annotation file without these images and their boxes would give.
+    """Return the index as if these images and their boxes were not in the annotation file.
 
-    Raises UserError where no image is left.
+    Raises UserError if no image is left.
     """
     kept = ~np.isin(index.image_ids, [*image_ids])
     if kept.all():
@@ -154,17 +154,17 @@ def exclude(index: "CocoIndex", image_ids: Iterable[int]) -> "CocoIndex":
 
 
 def bad_line(index: "CocoIndex", image: int, why: str) -> str:
-    """Return what is said of a bad image."""
+    """Describe a bad image in one line."""
     return f"{index.path(image)} (image id {index.image_ids[image]}): {why}"
 
 
 def bad_images_error(what: str, lines: Iterable[str], fix: str) -> UserError:
-    """Return an error that lists the first few bad images by their lines. what: is said before them."""
+    """Return an error that begins with `what` and lists the first few bad images."""
     return UserError(f"{what} {'; '.join([*lines][:NAMED_IMAGES])}. {fix}")
 
 
 def dali_reason(error: RuntimeError) -> str:
-    """Return DALI's own words: they stand between the line in our code and a trace through its own."""
+    """Return DALI's own message, without our line of code before it and DALI's trace after it."""
     own = str(error).rpartition("encountered:")[2].partition("Current pipeline object")[0]
     return own.partition("C++ context")[0].strip(" :\n")
 
@@ -176,14 +176,14 @@ def inspect_all(
     workers: int,
     report: Callable[[int], None] | None = None,
 ) -> dict[int, ImageDefect]:
-    """Check image files; return the defects of the bad ones by their position in `paths`.
+    """Check image files; return the defects of the bad ones by their index in `paths`.
 
-    sizes_px: N×2 (width, height) of the annotation file. workers: threads.
-    report: called now and then with how many more files are done.
-    Of each file the header is read: it must be a regular file of a kind that DALI reads, of the annotation
-    file's size and of at most MAX_PIXELS. decode: read all of it as well: what passes is decoded in training.
-    DALI runs in a process of its own, so a file that crashes a decoder is found, too. That process takes
-    seconds to start, so ask about many files at once.
+    sizes_px: N×2 (width, height) from the annotation file. workers: threads.
+    report: called after each group with the number of files in it.
+    A file must be a regular file in a format that DALI reads, with the annotated size and at most MAX_PIXELS.
+    decode: also decode it completely, so that training can decode every file that passes. DALI runs in a
+    separate process, so files that crash a decoder are found too. That process takes seconds to start, so
+    pass many files at once.
     """
     looked_up = enumerate(_look_up(paths, workers))
     defects = {n: found for n, found in looked_up if isinstance(found, ImageDefect)}
@@ -209,13 +209,13 @@ def inspect_all(
 
 
 def _look_up(paths: Sequence[str], threads: int) -> list[str | ImageDefect]:
-    """Ask the file system about each file, without opening it: that of a named pipe would wait for ever."""
-    with ThreadPool(threads) as pool:  # a file server answers several at a time
+    """Ask the file system about each file. Opening would block forever on a named pipe."""
+    with ThreadPool(threads) as pool:  # a file server answers several requests at once
         return pool.map(_look_up_one, paths)
 
 
 def _look_up_one(path: str) -> str | ImageDefect:
-    """Return what tells a state of a regular file from others, or why it is no file that can be read."""
+    """Return a string that changes whenever a regular file changes, or why the file can't be read."""
     try:
         path.encode()  # DALI takes UTF-8
         status = os.stat(path)
@@ -229,12 +229,12 @@ def _look_up_one(path: str) -> str | ImageDefect:
         return ImageDefect("empty", "the file has 0 bytes")
     if not os.access(path, os.R_OK):
         return ImageDefect("unreadable", "the file may not be read: its permissions forbid it")
-    # Nobody sets ctime back. Not the inode: some network file systems number files anew at each mount.
+    # ctime can't be set back. Not the inode: some network file systems renumber files at each mount.
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _header_defect(path: str, found: Result, annotated: tuple[int, ...]) -> ImageDefect | None:
-    """Say what is wrong with a file by what DALI makes of its header. annotated: (width, height)."""
+    """Find what is wrong with a file from DALI's result for its header. annotated: (width, height)."""
     if isinstance(found, str):
         return _why_refused(path, found)
     width, height = found
@@ -252,7 +252,7 @@ def _header_defect(path: str, found: Result, annotated: tuple[int, ...]) -> Imag
 
 
 def _why_refused(path: str, reason: str) -> ImageDefect:
-    """Say what a file is whose header DALI does not read."""
+    """Explain a file whose header DALI can't read."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             kind = picture.format
@@ -266,36 +266,36 @@ def _why_refused(path: str, reason: str) -> ImageDefect:
 
 
 def _lacks_range(tiff: str) -> bool:
-    """Tell whether nobody knows which of a TIFF's values is white: ssd.image refuses it, DALI takes 1.0."""
+    """Return whether a TIFF doesn't say which value is white: ssd.image refuses it, DALI assumes 1.0."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(tiff) as picture:
             return picture.mode in ("F", "I")
-    except Exception:  # of floats in several channels Pillow knows nothing
+    except Exception:  # Pillow can't open floats in several channels
         return True
 
 
 def orientation(picture: Image.Image) -> object:
-    """Return the EXIF orientation, 1 to 8 where the file is sound, UPRIGHT where there is none.
+    """Return the EXIF orientation: 1 to 8 in a valid file, UPRIGHT if there is none.
 
-    Training does not turn pictures, nor do boxes. Pillow raises almost anything where EXIF data are damaged.
+    Training rotates neither pictures nor boxes. Pillow may raise almost any exception on damaged EXIF data.
     """
     if picture.format == "PNG" and "exif" not in picture.info:
-        return UPRIGHT  # getexif() would decode the picture to look behind the pixels
+        return UPRIGHT  # getexif() would decode the whole picture to look after the pixels
     return picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
 
 
 class _DecodeWorker:
-    """DALI in a process that may be lost: OpenJPEG crashes on some broken JPEG 2000 headers."""
+    """DALI in a process that may crash: OpenJPEG does on some broken JPEG 2000 headers."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._pool: ProcessPoolExecutor | None = None
 
     def read(self, paths: list[str], decode: bool) -> list[Result]:
-        """Return the results of a group of files. decode: read them whole, not their headers alone.
+        """Return the results of a group of files. decode: decode them, instead of reading headers only.
 
-        Where the process is lost, the files are read one by one. That one is bad which is the first of a new
-        process and ends it, too: a damaged file may leave the memory in such a state that the next crashes.
+        If the process is lost, the files are read one by one. A file is bad if it also ends a fresh process:
+        a damaged file may corrupt memory so that a later, good file crashes.
         """
         if not paths:
             return []
@@ -303,7 +303,7 @@ class _DecodeWorker:
             if self._pool is None:
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(1, context, initializer=_silence)
-                self._pool.submit(os.getpid).result()  # if it can't start, that is no file's fault
+                self._pool.submit(os.getpid).result()  # if it can't start, no file is to blame
             try:
                 return self._pool.submit(_read_group, paths, decode, self._threads, READ_TIMEOUT_S).result()
             except BrokenProcessPool:
@@ -313,29 +313,29 @@ class _DecodeWorker:
         return [f"{CRASHES} {READ_TIMEOUT_S:g} s"]
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
 
 def _silence() -> None:
-    """Libraries in C print what they think of damaged files."""
+    """Discard what C libraries print about damaged files."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for standard_stream in (1, 2):
         os.dup2(nowhere, standard_stream)
 
 
 def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) -> list[Result]:
-    """Read a group of files in the worker; where DALI fails on it, they are read one by one."""
-    # SIGALRM ends a process that hangs, as a crash does, and one whose parent was killed.
+    """Read a group of files in the worker; if DALI fails on the group, read them one by one."""
+    # SIGALRM ends a process that hangs, and one whose parent was killed.
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     try:
         graph = _shape_graph(decode, threads)
         graph.feed_input("paths", [np.frombuffer(path.encode(), np.uint8) for path in paths])
         (shapes,) = graph.run()
     except RuntimeError as error:
-        _shape_graph.cache_clear()  # after an error DALI calls a pipeline no longer valid
+        _shape_graph.cache_clear()  # DALI says a pipeline is invalid after an error
         if len(paths) == 1:
             return [dali_reason(error).partition("\n")[0][:120]]
         return [result for path in paths for result in _read_group([path], decode, threads, timeout_s)]
@@ -344,12 +344,12 @@ def _read_group(paths: list[str], decode: bool, threads: int, timeout_s: float) 
 
 @memoized
 def _shape_graph(decode: bool, threads: int) -> Pipeline:
-    """Build the graph of files fed as `paths`: each one's (height, width, channels)."""
-    # prefetch_queue_depth=1: nothing is read ahead, so an error, and a crash, are the current group's.
+    """Build the graph that returns (height, width, channels) of each file fed as `paths`."""
+    # prefetch_queue_depth=1: nothing is read ahead, so an error or crash belongs to the current group.
     pipeline = Pipeline(batch_size=_GROUP, num_threads=threads, device_id=None, prefetch_queue_depth=1)
     with pipeline:
         files = fn_file.read(fn.external_source(name="paths", device="cpu"))
-        if decode:  # as in data.graph; what follows there, resizing, fails on no picture
+        if decode:  # as in data.graph; the resizing that follows there never fails
             pictures = fn.decoders.image_slice(
                 files, device="cpu", rel_start=[0.0, 0.0], rel_shape=[1.0, 1.0], adjust_orientation=False
             )

@@ -1,7 +1,7 @@
-"""What a step of training consists of: (seed, step) → images, random draws, what the graph is fed.
+"""The content of a training step: (seed, step) → images, random draws, and the inputs of the graph.
 
-Nothing here has state or reads a picture, so any step is reached directly. An image is named by its position
-in the cleaned index.
+Nothing here has state or reads a picture, so any step can be computed directly. An image is identified by its
+position in the cleaned index.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,28 +17,28 @@ from data.graph import TrainingInputs, encode_path, window_of_pixels
 from data.index import CocoIndex
 
 ORDER_STREAM = 0
-"""Stream of an epoch's order; image i draws from stream i + 1."""
+"""The random stream of an epoch's order; image i draws from stream i + 1."""
 
 DRAWS_AT_ONCE = 45
-"""Flip, colour and eight windows (data.augment): nine images in ten need no more."""
+"""Flip, colour and eight windows (data.augment): enough for nine images in ten."""
 
 
 def raw_draws(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
-    """Return `count` uniform 64-bit integers that depend on (seed, epoch, stream) alone.
+    """Return `count` uniform 64-bit integers that depend on (seed, epoch, stream) only.
 
-    The input's only source of chance. Philox is counter-based: the seed is its key, the epoch and the stream
-    are words of its counter, so any draw is reached without those before it and no two streams overlap. The
-    raw output is the one thing of NumPy's generators that every version keeps to the bit.
+    This is the input's only source of randomness. Philox is counter-based: the seed is its key, and epoch and
+    stream are words of its counter, so any draw can be computed directly and no two streams overlap. Of
+    NumPy's generators, only the raw output is guaranteed to be the same bits in every version.
     """
     return _philox(seed, epoch, stream).random_raw(count)
 
 
 def uniform_draws(seed: int, epoch: int, stream: int) -> Iterator[float]:
-    """Yield raw_draws without end, each as a number from [0, 1)."""
+    """Yield raw_draws without end, each as a float in [0, 1)."""
     philox = _philox(seed, epoch, stream)
     while True:
         draws = philox.random_raw(DRAWS_AT_ONCE)
-        # The upper 53 bits fill a double's significand: uniform, the same on every machine.
+        # The upper 53 bits fill a double's significand: uniform, and the same on every machine.
         yield from ((draws >> np.uint64(11)) * np.float64(2.0**-53)).tolist()
 
 
@@ -46,11 +46,11 @@ def _philox(seed: int, epoch: int, stream: int) -> np.random.Philox:
     return np.random.Philox(key=seed, counter=[0, stream, epoch, 0])
 
 
-@lru_cache(maxsize=2)  # the steps of an epoch share one order; two, since prefetching runs over its end
+@lru_cache(maxsize=2)  # all steps of an epoch share an order; two, because prefetching crosses epochs
 def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order of an epoch, a read-only permutation of 0 … images - 1.
+    """Return the image order of an epoch, a read-only permutation of 0 … images - 1.
 
-    It sorts one 64-bit draw per image: a stable sort of raw draws is the same in every NumPy version, which
+    It sorts one 64-bit draw per image: a stable sort of raw draws is the same in every NumPy version;
     Generator.permutation is not.
     """
     order = np.argsort(raw_draws(seed, epoch, ORDER_STREAM, images), kind="stable")
@@ -59,10 +59,10 @@ def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def evaluation_batches(images: int, batch_size: int, rank: int, world_size: int) -> list[range]:
-    """List a rank's batches of an evaluation: each image exactly once over all ranks, in file order.
+    """List a rank's evaluation batches: each image exactly once over all ranks, in file order.
 
-    The batches are cut first and then dealt round robin, so a batch is the same for every world size. The
-    last may be smaller, and a rank may get none.
+    The batches are formed first and then dealt to the ranks in turn, so a batch is the same for every world
+    size. The last one may be smaller, and a rank may get none.
     """
     batches = [range(first, min(first + batch_size, images)) for first in range(0, images, batch_size)]
     return batches[rank::world_size]
@@ -70,10 +70,10 @@ def evaluation_batches(images: int, batch_size: int, rank: int, world_size: int)
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The global batches of a data set under a seed.
+    """The global batches of a data set for a given seed.
 
-    global_batch_size: images a step, over all ranks. augment: draw RECIPE 6's augmentations, or take the
-    whole pictures as they are.
+    global_batch_size: images per step over all ranks. augment: draw RECIPE 6's augmentations; if False, use
+    whole pictures unchanged.
     """
 
     index: CocoIndex
@@ -83,7 +83,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in one pass over the data; the last incomplete one is dropped (RECIPE 9)."""
+        """Full global batches in one pass over the data; an incomplete last one is dropped (RECIPE 9)."""
         return len(self.index) // self.global_batch_size
 
     def images(self, step: int) -> list[int]:
@@ -95,7 +95,7 @@ class BatchPlan:
         return images
 
     def describe(self, step: int, images: Sequence[int]) -> list[dict[str, Any]]:
-        """Return what is seen of each image in a step, and its boxes there, as plain values."""
+        """Return the visible part of each image in a step, and its boxes there, as plain values."""
         return [
             {
                 "image_id": int(self.index.image_ids[image]),
@@ -111,7 +111,7 @@ class BatchPlan:
         ]
 
     def inputs(self, step: int, images: Sequence[int]) -> TrainingInputs:
-        """Return what the graph is fed to make these images as a step has them."""
+        """Return the graph's inputs for these images in a step."""
         augmentations, boxes_ltrb, labels = self._augmented(step, images)
         windows_ltwh = [
             window_of_pixels(each.window_ltwh, self.index.sizes_px[image].tolist())
@@ -133,7 +133,7 @@ class BatchPlan:
     def _augmented(
         self, step: int, images: Sequence[int]
     ) -> tuple[list[Augmentation], list[NDArray[np.float32]], list[NDArray[np.int32]]]:
-        """Return what is done to each image in a step, and its boxes and labels after that."""
+        """Return each image's augmentation in a step, and its augmented boxes and labels."""
         boxes_ltrb, labels = zip(*(self.index.boxes_of(image) for image in images), strict=True)
         if self.augment:
             epoch = step // self.steps_per_epoch
