@@ -108,7 +108,7 @@ def test_the_doctor_finds_nothing_wrong_and_every_category_and_size_is_there(mad
     report = examine(CheckDatasetConfig(data=DataSource(path=str(made))), RunConsole(is_main=False))
     assert report.is_fit
     assert {finding.kind for _, finding in report.findings} <= {Kind.category_without_boxes}
-    train, val = (split.statistics for split in report.splits)
+    train, val = report.splits["train"], report.splits["val"]
     assert (train.images, val.images) == (24, 10)
     assert train.images_without_boxes > 0
     assert all(train.boxes_of_class.values())
