@@ -35,7 +35,7 @@ NO_ID = -(2**63)
 
 _EDIT = "correct or remove the entry"
 FIXES = {
-    "unreadable_file": "name the annotation file, or make one of VOC or YOLO by scripts/convert_dataset.py",
+    "unreadable_file": "name the annotation file, or convert VOC or YOLO with scripts/convert_dataset.py",
     "no_json": "write it as UTF-8 without NaN or Infinity, or download it again",
     "no_list": "write the lists of a COCO file, or name another",
     "no_object": _EDIT,
