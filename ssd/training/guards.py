@@ -1,4 +1,4 @@
-"""What watches a run: steps that are not finite, replicas that get out of sync, processes that hang."""
+"""Guards of a run against non-finite steps, replicas out of sync and hanging processes."""
 
 import faulthandler
 import json
@@ -21,19 +21,19 @@ from ssd.config import OnNonfinite, TrainingConfig
 from ssd.distributed import Ranks
 from ssd.errors import UserError
 
-# Far below what fp16 training needs; reached only when gradients overflow step after step.
+# Far below what fp16 training needs; reached only if gradients overflow in step after step.
 SMALLEST_LOSS_SCALE = 2.0**-10
-NAMED_IMAGES = 8  # in a message; the file beside it has them all
-GRACE = timedelta(seconds=5)  # between the stacks and the end: every rank gets to print its own
+NAMED_IMAGES = 8  # in a message; the file it names lists all
+GRACE = timedelta(seconds=5)  # between printing stacks and exiting, so that every rank can print its own
 
 _STANDARD_ERROR = 2
 
 
 @dataclass(frozen=True)
 class BadSteps:
-    """What a rank saw since it last looked: how many bad steps, and of the first of them two things.
+    """The bad steps of a rank since the last check.
 
-    first: optimizer steps before it. parts: of its loss on that rank, localisation and confidence.
+    first: optimizer steps before the first bad one. parts: this rank's localisation and confidence loss.
     """
 
     count: int
@@ -42,7 +42,7 @@ class BadSteps:
 
 
 class FiniteGuard:
-    """Counts bad steps on the device: `note` in every step queues work only, `read` waits for it."""
+    """Counts bad steps on the device: `note`, called in every step, only queues work; `read` waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._count = torch.zeros((), dtype=torch.int64, device=device)
@@ -50,14 +50,14 @@ class FiniteGuard:
         self._parts = torch.zeros(2, device=device)
 
     def note(self, step: int, parts: Tensor, bad: Tensor) -> None:
-        """Count a step if it is bad. parts: 2, localisation and confidence. bad: a bool on the device."""
+        """Count a step if it is bad. parts: localisation and confidence (2). bad: a bool on the device."""
         is_first = bad & (self._count == 0)
         self._first.masked_fill_(is_first, step)
         self._parts.copy_(torch.where(is_first, parts, self._parts))
         self._count += bad
 
     def read(self) -> BadSteps | None:
-        """Wait for the device, return what was seen since the last reading, and start again from none."""
+        """Wait for the device, return the bad steps since the last call, and reset the count."""
         count = int(self._count)
         if not count:
             return None
@@ -66,9 +66,9 @@ class FiniteGuard:
 
 
 class NonFinitePolicy:
-    """Reports steps that were not taken, and decides whether training goes on (training.on_nonfinite).
+    """Reports steps that were not taken and decides whether training continues (training.on_nonfinite).
 
-    `count` is of the run, over its restarts.
+    count: of the whole run, including earlier starts.
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, ranks: Ranks) -> None:
@@ -76,10 +76,10 @@ class NonFinitePolicy:
         self.count = 0
 
     def check(self, guard: FiniteGuard, loader: TrainLoader) -> str | None:
-        """Return a line about what any rank met since the last check, None if nothing; every rank calls this.
+        """Return a line about all ranks' bad steps since the last check, or None. Every rank calls this.
 
-        What the first bad step consisted of is left in the run's folder. Raises UserError on all ranks where
-        training is not to go on.
+        The content of the first bad step is written to the run's folder. Raises UserError on all ranks if
+        training must not continue.
         """
         met = {rank: bad for rank, bad in enumerate(self._ranks.gather(guard.read())) if bad}
         if not met:
@@ -87,7 +87,7 @@ class NonFinitePolicy:
         self.count += max(bad.count for bad in met.values())
         step = min(bad.first for bad in met.values())
         first = {rank: bad for rank, bad in met.items() if bad.first == step}
-        # Where one rank's loss is not finite all ranks' gradients are NaN: the others have no part in it.
+        # If one rank's loss isn't finite, all ranks' gradients are NaN, but only that rank is the cause.
         culprits = {rank: bad for rank, bad in first.items() if not math.isfinite(sum(bad.parts))} or first
         losses = "; ".join(
             f"rank {rank}: localisation {bad.parts[0]}, confidence {bad.parts[1]}"
@@ -115,13 +115,13 @@ class NonFinitePolicy:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = json.dumps({"step": step, "losses": losses, "images": images}, indent=1)
             path.write_text(content + "\n", encoding="utf-8")
-        except OSError as error:  # the step's own message matters more
+        except OSError as error:  # the message about the step matters more
             return f"; their boxes could not be written to {path}: {error.strerror}"
         return f"; their boxes are in {path}"
 
 
 def check_loss_scale(scaler: torch.amp.GradScaler) -> None:
-    """Raise UserError where gradients overflow in fp16 step after step."""
+    """Raise UserError if gradients overflow in fp16 in step after step."""
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
         raise UserError(
             f"gradients overflow in fp16 step after step (loss scale {scaler.get_scale()}); "
@@ -130,10 +130,10 @@ def check_loss_scale(scaler: torch.amp.GradScaler) -> None:
 
 
 def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
-    """Raise UserError on all ranks unless parameters and momenta are equal on all, bit for bit.
+    """Raise UserError on all ranks unless parameters and momenta are bit-identical on all of them.
 
-    BatchNorm's statistics differ by design, each rank's being of its own images (RECIPE 9). It waits for the
-    device.
+    BatchNorm statistics differ by design: each rank computes them from its own images (RECIPE 9). This waits
+    for the device.
     """
     differing = None
     for name, parameter in network.named_parameters():
@@ -153,20 +153,21 @@ def compare_replicas(network: nn.Module, optimizer: SGD, ranks: Ranks) -> None:
 
 
 class Watchdog:
-    """Prints all threads' stacks when `alive` was not called again for `timeout`, then kills the process.
+    """Prints the stacks of all threads if `alive` isn't called for `timeout`, then kills the process.
 
-    It watches from the first call on: how long a start may take is for the data to say. No timeout: never.
-    Time in which the process stood still (SIGSTOP, a paused container) doesn't count. A thread counts, and a
-    call that never lets go of Python's lock stops that too: only the other ranks' watchdogs find such a hang.
+    It starts with the first call, because the time for start-up depends on the data. None: no timeout.
+    Time while the process is stopped (SIGSTOP, a paused container) doesn't count. A thread does the counting,
+    so a call that never releases Python's lock stops it too; only the other ranks' watchdogs find such a
+    hang.
     """
 
     def __init__(self, timeout: timedelta | None) -> None:
         self._timeout = timeout
-        self._counted_s, self._limit_s = 0.0, math.inf  # the thread alone writes the one, `alive` the other
+        self._counted_s, self._limit_s = 0.0, math.inf  # written by the thread only, and by `alive` only
         self._closed = Event()
 
     def alive(self, extra: timedelta = timedelta(0)) -> None:
-        """Start waiting from the beginning. extra: how much longer the next thing may take."""
+        """Restart the timeout. extra: additional time allowed for what comes next."""
         if self._timeout is not None:
             self._allowed = self._timeout + extra
             self._limit_s = self._counted_s + self._allowed.total_seconds()

@@ -1,4 +1,4 @@
-"""What a run leaves to look at, from metrics.jsonl to report.html, and the meters of what is recorded."""
+"""What a run writes for people to look at, from metrics.jsonl to report.html, and the meters behind it."""
 
 import errno
 import json
@@ -37,17 +37,17 @@ from ssd.image import draw_boxes, grid, outline
 from ssd.training.session import Session
 
 REPORT_SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
-REPORT_TIMEOUT_S = 600.0  # of the last report; COCO's takes a minute
-SHOWN_CLASSES = 100  # in TensorBoard: more can't be looked at
+REPORT_TIMEOUT_S = 600.0  # for the last report; on COCO it takes up to a minute
+SHOWN_CLASSES = 100  # in TensorBoard: nobody looks at more
 SCORE_EDGES = np.linspace(0, 1, 51)
 
 
 class RunLog:
-    """The records of one run in its folder; rank 0 alone has one. It goes on after `first_step` steps.
+    """Writes the records of a run to its folder, on rank 0 only. Continues after `first_step` steps.
 
-    redo_evaluation: that step's evaluation will be done again, as the records after that step will be: what
-    metrics.jsonl and TensorBoard hold of them is cut off. A record that can't be written is a UserError or,
-    with checkpoint.on_error=continue, told and lost.
+    Later records, and with redo_evaluation the evaluation at that step, will be written again, so
+    metrics.jsonl and TensorBoard drop them. A record that can't be written raises UserError or, with
+    checkpoint.on_error=continue, is reported and lost.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class RunLog:
             self._board = SummaryWriter(str(folder), purge_step=first_step + 1 - redo_evaluation)
 
     def start(self, facts: Mapping[str, str]) -> None:
-        """Write how the run is started, to run.log and starts.jsonl, and the config that it goes on with.
+        """Write how the run was started to run.log and starts.jsonl, and its config to config.yaml.
 
-        facts: more for starts.jsonl, the rows of the start-up table. The config is a text in TensorBoard too;
-        by its keys that filters runs, and shows the last of each number beside them.
+        facts: the rows of the start-up table, also for starts.jsonl. TensorBoard gets the config as text, and
+        as hyperparameters, by which its HPARAMS tab filters runs and shows their latest numbers.
         """
         versions = {"Python": platform.python_version()} | package_versions()
         known = {
@@ -87,12 +87,12 @@ class RunLog:
                 for key, value in by_full_key(as_plain(self._config)).items()
             }
             names, values, _ = hparams(keys, {f"evaluation/{name}": 0.0 for name in NAMES})
-            for summary in (names, values):  # the third would be: the run is over
+            for summary in (names, values):  # the third would mark the run as finished
                 board._get_file_writer().add_summary(summary)
             board.flush()
 
     def record(self, group: str, record: dict[str, Any]) -> None:
-        """Write a record with its `step`; in TensorBoard each other value is a scalar named group/key."""
+        """Write a record, which has a `step`; its other values become TensorBoard scalars named group/key."""
         with self._writing():
             append_record(self._folder / "metrics.jsonl", record)
         with self._writing() as board:
@@ -105,7 +105,7 @@ class RunLog:
         path = self._folder / "pictures" / f"step_{step:08d}" / f"{name}.jpg"
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, quality=90, subsampling=0)  # subsampled colours would bleed out of thin lines
+            picture.save(path, quality=90, subsampling=0)  # with subsampling, thin coloured lines would bleed
         with self._writing() as board:
             board.add_image(f"{group}/{name}", np.asarray(picture), step, dataformats="HWC")
 
@@ -121,9 +121,9 @@ class RunLog:
                 other.unlink()
 
     def analysis(self, scored: Scored, step: int) -> None:
-        """Show in TensorBoard where detections fail; of many classes those with the most boxes.
+        """Show in TensorBoard where detections fail, for up to SHOWN_CLASSES classes with the most boxes.
 
-        Nothing that goes wrong in explaining them ends the run: it is told.
+        A failure of the analysis is reported and doesn't end the run.
         """
         try:
             analysis = explain(scored)
@@ -147,17 +147,17 @@ class RunLog:
                 board.add_histogram("scores", analysis.detections["score"], step, bins=SCORE_EDGES)
 
     def close(self) -> None:
-        """Write what is still to be written, and close."""
+        """Write what is pending, and close."""
         with self._writing() as board:
             board.close()
 
     @contextmanager
     def _writing(self) -> Iterator[SummaryWriter]:
-        """Give TensorBoard's writer; do as checkpoint.on_error says where what is written inside fails."""
+        """Yield TensorBoard's writer; handle failed writes in the block as checkpoint.on_error says."""
         try:
             yield self._board
         except OSError as error:
-            # Its file's writer may have failed, in a thread of its own: the next event opens another file.
+            # The writer's thread may have died with its file: the next event opens a new file.
             self._board.all_writers = None
             message = f"{self._folder}: records can't be written ({error.strerror or error})"
             if self._config.checkpoint.on_error is OnError["fail"]:
@@ -166,7 +166,7 @@ class RunLog:
 
 
 def _commit() -> str:
-    """Name the commit of this code, and whether it was changed since, where that can be told."""
+    """Return the commit of this code, marked if it was modified, or "unknown"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         found = subprocess.run([*command, "--abbrev=40"], capture_output=True, text=True, check=False).stdout
@@ -176,7 +176,7 @@ def _commit() -> str:
 
 
 def last_evaluation(folder: Path) -> dict[str, float]:
-    """Return AP and AP50 of the last evaluation in a run's metrics.jsonl, and its step; {} without any."""
+    """Return AP, AP50 and step of the last evaluation in a run's metrics.jsonl; {} if there is none."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     record: dict[str, float] = next((json.loads(line) for line in reversed(lines) if '"AP50"' in line), {})
@@ -184,10 +184,9 @@ def last_evaluation(folder: Path) -> dict[str, float]:
 
 
 class ReportMaker:
-    """Makes report.html in a process beside training, one at a time, where it is wanted.
+    """Makes report.html in a separate process, one at a time, if it is wanted.
 
-    That takes no GPU, gives way to every other process and prints to report.log. A failure is told and ends
-    nothing.
+    The process uses no GPU, has low priority and logs to report.log. A failure is reported and ends nothing.
     """
 
     def __init__(self, session: Session, wanted: bool) -> None:
@@ -195,7 +194,7 @@ class ReportMaker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
-        """Begin to make it, unless that is going on."""
+        """Start making the report, unless one is being made."""
         folder = self._session.folder
         if not self._wanted or self._is_working():
             return
@@ -213,7 +212,7 @@ class ReportMaker:
         return self._process is not None and self._process.poll() is None
 
     def finish(self) -> None:
-        """Make it once more, of the whole run; a signal ends the waiting, as does REPORT_TIMEOUT_S."""
+        """Make the final report and wait for it, until a signal arrives or REPORT_TIMEOUT_S is over."""
         self.close()
         self.begin()
         deadline = time.monotonic() + REPORT_TIMEOUT_S
@@ -222,7 +221,7 @@ class ReportMaker:
             time.sleep(0.1)
 
     def close(self) -> None:
-        """End what is still being made; tell where it has failed."""
+        """Stop a report that is still being made; say so if one has failed."""
         process, self._process = self._process, None
         if process and process.poll() is None:
             process.terminate()
@@ -235,10 +234,10 @@ class ReportMaker:
 
 
 def cut_records(path: Path, first_step: int, redo_evaluation: bool = False) -> None:
-    """Cut off metrics.jsonl what will be written again by a run that goes on after `first_step` steps.
+    """Remove from metrics.jsonl what a run that continues after `first_step` steps will write again.
 
-    These are records of later steps, that step's evaluation with redo_evaluation, and a last line that a
-    killed process left half written.
+    These are the records of later steps, with redo_evaluation also the evaluation at that step, and a last
+    line that a killed process left incomplete.
     """
     if not path.exists():
         return
@@ -257,7 +256,7 @@ def cut_records(path: Path, first_step: int, redo_evaluation: bool = False) -> N
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append a record to metrics.jsonl as one line, with null for NaN and infinity.
 
-    Raises OSError where the disk doesn't take it all; no half line stays then.
+    Raises OSError if the disk doesn't take all of it; no partial line is left then.
     """
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     line = json.dumps(finite, allow_nan=False).encode() + b"\n"
@@ -266,52 +265,52 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         if file.write(line) < len(line):
             file.truncate(size)
             raise OSError(errno.ENOSPC, "No space left on device")
-        os.fsync(file.fileno())  # a checkpoint that outlives a power cut relies on it
+        os.fsync(file.fileno())  # a checkpoint that survives a power cut relies on it
 
 
 class LossMeter:
-    """Sums of both parts of the loss and the number of steps they are over, for steps taken; on the device.
+    """Sums, on the device, of both parts of the loss over the steps taken, and the number of these steps.
 
-    sums: 3, float32. They go into checkpoints: a resumed run writes the records of an uninterrupted one.
+    sums: 3 float32. They are part of checkpoints, so that a resumed run writes the same records.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, device=device)
 
     def add(self, parts: Tensor, taken: Tensor) -> None:
-        """Count one step. parts: 2, localisation and confidence. taken: a bool on the device."""
+        """Add one step. parts: 2 values, localisation and confidence. taken: a bool on the device."""
         counted = torch.cat([parts, torch.ones_like(parts[:1])])
         self.sums += torch.where(taken, counted, 0.0)
 
 
 class Stopwatch:
-    """Time of an interval of training and how much of it went into waiting for data.
+    """Measures an interval of training, and how much of it is spent waiting for data.
 
-    steps: taken in it; whoever takes one counts it.
+    steps: taken in the interval, counted by the caller.
     """
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Start a new interval; what came before (an evaluation, say) isn't counted."""
+        """Start a new interval, so that what came before (an evaluation, say) doesn't count."""
         self._start, self._waited, self.steps = time.perf_counter(), 0.0, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
+        """Count the time in the block as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def read(self) -> tuple[float, float]:
-        """Return seconds a step and the share of them that went into waiting for data."""
+        """Return the seconds per step and the share of them spent waiting for data."""
         elapsed = time.perf_counter() - self._start
         return elapsed / self.steps, self._waited / elapsed
 
 
 def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> Image.Image:
-    """Draw up to `most` images of a batch: matched default boxes thin, their ground-truth boxes named."""
+    """Draw up to `most` images of a batch, with thin matched default boxes and named ground-truth boxes."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     boxes = default_boxes()
     pictures = []
@@ -323,7 +322,7 @@ def batch_picture(batch: TrainBatch, categories: Categories, most: int = 8) -> I
         matched_px = cxcywh_to_ltrb(boxes[positive]) * IMAGE_SIZE
         outline(picture, matched_px.tolist(), labels[positive].tolist())
         decoded_px = cxcywh_to_ltrb(decode_offsets(offsets, boxes)[positive]) * IMAGE_SIZE
-        # Many default boxes share a ground-truth box; decoded, their copies differ by rounding.
+        # Many default boxes share a ground-truth box; its decoded copies differ by rounding.
         truth = torch.cat([decoded_px.round(), labels[positive, None]], dim=1).unique(dim=0).int()
         truth_labels = truth[:, 4].tolist()
         names = [categories.name_of(label) for label in truth_labels]

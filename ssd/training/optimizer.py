@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 from ssd.config import OptimizerConfig, ScheduleConfig
 
-REFERENCE_BATCH = 32  # images a step that optimizer.learning_rate is given for (RECIPE 5)
+REFERENCE_BATCH = 32  # images per step for which optimizer.learning_rate is given (RECIPE 5)
 DECAY = 0.1  # at each milestone (RECIPE 5)
 
 
@@ -17,8 +17,8 @@ DECAY = 0.1  # at each milestone (RECIPE 5)
 class Schedule:
     """Learning rate of the published recipe (RECIPE 5): linear warmup, then steps down at milestones.
 
-    The published code never sets the base rate itself after a warmup of W steps: it stays at base/W·(W−1).
-    A milestone inside the warmup counts from its epoch on.
+    After a warmup of W steps the rate stays at base/W·(W−1): the published code never sets the base rate
+    itself. A milestone within the warmup takes effect from its epoch on.
     """
 
     base: float
@@ -26,10 +26,10 @@ class Schedule:
     milestones: tuple[int, ...]
 
     def __call__(self, step: int, epoch: int) -> float:
-        """Return the learning rate of the optimizer step that follows `step` earlier ones, in `epoch`."""
+        """Return the learning rate for the next optimizer step, after `step` steps, in `epoch`."""
         rate = self.base
         if self.warmup_steps > 0:
-            # Dividing first is the published order of operations; the golden numbers hold it to the last bit.
+            # Division first, as in the published code: the golden numbers match to the last bit.
             rate = self.base / self.warmup_steps * min(step, self.warmup_steps - 1)
         for _ in range(bisect_right(self.milestones, epoch)):
             rate *= DECAY
@@ -37,7 +37,7 @@ class Schedule:
 
 
 def build_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig, global_batch: int) -> Schedule:
-    """Return a run's schedule; its base rate is linear in the global batch unless that is switched off."""
+    """Return a run's schedule. The base rate scales with the global batch unless that is switched off."""
     base = optimizer.learning_rate
     if optimizer.scale_learning_rate:
         base *= global_batch / REFERENCE_BATCH
@@ -54,7 +54,7 @@ def parameter_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
     """Return SGD over the two groups of RECIPE 5; each step sets its own learning rate.
 
-    Fused: it takes "skip this step" as a tensor, from GradScaler too, so no step waits for the device.
+    It is fused: it takes "skip this step" as a tensor, also from GradScaler, so no step waits for the device.
     """
     decayed, undecayed = parameter_groups(model)
     groups = [
@@ -62,8 +62,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
         {"params": list(undecayed.values()), "weight_decay": 0.0},
     ]
     optimizer = SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
-    # A momentum of zero is at first the same as none, which a first step that is skipped would leave as
-    # uninitialised memory.
+    # Zero momentum is equivalent to none. Without it, skipping the very first step would leave uninitialised
+    # memory.
     for parameter in model.parameters() if config.momentum else ():
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

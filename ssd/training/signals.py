@@ -1,8 +1,8 @@
-"""Ending a run early when a signal asks for it, and telling whoever starts it again.
+"""End a run early when a signal asks for it, and tell the launcher to start it again.
 
-A signal of SIGNALS to any rank ends the process at once before training. From then on it is noted, and the
-trainer's loop asks: all ranks save the same step and exit with status 75. Rank 0 leaves a file `preempted` in
-the run's folder, since torchrun turns every failure's status into 1.
+Before training, any of SIGNALS to any rank ends the process at once. During training it is only recorded; the
+trainer's loop checks for it, all ranks save the same step and exit with status 75. Rank 0 leaves a file
+`preempted` in the run's folder, because torchrun turns every failure status into 1.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from typing import NoReturn, Self
 
 from ssd.distributed import Ranks
 
-# Those that torchrun passes on by default, and the one that schedulers send a while before the time is up.
+# The signals that torchrun forwards by default, and the one that schedulers send shortly before a time limit.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 PREEMPTED_FILE = "preempted"
@@ -25,7 +25,7 @@ NOTHING_DONE = "before it took a step: nothing was done yet, nothing is lost"
 
 
 class Preempted(SystemExit):
-    """The run was asked to end and everything is saved; the exit status says so, and `told` says where."""
+    """A signal ended the run and everything is saved. The exit status says so; `told` says where."""
 
     def __init__(self, *told: str) -> None:
         super().__init__(STATUS)
@@ -33,20 +33,20 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """Receives the signals while it is open, but for those that the process was started to ignore (nohup)."""
+    """Receives the signals while open, except those that the process was started to ignore (nohup)."""
 
     def __init__(self, folder: Path, is_main: bool) -> None:
         self._folder, self._is_main = folder, is_main
         self._noting = False
         self.received = 0
-        """Number of the first signal noted, 0 before."""
+        """Number of the first signal recorded, 0 if none."""
 
     def note_only(self) -> None:
-        """From now on a signal is noted in `received` and ends nothing by itself."""
+        """From now on only record signals in `received`."""
         self._noting = True
 
     def leave(self, step: int | None, number: int, saved: str = NOTHING_DONE) -> NoReturn:
-        """Leave the file behind and raise Preempted. step: optimizer steps saved, None if not begun."""
+        """Write the `preempted` file, raise Preempted. step: optimizer steps saved, None before training."""
         content = {"step": step, "signal": signal.Signals(number).name}
         if self._is_main:
             path = self._folder / PREEMPTED_FILE
@@ -54,16 +54,16 @@ class StopSignals:
                 path.write_text(json.dumps(content) + "\n", encoding="utf-8")
             except OSError as error:
                 message = f"{path} can't be written ({error.strerror}): launchers won't know"
-                with suppress(OSError):  # the terminal may have gone
+                with suppress(OSError):  # the terminal may be gone
                     print(message, file=sys.stderr)
         raise Preempted(f"stopped by {content['signal']} {saved}")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        # A second one changes nothing: torchrun passes on what its ranks have had from the terminal already.
+        # A second signal changes nothing: torchrun forwards signals that ranks already got from the terminal.
         if self._noting:
             self.received = self.received or number
         elif number == signal.SIGTERM:
-            # torchrun sends it when another rank fails too: that is to be started again, not to be left.
+            # torchrun also sends it when another rank fails; then the run must restart, so no file is left.
             raise Preempted(f"stopped by SIGTERM {NOTHING_DONE}")
         else:
             self.leave(None, number)
@@ -79,10 +79,10 @@ class StopSignals:
 
 
 def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
-    """Raise Preempted on all ranks that torchrun starts again though they were preempted; else forget it.
+    """Raise Preempted on all ranks if torchrun restarts a preempted run; otherwise remove the file.
 
-    torchrun restarts a rank that exits with 75 like one that crashed; any other start is meant to go on, and
-    its first attempt removes the file. Each machine's torchrun counts its own restarts.
+    torchrun restarts a rank that exits with 75 as if it had crashed. Any other start is meant to continue,
+    and its first attempt removes the file. The torchrun of each machine counts its own restarts.
     """
     path = folder / PREEMPTED_FILE
     restarts = ranks.highest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
@@ -93,7 +93,7 @@ def leave_if_preempted(folder: Path, ranks: Ranks) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when torchrun dies: a rank left behind would disturb the next launch."""
+    """Have the kernel send SIGTERM when torchrun dies: an orphaned rank would disturb the next launch."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGTERM)

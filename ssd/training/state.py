@@ -1,4 +1,4 @@
-"""A run's state: what it begins with, what a checkpoint holds, what must agree on resume (RECIPE 9)."""
+"""A run's state: how it begins, what a checkpoint holds, and what must agree to resume (RECIPE 9)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from ssd.training.log import LossMeter
 from ssd.training.session import Session
 
 CHOOSING_TIMEOUT = timedelta(minutes=10)
-# Those that best.pt has: what evaluating, predicting and fine-tuning take, nothing that only resuming does.
+# The keys of best.pt: what evaluation, prediction and fine-tuning need, without what only resuming needs.
 DETECTOR = ("format", "step", "epoch", "config", "categories", "versions", "numbers", "model")
 
-# What shapes the trajectory. All other keys may change when a run resumes.
+# The keys that shape the trajectory. All others may change when a run resumes.
 MUST_STAY = (
-    "data.train_annotations",  # by what they hold
+    "data.train_annotations",  # by content, not by path
     "seed",
     *(f"data.{key}" for key in ("batch_size", "augment", "limit", "crowd", "min_box_px")),
     *(f"model.{key}" for key in ("backbone", "weights", "checkpoint", "freeze_batchnorm")),
@@ -41,15 +41,15 @@ MUST_STAY = (
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run after some step. A checkpoint's keys are named here and nowhere else.
+    """A run after some step. Its fields are the keys of a checkpoint; they are defined only here.
 
-    step: optimizer steps done. epoch: that of the last of them. config: TrainConfig as plain values.
-    world_size, global_batch: ranks and images a step. fingerprint: of the cleaned training annotations.
-    excluded_images: ids left out for their bad files. bad_images: ids replaced by others while training.
-    nonfinite_steps: how many were not taken. numbers: COCO's 12 of an evaluation after this step, if there
-    was one. best: AP and step of the evaluation that best.pt is of. model, optimizer, scaler, ranks: what
-    TrainState.collect returns. scores: AP of each evaluation so far. roll_back: whether the next check that
-    is due rolls back, for a step that was not finite. Older checkpoints lack the last two.
+    step: optimizer steps done. epoch: of the last of them. config: TrainConfig as plain values.
+    world_size, global_batch: ranks and images per step. fingerprint: of the cleaned training annotations.
+    excluded_images: ids of images left out because their files are bad. bad_images: ids of images replaced
+    during training. nonfinite_steps: number of steps not taken. numbers: COCO's 12, if this step was
+    evaluated. best: AP and step of the evaluation that best.pt belongs to. model, optimizer, scaler, ranks:
+    what TrainState.collect returns. scores: AP of each evaluation so far. roll_back: whether the next check
+    that is due rolls back because of a non-finite step. Older checkpoints lack the last two.
     """
 
     step: int
@@ -73,12 +73,12 @@ class SavedRun:
     roll_back: bool = False
 
     def as_plain(self) -> dict[str, Any]:
-        """Return the checkpoint as the file holds it."""
+        """Return the content of the checkpoint file."""
         return vars(self) | {"format": FORMAT, "categories": self.categories.as_plain()}
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a checkpoint. Raises CheckpointError where it can't be read or lacks an entry."""
+        """Read a checkpoint. Raises CheckpointError if it can't be read or lacks an entry."""
         try:
             return msgspec.convert(load_run(path), cls)
         except msgspec.ValidationError as error:
@@ -89,10 +89,10 @@ class SavedRun:
 
 
 def load_newest(session: Session, wanted: Callable[[int], bool] = lambda _: True) -> SavedRun | None:
-    """Return a run's newest good checkpoint of the wanted steps, the same on all ranks; None where none is.
+    """Return a run's newest good checkpoint among the wanted steps, the same on all ranks; None without any.
 
-    Raises CheckpointError on all ranks where there are checkpoints and none is good, as starting over would
-    lose the run, or where the system fails to read one.
+    Raises CheckpointError on all ranks if there are checkpoints but none is good (starting over would lose
+    the run), or if the system fails to read one.
     """
 
     def choose() -> tuple[str | None, list[str]]:
@@ -112,20 +112,20 @@ def load_newest(session: Session, wanted: Callable[[int], bool] = lambda _: True
 
 
 def check_override(keys: list[str]) -> None:
-    """Raise UserError where a key of resume.override is none that has to stay."""
+    """Raise UserError if resume.override has a key that may change anyway, or doesn't exist."""
     for key in keys:
         require(key in MUST_STAY, "resume.override", keys, f"{key} is none of {', '.join(MUST_STAY)}")
 
 
 def check_same_run(config: TrainConfig, fingerprint: str, ranks: Ranks, saved: SavedRun) -> None:
-    """Raise CheckpointError naming each key that must stay and differs, both values, and the fix.
+    """Raise CheckpointError, with both values and the fix, if any key of MUST_STAY differs.
 
     Keys in resume.override may differ.
     """
     was, now = by_full_key(saved.config), by_full_key(as_plain(config))
     for values, held in ((was, saved.fingerprint), (now, fingerprint)):
         values["data.train_annotations"] = f"those of fingerprint {held}"
-    if ranks.world_size != saved.world_size:  # the global batch stays, whatever a rank's share was to be
+    if ranks.world_size != saved.world_size:  # the global batch stays, whatever each rank's share is
         was["data.batch_size"] = now["data.batch_size"]
     free = config.resume.override
     differing = [key for key in MUST_STAY if was.get(key) != now[key] and key not in free]
@@ -139,10 +139,10 @@ def check_same_run(config: TrainConfig, fingerprint: str, ranks: Ranks, saved: S
 
 
 def images_per_rank(config: TrainConfig, saved: SavedRun | None, ranks: Ranks) -> int:
-    """Return how many images of a step each rank takes: data.batch_size when a run begins.
+    """Return the number of images per step for each rank: data.batch_size when a run begins.
 
-    A resumed run keeps its global batch, however many ranks share it now, unless resume.override names
-    data.batch_size. Raises UserError where they can't share it equally, with at least 2 images each.
+    A resumed run keeps its global batch for any number of ranks, unless resume.override names
+    data.batch_size. Raises UserError if the ranks can't share it equally, with at least 2 images each.
     """
     if saved is None or "data.batch_size" in config.resume.override:
         return config.data.batch_size
@@ -158,7 +158,7 @@ def images_per_rank(config: TrainConfig, saved: SavedRun | None, ranks: Ranks) -
 
 @dataclass(frozen=True)
 class TrainState:
-    """The parts of a run that change as it trains, but for its step, from which epoch and position follow."""
+    """What changes during training, except the step, which determines epoch and position in it."""
 
     network: nn.Module
     optimizer: SGD
@@ -167,9 +167,9 @@ class TrainState:
     ranks: Ranks
 
     def collect(self) -> dict[str, Any]:
-        """Return the state as plain values; every rank takes part, waits for its device, and gets all of it.
+        """Return the complete state as plain values. Every rank takes part, and waits for its device.
 
-        BatchNorm statistics differ between ranks while training, which doesn't look at them: all take rank
+        BatchNorm statistics differ between ranks during training, which doesn't use them; all ranks take rank
         0's.
         """
         self.ranks.take_main(list(self.network.buffers()))
@@ -187,10 +187,10 @@ class TrainState:
         }
 
     def restore_learned(self, state: dict[str, Any]) -> None:
-        """Put weights, momenta and loss scale back; weight decay and momentum are the config's."""
+        """Restore weights, momenta and loss scale; weight decay and momentum come from the config."""
         self.network.load_state_dict(state["model"])
-        # Into the memory that is there, which is laid out as the fused step needs it: a checkpoint of another
-        # runtime.channels_last has other strides. Without optimizer.momentum there is none, now or then.
+        # Copied into existing memory, whose layout the fused step needs: a checkpoint with another
+        # runtime.channels_last has other strides. With optimizer.momentum=0 there are no momenta.
         saved = state["optimizer"]["state"]
         parameters = (each for group in self.optimizer.param_groups for each in group["params"])
         for index, parameter in enumerate(parameters):
@@ -198,11 +198,11 @@ class TrainState:
             if own is not None:
                 momentum = saved.get(index, {}).get("momentum_buffer")
                 own.zero_() if momentum is None else own.copy_(momentum)
-        if state["scaler"]:  # empty where it was saved without fp16
+        if state["scaler"]:  # empty if it was saved without fp16
             self.scaler.load_state_dict(state["scaler"])
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put everything back on every rank, of which there may be another number now."""
+        """Restore everything on every rank; the number of ranks may have changed."""
         self.restore_learned(state)
         of_ranks = state["ranks"]
         if len(of_ranks) == self.ranks.world_size:
@@ -219,10 +219,10 @@ class TrainState:
 
 
 def build_network(config: ModelConfig, categories: Categories, seed: int) -> tuple[SSD300, str]:
-    """Make a network with its first weights: random by seed, ImageNet's backbone, or a detector's checkpoint.
+    """Make a network with its initial weights: random by seed, ImageNet's backbone, or a checkpoint's.
 
-    Returns it and a sentence on where its weights come from.
-    Raises UserError where weights don't exist or don't fit, CheckpointError where a file can't be read.
+    Returns it and a description of where its weights come from.
+    Raises UserError if weights don't exist or don't fit, CheckpointError if a file can't be read.
     """
     network, backbone = blank_network(config, categories.num_classes, seed), config.backbone.value
     if config.checkpoint is not None:
@@ -243,7 +243,7 @@ def blank_network(config: ModelConfig, num_classes: int, seed: int) -> SSD300:
 
 
 def _load_imagenet(network: SSD300, backbone: str, name: str) -> None:
-    """Load model.weights, one of torchvision's names or else a file, into the backbone."""
+    """Load model.weights, which is a name of torchvision's or a file, into the backbone."""
     known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
     fix = f"{backbone} has {' or '.join(known)}; give that, a file that exists, or null to train from scratch"
     require(name in known or Path(name).is_file(), "model.weights", name, fix)
@@ -261,10 +261,10 @@ def _load_imagenet(network: SSD300, backbone: str, name: str) -> None:
 
 
 def _load_detector(network: SSD300, backbone: str, path: Path, categories: Categories) -> str:
-    """Load model.checkpoint, without its class heads where it knows other classes; say what was taken.
+    """Load model.checkpoint, without its class heads if it has other classes; return what was loaded.
 
-    Classes are the same if their names are, in order. A published checkpoint of 81 classes knows COCO's; of
-    another one only the number can be compared.
+    Classes are the same if their names are the same, in order. A published checkpoint with 81 classes has
+    COCO's; for any other published one only the number can be compared.
     """
     weights = load_weights(path)
     model = weights.network.state_dict()
@@ -275,5 +275,5 @@ def _load_detector(network: SSD300, backbone: str, path: Path, categories: Categ
         network.load_state_dict(model)
         return str(path)
     kept = {key: value for key, value in model.items() if not key.startswith("logit_heads.")}
-    network.load_state_dict(kept, strict=False)  # all but these heads: `weights` has exactly an SSD300's keys
+    network.load_state_dict(kept, strict=False)  # everything except these heads
     return f"{path}, but for the class heads, which are new: its classes are not those of the data set"
