@@ -98,7 +98,7 @@ class Evaluator:
         if not finite:  # checked only now: result_rows has already waited for the device
             raise UserError(
                 f"the network's outputs are not finite in {runtime.precision.value}; give "
-                "runtime.precision=fp32, or another checkpoint where that is so in fp32 too"
+                "runtime.precision=fp32, or another checkpoint if they are not finite in fp32 either"
             )
         return rows
 

@@ -155,7 +155,9 @@ class Trainer:
             self.saver.check(final=True)
             if self.step < self.last_step:
                 patience, best = self.config.training.patience, max(self._scores)
-                self.console.say(f"ended by training.patience={patience}: none of so many beat AP {best:.3f}")
+                self.console.say(
+                    f"ended by training.patience={patience}: no evaluation since has beaten AP {best:.3f}"
+                )
             self.report.finish()
         finally:
             self.report.close()

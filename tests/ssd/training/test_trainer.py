@@ -188,7 +188,7 @@ def test_out_of_patience_it_ends_and_resumed_at_the_same_step(
     assert same(checkpoints(session)[-1], checkpoints(whole)[-1])
     assert records(session) == records(whole)
     told = " ".join(capsys.readouterr().out.split())
-    assert told.count("ended by training.patience=2: none of so many beat AP 0.300") == 2
+    assert told.count("ended by training.patience=2: no evaluation since has beaten AP 0.300") == 2
     assert "4 of 5 steps are done. A new name=… starts another; this one goes on with larger" in told
 
 
